@@ -1,0 +1,20 @@
+"""Multi-scale autoencoders for time series."""
+
+from importlib.metadata import version
+from typing import Any
+
+__all__ = ["InputError", "load"]
+__version__ = version("msae")
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `msae.load` needs torch and Lightning, `python -m msae.train --help` does not."""
+    if name == "load":
+        from msae.models.base import load
+
+        return load
+    if name == "InputError":
+        from msae.errors import InputError
+
+        return InputError
+    raise AttributeError(f"module 'msae' has no attribute {name!r}")

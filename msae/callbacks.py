@@ -1,0 +1,214 @@
+"""What a run shows and keeps while it trains: curves, checkpoints, pictures, progress."""
+
+import logging
+import math
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from msae import plots
+from msae.data.base import DataModule
+from msae.errors import InputError
+from msae.models.base import Reconstructor
+
+log = logging.getLogger(__name__)
+
+
+class History(Callback):
+    """Metrics of every epoch, and the time spent in training steps; a resumed run goes on with those it had.
+
+    The test split is evaluated after each epoch for the curve alone: nothing is selected or stopped by it.
+
+    Args:
+        data: whose test split is evaluated.
+
+    Attributes:
+        epochs: a dict for each epoch, with the split's name in front: `train/mse`, `val/mse`, `test/mse`, ....
+        seconds: time in training, without validation and pictures.
+        windows: training windows seen in that time.
+
+    Raises:
+        InputError: the training loss is not finite.
+    """
+
+    def __init__(self, data: DataModule) -> None:
+        self.data = data
+        self.epochs: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.windows = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: list[Tensor], batch_idx: int
+    ) -> None:
+        self.windows += sum(map(len, batch))
+        self._stopped = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds += self._stopped - self._started
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+        if not math.isfinite(values["train/loss"]):
+            raise InputError(
+                f"the training loss is {values['train/loss']} in epoch {trainer.current_epoch + 1}: "
+                "try a smaller model.lr, or model.gradient_clip_val=1"
+            )
+        values["test/mse"] = self._test_mse(trainer, pl_module)
+        self.epochs.append(values)
+        for logger in trainer.loggers:
+            logger.log_metrics({"test/mse_per_epoch": values["test/mse"]}, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs, "seconds": self.seconds, "windows": self.windows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.__dict__.update(state_dict)
+
+    @torch.no_grad()
+    def _test_mse(self, trainer: L.Trainer, model: L.LightningModule) -> float:
+        """MSE in raw units of the present weights over the test split, within `limit_test_batches`."""
+        assert isinstance(model, Reconstructor)
+        loader, limit = self.data.test_dataloader(), trainer.limit_test_batches
+        batches = islice(loader, limit if isinstance(limit, int) else math.ceil(limit * len(loader)))
+        model.eval()
+        errors = [(model.raw_mse(model.channel_errors(x.to(model.device))) * len(x), len(x)) for x in batches]
+        model.train()
+        return float(sum(error for error, _ in errors)) / max(1, sum(size for _, size in errors))
+
+
+class Checkpoint(ModelCheckpoint):
+    """`last.ckpt` after every epoch, and `best.ckpt`, of the least `val/loss`, where there is a validation split.
+
+    There is a `last.ckpt` from the first step on, so that a run interrupted in its first epoch can be resumed.
+    """
+
+    def __init__(self, folder: Path, validate: bool) -> None:
+        super().__init__(
+            folder,
+            filename="best",
+            monitor="val/loss" if validate else None,
+            save_top_k=1 if validate else 0,
+            save_last=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if not trainer.ckpt_path:
+            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+
+
+class Pictures(Callback):
+    """TensorBoard's pictures: reconstructions at epochs 1, 2, 5, 10, 20, 50, ... and the last; latents at the end."""
+
+    shown = 8
+    embedded = 500
+
+    def __init__(self, data: DataModule) -> None:
+        self.data = data
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if str(epoch).rstrip("0") in ("1", "2", "5") or epoch == trainer.max_epochs:
+            self._reconstructions(trainer, pl_module)
+
+    @torch.no_grad()
+    def _reconstructions(self, trainer: L.Trainer, model: L.LightningModule) -> None:
+        x = self.data.test.x[: self.shown]
+        x_hat = model(x.to(model.device))[0].cpu()
+        figure = plots.reconstructions(x, {"": x_hat}, self.data.image_shape)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("reconstructions", figure, trainer.global_step)
+
+    @torch.no_grad()
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Reconstructor)
+        samples = self.data.test[: self.embedded]
+        z = pl_module.encode(samples.x.to(pl_module.device)).cpu()
+        labels = None if samples.y is None else samples.y.tolist()
+        low, high = self.data.value_range
+        sprites = None
+        if self.data.image_shape:
+            sprites = ((samples.x - low) / (high - low)).reshape(-1, 1, *self.data.image_shape).expand(-1, 3, -1, -1)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_embedding(z, labels, sprites, trainer.global_step, tag="latent")
+
+
+class Progress(ProgressBar):
+    """One bar of optimizer steps for the whole run; where no bar can be drawn, a line for every tenth of the run.
+
+    Args:
+        name: of the run, before each line.
+        bar: whether a bar may be drawn; runs side by side would draw over each other.
+        data: whose training windows make the steps.
+    """
+
+    def __init__(self, name: str, bar: bool, data: DataModule) -> None:
+        super().__init__()
+        self.data = data
+        self.name = name
+        self.bar = bar and sys.stderr.isatty()
+        self.enabled = True
+        self.tqdm: tqdm[None] | None = None
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.enabled and self.bar:
+            self.tqdm = tqdm(total=self._total(trainer), initial=trainer.global_step, unit="step", dynamic_ncols=True)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.tqdm is not None:
+            self.tqdm.set_description(f"epoch {trainer.current_epoch + 1}", refresh=False)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.tqdm is not None:
+            self.tqdm.update(trainer.global_step - self.tqdm.n)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        values = trainer.callback_metrics
+        metrics = {name: f"{values[name]:.4g}" for name in ("train/mse", "val/mse") if name in values}
+        if self.tqdm is not None:
+            self.tqdm.set_postfix(metrics)
+            return
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
+        if self.enabled and (epoch == epochs or epoch % max(1, (epochs or 10) // 10) == 0):
+            log.info("%s: epoch %s/%s %s", self.name, epoch, epochs, " ".join(f"{k}={v}" for k, v in metrics.items()))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.tqdm is not None:
+            self.tqdm.close()
+
+    def _total(self, trainer: L.Trainer) -> int | None:
+        """Optimizer steps of the whole run, or None where that is not known."""
+        if trainer.max_steps != -1:
+            return trainer.max_steps
+        steps = math.ceil(len(self.data.train) / self.data.batch_size)
+        if self.data.steps_per_call == 1:
+            steps = min(steps, int(trainer.num_training_batches))
+        return steps * trainer.max_epochs if trainer.max_epochs else None

@@ -1,0 +1,153 @@
+"""How the commands meet Hydra: where the configs are, how folders are named, how errors are told."""
+
+import difflib
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from msae.errors import InputError
+
+PACKAGE = Path(__file__).parent
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+"""The configs: inside the package in a wheel, beside it in a checkout."""
+UNNAMED = ("ckpt_path", "resume", "threads", "data.root", "trainer.enable_progress_bar")
+"""Keys that say how or where a run is made, not what it is: they are left out of folder names."""
+MISTAKES = (InputError, HydraException, OmegaConfBaseException)
+"""Errors that end a command in one line; all others are ours, and show their traceback."""
+
+
+def folder_name(overrides: Iterable[str], separator: str) -> str:
+    """A folder's name made of overrides: readable, without slashes, at most 150 characters."""
+    kept = [text for text in overrides if text.split("=")[0].lstrip("+~") not in UNNAMED]
+    name = re.sub(r"[^\w=.,+~\-\[\]]+", "_", separator.join(kept)) or "default"
+    return name if len(name) <= 150 else f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def run_dir(ckpt_path: str | None, now: str, overrides: Sequence[str]) -> str:
+    """Folder of a single run: that of the checkpoint it goes on from, or a new one under `runs`."""
+    if ckpt_path and (Path(ckpt_path).parent / "config.yaml").is_file():
+        return str(Path(ckpt_path).parent)
+    return f"runs/{now}_{folder_name(overrides, ',')}"
+
+
+def sweep_dir(overrides: Sequence[str]) -> str:
+    """Folder of a sweep, the same for the same overrides, so that it can be gone on with."""
+    return f"runs/{folder_name((text for text in overrides if '=' in text and 'hydra.' not in text), '+')}"
+
+
+def run_name(overrides: Sequence[str], sweep: str) -> str:
+    """Folder of a run inside that of its sweep: the overrides that the sweep's own name does not give already."""
+    known = Path(sweep).name.split("+")
+    return folder_name([text for text in overrides if folder_name([text], "") not in known] or overrides, ",")
+
+
+def n_jobs(accelerator: str) -> int:
+    """Runs of a sweep at a time: one on a GPU, else -1, one on each core."""
+    if accelerator == "cpu":
+        return -1
+    import torch
+
+    return 1 if torch.accelerator.is_available() else -1
+
+
+for resolver in (run_dir, run_name, n_jobs):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Compose the config from the command line and give it to `task`, once or for each run of a sweep.
+
+    A user's mistake ends in one line on stderr and exit code 2; HYDRA_FULL_ERROR=1 in the environment shows the
+    traceback as well.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself
+    if not any(text.startswith("hydra.sweep.dir=") for text in sys.argv):
+        # given as an override, the folder is the same for every run of the sweep
+        sys.argv.append(f"hydra.sweep.dir='{sweep_dir(sys.argv[1:])}'")
+
+    def told(config: DictConfig) -> None:
+        try:
+            task(config)
+        except MISTAKES as error:
+            if full:
+                raise
+            fail(explain(error, config_name))
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(functools.wraps(task)(told))()
+    except MISTAKES as error:
+        if full:
+            raise
+        fail(explain(error, config_name))
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with exit code 2 and one clear message."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def explain(error: BaseException, config_name: str) -> str:
+    """What to tell the user about an exception."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    section = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
+    for link in chain:
+        if isinstance(link, InputError):  # its keys are arguments of what was instantiated
+            return f"{section[1]}.{link}" if section and re.match(r"\w+=", str(link)) else str(link)
+        if isinstance(link, MissingConfigException) and link.options and link.missing_cfg_file:
+            group, _, name = link.missing_cfg_file.rpartition("/")
+            return f"{group}={name}: no such option{nearest(name, link.options)}; there are {', '.join(link.options)}"
+    if key := re.match(r"Could not override '([^']+)'", str(error)):
+        return unknown_key(key[1], config_name)
+    if isinstance(error, InstantiationException):
+        where = section[1] if section else "the config"
+        return f"in {where}: {one_line(chain[1] if len(chain) > 1 else error)} (HYDRA_FULL_ERROR=1 shows the traceback)"
+    return one_line(error)
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an exception without line breaks."""
+    return " ".join(str(error).split())
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; nearest: ...`, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(names), n=3)
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
+def unknown_key(key: str, config_name: str) -> str:
+    """The message for a key that the config lacks, with the keys that are near it."""
+    groups = [text for text in sys.argv[1:] if text.split("=")[0] in ("model", "data", "trainer") and "," not in text]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose(config_name, overrides=groups))
+    return f"{key}: no such key{nearest(key, flat(config)) or '; --help lists all keys'}"
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by their dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)

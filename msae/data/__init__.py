@@ -1,0 +1,1 @@
+"""Data: windows in tensors, served by one LightningDataModule."""

@@ -1,0 +1,1 @@
+"""Models: one abstract Reconstructor, one final class a file."""

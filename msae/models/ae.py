@@ -1,0 +1,50 @@
+"""The paper's baseline."""
+
+from collections.abc import Sequence
+from typing import final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from msae.errors import check_int
+from msae.models.base import Reconstructor
+from msae.models.layers import mlp
+
+
+@final
+class AutoEncoder(Reconstructor):
+    """One encoder, one latent, one decoder (paper III-A): length - hidden - latent - hidden - length, ReLU.
+
+    Args:
+        shape: (channels, length) of a window.
+        latent_dim: values in the latent.
+        hidden_dims: sizes of the encoder's hidden layers; the decoder mirrors them.
+        lr: Adam's learning rate.
+        gradient_clip_val: greatest norm of the gradient, or None.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent_dim: int = 64,
+        hidden_dims: Sequence[int] = (256,),
+        lr: float = 1e-3,
+        gradient_clip_val: float | None = None,
+    ) -> None:
+        super().__init__(shape, lr, gradient_clip_val)
+        self.save_hyperparameters(logger=False)
+        check_int("latent_dim", latent_dim)
+        sizes = [self.channels * self.length, *(check_int("hidden_dims", h) for h in hidden_dims), latent_dim]
+        self.encoder = mlp(*sizes)
+        self.decoder = mlp(*reversed(sizes))
+        self.codes = {"whole": slice(0, latent_dim)}
+
+    def encode_scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
+        """Latents of scaled windows."""
+        z: Tensor = self.encoder(x.flatten(1))
+        return z
+
+    def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
+        """Scaled reconstructions of latents."""
+        x_hat: Tensor = self.decoder(z).unflatten(1, (self.channels, self.length))
+        return x_hat

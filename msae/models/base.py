@@ -1,0 +1,247 @@
+"""The base class of every model, and `load`."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from msae.errors import InputError, check_int, check_positive
+
+
+class MeanPSNR(Metric):
+    """Peak signal-to-noise ratio in dB of the mean MSE of all windows; the mean of PSNRs would be another number."""
+
+    full_state_update = False
+    squared_error: Tensor
+    windows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("squared_error", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("windows", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("data_range", torch.tensor(1.0), dist_reduce_fx="max")
+
+    def update(self, mse: Float[Tensor, ""], windows: int, data_range: Float[Tensor, ""]) -> None:
+        """Add the MSE of `windows` windows, in the units of `data_range`, the width of the data's range."""
+        self.squared_error += mse.double() * windows
+        self.windows += windows
+        self.data_range = data_range
+
+    def compute(self) -> Float[Tensor, ""]:
+        """10 log10(range^2 / MSE)."""
+        mse = self.squared_error / self.windows
+        return 10 * torch.log10(self.data_range**2 / mse).float()
+
+
+class Reconstructor(L.LightningModule, ABC):
+    """A model that encodes a window to a latent and decodes the latent to the window.
+
+    A model is one final class: its constructor takes `shape`, the (channels, length) of a window, and plain scalars,
+    calls `super().__init__`, then `self.save_hyperparameters(logger=False)`, builds its nets and fills `codes`; it
+    defines `encode_scaled` and `decode_scaled`. Everything else is here.
+
+    Attributes:
+        codes: the slice of the latent that each scale wrote, by the scale's name, in order and without gaps.
+
+    Raises:
+        InputError: a shape, learning rate or clipping value that is not positive.
+    """
+
+    codes: dict[str, slice]
+    offset: Tensor
+    scale: Tensor
+    value_range: Tensor
+
+    def __init__(self, shape: Sequence[int], lr: float = 1e-3, gradient_clip_val: float | None = None) -> None:
+        super().__init__()
+        self.channels = check_int("channels of shape", shape[0])
+        self.length = check_int("length of shape", shape[1])
+        self.lr = check_positive("lr", lr)
+        self.gradient_clip_val = (
+            None if gradient_clip_val is None else check_positive("gradient_clip_val", gradient_clip_val)
+        )
+        # training_step makes several optimizer steps: a call through Lightning's loop costs half as much as a step
+        self.automatic_optimization = False
+        self.register_buffer("offset", torch.zeros(self.channels, 1))
+        self.register_buffer("scale", torch.ones(self.channels, 1))
+        self.register_buffer("value_range", torch.tensor([0.0, 1.0]))
+        self.psnr = nn.ModuleDict({f"{split}/psnr": MeanPSNR() for split in ("train", "val", "test")})
+
+    @abstractmethod
+    def encode_scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
+        """Latents of scaled windows."""
+
+    @abstractmethod
+    def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
+        """Scaled reconstructions of latents."""
+
+    @property
+    def latent_dim(self) -> int:
+        """Values in a latent, all codes together."""
+        return sum(code.stop - code.start for code in self.codes.values())
+
+    def set_statistics(
+        self,
+        offset: Float[Tensor, "channels 1"],
+        scale: Float[Tensor, "channels 1"],
+        value_range: Float[Tensor, " 2"],
+    ) -> None:
+        """Store what brings raw windows in, (x - offset) / scale, and the training split's least and greatest value."""
+        self.offset.copy_(offset)
+        self.scale.copy_(scale)
+        self.value_range.copy_(value_range)
+
+    def normalize(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch channels length"]:
+        """Raw windows to the scale on which the nets work."""
+        return (x - self.offset) / self.scale
+
+    def encode(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
+        """Latents of windows in raw units."""
+        return self.encode_scaled(self.normalize(x))
+
+    def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
+        """Reconstructions, in raw units, of latents."""
+        return self.decode_scaled(z) * self.scale + self.offset
+
+    def forward(
+        self, x: Float[Tensor, "batch channels length"]
+    ) -> tuple[Float[Tensor, "batch channels length"], Float[Tensor, "batch latent"]]:
+        """Reconstruction and latent, `(x_hat, z)`, of windows in raw units (paper, appendix)."""
+        z = self.encode(x)
+        return self.decode(z), z
+
+    def channel_errors(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, " channels"]:
+        """MSE of each channel, in scaled units, over a batch in raw units; its mean is the loss (paper III-C)."""
+        x = self.normalize(x)
+        x_hat = self.decode_scaled(self.encode_scaled(x))
+        return F.mse_loss(x_hat, x, reduction="none").mean((0, 2))
+
+    def training_step(self, batches: list[Tensor], batch_idx: int) -> None:
+        """One optimizer step for each of `batches`, windows in raw units, each `(batch, channels, length)`."""
+        # Lightning's wrapped optimizer runs all callbacks' hooks at every step; the bare one leaves the counting to us
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        steps = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        errors, sizes = [], []
+        for x in batches:
+            if self.global_step == self.trainer.max_steps:
+                break
+            error = self.channel_errors(x)
+            optimizer.zero_grad()
+            self.manual_backward(error.mean())
+            if self.gradient_clip_val is not None:
+                self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
+            steps.increment_ready()
+            optimizer.step()
+            steps.increment_completed()
+            self._step_schedulers("step", self.global_step)
+            errors.append(error.detach())
+            sizes.append(len(x))
+        weights = torch.tensor(sizes, device=self.device) / sum(sizes)
+        self._log("train", weights @ torch.stack(errors), sum(sizes))
+
+    def on_train_epoch_end(self) -> None:
+        """Step the schedulers that count epochs."""
+        self._step_schedulers("epoch", self.current_epoch + 1)
+
+    def _step_schedulers(self, interval: str, count: int) -> None:
+        """What Lightning does by itself, but not in manual optimization."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == interval and count % config.frequency == 0:
+                if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                    config.scheduler.step(self.trainer.callback_metrics[str(config.monitor)].item())
+                else:
+                    config.scheduler.step()
+
+    def validation_step(self, x: Tensor, batch_idx: int) -> None:
+        """Log the metrics of a batch of the validation split, in raw units."""
+        self._log("val", self.channel_errors(x), len(x))
+
+    def test_step(self, x: Tensor, batch_idx: int) -> None:
+        """Log the metrics of a batch of the test split, in raw units."""
+        self._log("test", self.channel_errors(x), len(x))
+
+    def predict_step(self, x: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """`(x_hat, z)` of a batch in raw units."""
+        x_hat, z = self(x)
+        return x_hat, z
+
+    def raw_mse(self, channel_errors: Float[Tensor, " channels"]) -> Float[Tensor, ""]:
+        """MSE in the squared units of the raw data, from that of each channel in scaled units."""
+        return (channel_errors * self.scale.squeeze(1) ** 2).mean()
+
+    def _log(self, split: str, channel_errors: Tensor, windows: int) -> None:
+        mse = self.raw_mse(channel_errors)
+        psnr = self.psnr[f"{split}/psnr"]
+        assert isinstance(psnr, MeanPSNR)
+        psnr.update(mse, windows, self.value_range[1] - self.value_range[0])
+        values: dict[str, Metric | Tensor | float] = {f"{split}/loss": channel_errors.mean(), f"{split}/mse": mse}
+        values[f"{split}/psnr"] = psnr
+        # the key "step" sets the x axis of the loggers, which would otherwise count calls of training_step
+        values["step"] = torch.tensor(float(self.global_step))
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=windows, sync_dist=split != "train")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam (paper III-C), all parameters in one fused update where the device has it."""
+        if self.trainer.precision == "16-mixed":
+            raise InputError("trainer.precision=16-mixed: not supported; use bf16-mixed or 32-true")
+        fused = self.device.type in ("cpu", "cuda")
+        return torch.optim.Adam(self.parameters(), lr=self.lr, fused=fused)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the class, so that `load` needs nothing but the file."""
+        checkpoint["model_class"] = class_path(type(self))
+
+
+def class_path(cls: type) -> str:
+    """`module:class`, as a checkpoint keeps it."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
+    """The content of a checkpoint of a Reconstructor, on the CPU, read with `weights_only=True`.
+
+    Raises:
+        InputError: the file is missing, or is not such a checkpoint.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"checkpoint {path}: no such file") from None
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError):
+        checkpoint = None  # the many ways in which another file is not one of ours
+    if not isinstance(checkpoint, dict) or "model_class" not in checkpoint:
+        raise InputError(
+            f"checkpoint {path}: not one that msae wrote; expected last.ckpt or best.ckpt of a run's folder"
+        )
+    return checkpoint
+
+
+def load(path: str | PathLike[str]) -> Reconstructor:
+    """The model of a checkpoint, on the CPU and in evaluation mode; raw units in, raw units out.
+
+    Raises:
+        InputError: the file is missing, is not a checkpoint, or its model's class cannot be imported.
+    """
+    checkpoint = read_checkpoint(path)
+    module, _, name = checkpoint["model_class"].partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise InputError(f"checkpoint {path}: its model {module}.{name} cannot be imported") from None
+    if not (isinstance(cls, type) and issubclass(cls, Reconstructor)):
+        raise InputError(f"checkpoint {path}: {module}.{name} is not a Reconstructor")
+    model = cls(**checkpoint["hyper_parameters"])
+    model.load_state_dict(checkpoint["state_dict"])
+    return model.eval()

@@ -1,0 +1,62 @@
+"""The paper's proposal."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from msae.errors import check_choice, check_int
+from msae.models.base import Reconstructor
+from msae.models.layers import mlp
+
+
+@final
+class MultiScaleAutoEncoder(Reconstructor):
+    """A small-scale encoder of half of the input, a large-scale one of all of it, one decoder (paper III-B, appendix).
+
+    Args:
+        shape: (channels, length) of a window.
+        small_scale: what "half of the input" is: `first_half` of the time steps, or `strided`, every second one; an odd
+            length gives the small scale one step more than half.
+        small_dim: values in the small-scale code.
+        large_dim: values in the large-scale code.
+        small_hidden_dim: size of the small-scale encoder's hidden layer.
+        large_hidden_dim: size of the hidden layers of the large-scale encoder and of the decoder.
+        lr: Adam's learning rate.
+        gradient_clip_val: greatest norm of the gradient, or None.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        small_scale: str = "first_half",
+        small_dim: int = 64,
+        large_dim: int = 64,
+        small_hidden_dim: int = 128,
+        large_hidden_dim: int = 256,
+        lr: float = 1e-3,
+        gradient_clip_val: float | None = None,
+    ) -> None:
+        super().__init__(shape, lr, gradient_clip_val)
+        self.save_hyperparameters(logger=False)
+        self.small_scale = check_choice("small_scale", small_scale, ("first_half", "strided"))
+        for name in ("small_dim", "large_dim", "small_hidden_dim", "large_hidden_dim"):
+            check_int(name, self.hparams[name])
+        size = self.channels * self.length
+        small_size = self.channels * -(-self.length // 2)
+        self.small_encoder = mlp(small_size, small_hidden_dim, small_dim)
+        self.large_encoder = mlp(size, large_hidden_dim, large_dim)
+        self.decoder = mlp(small_dim + large_dim, large_hidden_dim, size)
+        self.codes = {"small": slice(0, small_dim), "large": slice(small_dim, small_dim + large_dim)}
+
+    def encode_scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
+        """Latents of scaled windows, the small-scale code first."""
+        half = x[..., ::2] if self.small_scale == "strided" else x[..., : -(-self.length // 2)]
+        return torch.cat([self.small_encoder(half.flatten(1)), self.large_encoder(x.flatten(1))], dim=1)
+
+    def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
+        """Scaled reconstructions of latents."""
+        x_hat: Tensor = self.decoder(z).unflatten(1, (self.channels, self.length))
+        return x_hat

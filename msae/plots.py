@@ -1,0 +1,54 @@
+"""Pictures of reconstructions and of learning curves."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def reconstructions(
+    x: Float[Tensor, "n channels length"],
+    outputs: Mapping[str, Float[Tensor, "n channels length"]],
+    image_shape: tuple[int, int] | None = None,
+) -> Figure:
+    """A column for each of the n windows: the input, then every model's output and absolute error.
+
+    Windows are drawn as images where `image_shape`, (rows, columns), is given, else as lines, one a channel.
+    """
+    rows = [("input", x)]
+    for name, x_hat in outputs.items():
+        rows += [(name, x_hat), (f"{name}: error" if name else "error", (x - x_hat).abs())]
+    height = 0.9 if image_shape else 1.2
+    figure = Figure(figsize=(1.6 + 0.9 * len(x), height * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(x), squeeze=False, sharey="row" if image_shape is None else False)
+    for (name, windows), line in zip(rows, axes, strict=True):
+        for window, axis in zip(windows, line, strict=True):
+            if image_shape:
+                axis.imshow(window.reshape(image_shape).numpy(), cmap="gray", vmin=float(x.min()), vmax=float(x.max()))
+            else:
+                axis.plot(window.T.numpy(), linewidth=0.8)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name or "output", rotation=0, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def curves(runs: Mapping[str, Mapping[str, Float[np.ndarray, "seeds epochs"]]]) -> Figure:
+    """MSE per epoch, an axis a split: a line for each model's mean over seeds, in a band of one standard deviation."""
+    splits = list(dict.fromkeys(split for model in runs.values() for split in model))
+    figure = Figure(figsize=(5 * len(splits), 3.6), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(1, len(splits), squeeze=False)[0])
+    for split, axis in zip(splits, axes, strict=True):
+        for name, model in runs.items():
+            if split not in model:
+                continue
+            mean, spread = model[split].mean(0), model[split].std(0)
+            epochs = np.arange(1, len(mean) + 1)
+            axis.plot(epochs, mean, label=f"{name} (n = {len(model[split])})", linewidth=1.2)
+            axis.fill_between(epochs, mean - spread, mean + spread, alpha=0.25, linewidth=0)
+        axis.set(yscale="log", xlabel="epoch", ylabel=f"{split} MSE", title=f"{split} split")
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=8)
+    return figure

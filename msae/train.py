@@ -1,0 +1,224 @@
+"""Train one model on one data set: `python -m msae.train model=msae`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shlex
+import shutil
+import sys
+import traceback
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from msae import cli
+from msae.errors import InputError, check_int
+
+if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
+    from msae.models.base import Reconstructor
+
+log = logging.getLogger(__name__)
+FREE = ("trainer.", "ckpt_path", "resume", "threads", "data.root")
+"""Keys that may change when a run is resumed."""
+
+
+def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, Any]:
+    """Train, test, and write everything about the run into its folder.
+
+    Args:
+        cfg: what `conf/train.yaml` composes.
+        run: the run's folder.
+        name: of the run, for its progress lines.
+        bar: whether a progress bar may be drawn.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        InputError: a value of the config that cannot be used, or a checkpoint that does not fit.
+    """
+    check(cfg)
+    quiet()
+    import lightning as L
+    import torch
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from msae.callbacks import Checkpoint, History, Pictures, Progress
+
+    torch.set_num_threads(cfg.threads)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = instantiate(cfg.data)
+    model = instantiate(cfg.model, shape=data.shape)
+    model.set_statistics(data.offset, data.scale, data.value_range)
+    validate = len(data.val) > 0
+    history = History(data)
+    callbacks: list[L.Callback] = [history, Pictures(data), Checkpoint(run, validate)]
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(Progress(name, bar, data))
+    logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
+    trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks)
+    if trainer.num_devices * trainer.num_nodes != 1:
+        raise InputError(f"trainer.devices={cfg.trainer.devices}: expected 1; runs of a sweep go side by side instead")
+    if cfg.ckpt_path is not None:
+        check_checkpoint(cfg, model)
+    OmegaConf.save(cfg, run / "config.yaml", resolve=True)
+
+    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    kept = "best" if validate else "last"
+    [metrics] = trainer.test(model, data, ckpt_path=str(run / f"{kept}.ckpt"), weights_only=True, verbose=False)
+
+    hydra = HydraConfig.get()
+    result = {
+        "overrides": list(hydra.overrides.task),
+        "job": 0 if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num,
+        "data": hydra.runtime.choices["data"],
+        "model": type(model).__name__,
+        "seed": cfg.seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "latent_dim": model.latent_dim,
+        "epochs": len(history.epochs),
+        "steps": trainer.global_step,
+        "checkpoint": f"{kept}.ckpt",
+        "metrics": {key: value for key, value in metrics.items() if "/" in key},
+        "samples_per_second": history.windows / history.seconds,
+        "seconds": history.seconds,
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
+        "threads": cfg.threads,
+        "versions": {"python": sys.version.split()[0]} | {p: version(p) for p in ("msae", "torch", "lightning")},
+        "history": history.epochs,
+    }
+    flat = cli.flat(OmegaConf.to_container(cfg, resolve=True))
+    logger.log_hyperparams({k: str(v) if isinstance(v, list) else v for k, v in flat.items()}, result["metrics"])
+    logger.finalize("success")
+    cli.write_json(run / "metrics.json", result)
+    return result
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise InputError for what neither Hydra nor Lightning tells clearly, before anything is loaded."""
+    check_int("seed", cfg.seed, 0, 2**32 - 1)
+    check_int("threads", cfg.threads)
+    steps = check_int("trainer.max_steps", cfg.trainer.max_steps, -1)
+    if steps == -1 or cfg.trainer.max_epochs != -1:
+        check_int("trainer.max_epochs", cfg.trainer.max_epochs)
+    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
+        raise InputError(f"ckpt_path={cfg.ckpt_path}: no such file; expected a run's last.ckpt")
+
+
+def check_checkpoint(cfg: DictConfig, model: Reconstructor) -> None:
+    """Raise InputError unless the checkpoint is of this model, and of this config where its run's lies beside it."""
+    from msae.models.base import class_path, read_checkpoint
+
+    checkpoint = read_checkpoint(cfg.ckpt_path)
+    if checkpoint["model_class"] != class_path(type(model)):
+        theirs = checkpoint["model_class"].partition(":")[2]
+        raise InputError(f"ckpt_path={cfg.ckpt_path}: of the model {theirs}, not {type(model).__name__}")
+    differing(cfg.ckpt_path, checkpoint["hyper_parameters"], dict(model.hparams))
+    beside = Path(cfg.ckpt_path).parent / "config.yaml"
+    if beside.is_file():
+        before, now = (cli.flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(beside), cfg))
+        differing(cfg.ckpt_path, *({k: v for k, v in c.items() if not k.startswith(FREE)} for c in (before, now)))
+    if cfg.trainer.max_epochs != -1 and checkpoint["epoch"] >= cfg.trainer.max_epochs:
+        done = checkpoint["epoch"] + 1
+        raise InputError(f"trainer.max_epochs={cfg.trainer.max_epochs}: {cfg.ckpt_path} has {done} epochs already")
+
+
+def differing(path: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputError that names the keys on which a checkpoint's run and this one differ."""
+    keys = [key for key in before | now if before.get(key) != now.get(key)]
+    if keys:
+        listed = ", ".join(f"{key}={before.get(key)}, not {now.get(key)}" for key in keys)
+        raise InputError(f"ckpt_path={path}: was made with {listed}")
+
+
+def quiet() -> None:
+    """Leave out Lightning's tips and the warnings that do not hold here; its log lines once, through Hydra."""
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        importlib.import_module(name)  # which installs the handler that is removed
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # batches are slices of a tensor
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # so it calls that of the start
+        ".*LeafSpec.*is deprecated.*",  # Lightning's own call
+        "Checkpoint directory .* exists and is not empty.*",  # the run's folder
+        "Total length of `list` across ranks is zero.*",  # no validation split
+        "The number of training batches .* is smaller than the logging interval.*",  # logged once an epoch
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def summary(result: dict[str, Any], run: Path) -> str:
+    """What the command ends with."""
+    run = Path(os.path.relpath(run))
+    metrics = result["metrics"]
+    return (
+        f"\ntest MSE {metrics['test/mse']:.6f}   PSNR {metrics['test/psnr']:.2f} dB   ({result['checkpoint']})\n"
+        f"{result['epochs']} epochs, {result['samples_per_second']:,.0f} samples a second, {result['seconds']:.0f} s\n"
+        f"folder: {run}\n"
+        f"look:   tensorboard --logdir '{run}'"
+    )
+
+
+def job(cfg: DictConfig) -> None:
+    """One run, alone or in a sweep."""
+    hydra = HydraConfig.get()
+    run = Path(hydra.runtime.output_dir)
+    if hydra.mode == RunMode.RUN:
+        alone(cfg, run)
+    else:
+        in_sweep(cfg, run)
+
+
+def alone(cfg: DictConfig, run: Path) -> None:
+    """A single run: one that never started leaves no folder behind, an interrupted one tells how to go on."""
+    try:
+        if cfg.resume:
+            raise InputError(
+                "resume=true: goes on with a sweep (-m); a single run goes on with ckpt_path=RUN/last.ckpt"
+            )
+        print(summary(train(cfg, run, run.name), run))
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+        if (run / "last.ckpt").exists():
+            given = [text for text in HydraConfig.get().overrides.task if not text.startswith("ckpt_path=")]
+            command = shlex.join([*given, f"ckpt_path='{os.path.relpath(run / 'last.ckpt')}'"])
+            print(f"\ninterrupted; go on with\n  python -m msae.train {command}")
+        sys.exit(130)
+    finally:
+        if not (run / "config.yaml").exists():
+            shutil.rmtree(run)
+
+
+def in_sweep(cfg: DictConfig, run: Path) -> None:
+    """A run of a sweep: an error is written into its folder, and the other runs go on."""
+    failure, last = run / "error.txt", run / "last.ckpt"
+    if (run / "metrics.json").exists():
+        log.info("%s: finished before", run.name)
+        return
+    failure.unlink(missing_ok=True)
+    if cfg.resume and last.exists():
+        cfg.ckpt_path = str(last)
+    try:
+        result = train(cfg, run, run.name, bar=False)
+        log.info("%s: test MSE %.6f", run.name, result["metrics"]["test/mse"])
+    except Exception as error:  # noqa: BLE001  (whatever it is, the other runs go on, and the sweep ends with exit code 2)
+        reason = cli.explain(error, "train")
+        failure.write_text(f"{reason}\n\n{traceback.format_exc()}")
+        log.error("%s: failed: %s", run.name, reason)  # noqa: TRY400  (the traceback is in the file)
+
+
+def main() -> None:
+    """The command."""
+    cli.run(job, "train")
+
+
+if __name__ == "__main__":
+    importlib.import_module("msae.train").main()  # by its name, under which the launcher's processes can import `job`
