@@ -18,4 +18,4 @@ def digits(**loader: Any) -> DataModule:
     """
     images, labels = load_digits(return_X_y=True)
     samples = Windows(torch.from_numpy(images / 16).float().unsqueeze(1), torch.from_numpy(labels).long())
-    return DataModule(samples[:-TEST_SIZE], samples[-TEST_SIZE:], value_range=(0, 1), image_shape=(8, 8), **loader)
+    return DataModule(samples[:-TEST_SIZE], samples[-TEST_SIZE:], value_range=(0.0, 1.0), image_shape=(8, 8), **loader)

@@ -1,0 +1,82 @@
+"""Shared fixtures; shapes in the signatures of models, data and plots are checked while tests run."""
+
+import gzip
+import hashlib
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+with install_import_hook(["msae.models", "msae.data", "msae.plots"], "beartype.beartype"):
+    import msae.data.base
+    import msae.data.digits
+    import msae.data.mnist
+    import msae.models.ae
+    import msae.models.msae
+    import msae.plots
+
+from msae import report, train
+
+FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `python -m msae.train ARGS` (or `msae.report`) in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str, module: str = "train") -> Result:
+        monkeypatch.setattr(sys, "argv", [f"msae.{module}", *args])
+        code = 0
+        try:
+            {"train": train, "report": report}[module].main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+def write_idx(folder: Path, name: str, values: np.ndarray) -> None:
+    """MNIST's format: magic number, sizes, bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = struct.pack(f">{values.ndim}I", *values.shape)
+    (folder / name).write_bytes(struct.pack(">HBB", 0, 8, values.ndim) + sizes + values.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with 160 training and 40 test images in MNIST's files, whose md5 sums msae takes for MNIST's."""
+    rng = np.random.default_rng(0)
+    raw = tmp_path / "cache" / "msae" / "MNIST" / "raw"
+    for split, n in (("train", 160), ("t10k", 40)):
+        write_idx(raw, f"{split}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28)))
+        write_idx(raw, f"{split}-labels-idx1-ubyte", rng.integers(0, 10, n))
+    sums = {name: hashlib.md5((raw / name).read_bytes()).hexdigest() for name in msae.data.mnist.FILES}
+    monkeypatch.setattr(msae.data.mnist, "FILES", sums)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return raw
+
+
+def gzipped(folder: Path, source: Path) -> dict[str, str]:
+    """Copies of `source`'s files as a mirror has them, and the md5 sum of each."""
+    folder.mkdir()
+    for name in msae.data.mnist.FILES:
+        (folder / f"{name}.gz").write_bytes(gzip.compress((source / name).read_bytes()))
+    return {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}

@@ -1,0 +1,81 @@
+"""Every model yaml x data yaml composes, fits a batch, and comes back from its checkpoint; so does a new one."""
+
+from pathlib import Path
+
+import hydra
+import lightning as L
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+import msae
+from msae.cli import CONF
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def compose(*overrides: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("data_name", options("data"))
+@pytest.mark.parametrize("model_name", options("model"))
+def test_every_model_fits_every_data_set(model_name: str, data_name: str, tiny_mnist: Path, tmp_path: Path) -> None:
+    val_size = "data.val_size=20"
+    cfg = compose(f"model={model_name}", f"data={data_name}", val_size, "trainer=smoke", "trainer.accelerator=cpu")
+    data = instantiate(cfg.data)
+    model = instantiate(cfg.model, shape=data.shape)
+    model.set_statistics(data.offset, data.scale, data.value_range)
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer: L.Trainer = instantiate(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer.fit(model, datamodule=data)
+    assert trainer.global_step == 2
+    assert all(torch.isfinite(trainer.callback_metrics[f"{split}/{m}"]) for split in ("train", "val") for m in ("mse", "psnr"))
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+    path = tmp_path / "model.ckpt"
+    trainer.save_checkpoint(path)
+    loaded = msae.load(path)
+    x = data.test.x[:5]
+    kept = x.clone()
+    x_hat, z = loaded(x)
+    assert x_hat.shape == x.shape
+    assert z.shape == (5, loaded.latent_dim)
+    assert torch.equal(x, kept)
+    for mine, theirs in zip(model.eval()(x), (x_hat, z), strict=True):
+        assert torch.equal(mine, theirs)
+    covered = [i for code in loaded.codes.values() for i in range(loaded.latent_dim)[code]]
+    assert covered == list(range(loaded.latent_dim))
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes(name: str) -> None:
+    assert compose(f"experiment={name}").trainer.max_epochs > 0
+
+
+@pytest.mark.parametrize("name", options("trainer"))
+def test_every_trainer_has_the_common_knobs(name: str) -> None:
+    knobs = {"max_epochs", "max_steps", "precision", "devices", "accelerator", "deterministic", "limit_train_batches"}
+    assert knobs <= set(compose(f"trainer={name}").trainer)
+
+
+def test_sizes_are_the_papers() -> None:
+    def sizes(name: str) -> list[tuple[int, ...]]:
+        model = instantiate(compose(f"model={name}").model, shape=(1, 784))
+        return [tuple(p.shape) for p in model.parameters() if p.ndim == 2]
+
+    assert sizes("ae") == [(256, 784), (64, 256), (256, 64), (784, 256)]
+    assert sizes("msae") == [(128, 392), (64, 128), (256, 784), (64, 256), (256, 128), (784, 256)]
+
+
+def test_controls_have_equal_latent_and_parameters() -> None:
+    msae_, same, wide = (
+        instantiate(compose(f"model={name}").model, shape=(1, 784)) for name in ("msae", "ae128", "ae128wide")
+    )
+    assert same.latent_dim == wide.latent_dim == msae_.latent_dim == 128
+    parameters, control = (sum(p.numel() for p in m.parameters()) for m in (msae_, wide))
+    assert abs(control / parameters - 1) < 0.01

@@ -1,0 +1,277 @@
+"""What holds for every Reconstructor, and for the two models of the paper."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+import msae
+from msae import InputError
+from msae.data.base import DataModule, Windows
+from msae.models.ae import AutoEncoder
+from msae.models.base import MeanPSNR, Reconstructor
+from msae.models.msae import MultiScaleAutoEncoder
+
+
+@final
+class Shift(Reconstructor):
+    """Reconstructs perfectly, but for a constant, in scaled units."""
+
+    def __init__(self, shape: Sequence[int], by: float = 0.0) -> None:
+        super().__init__(shape)
+        self.save_hyperparameters(logger=False)
+        self.by = nn.Parameter(torch.tensor(by))
+        self.codes = {"whole": slice(0, self.channels * self.length)}
+
+    def encode_scaled(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def decode_scaled(self, z: Tensor) -> Tensor:
+        return z.unflatten(1, (self.channels, self.length)) + self.by
+
+
+@final
+class Lines(Reconstructor):
+    """y = w, to follow the optimizer by hand: loss (w - x)^2, gradient 2 (w - x)."""
+
+    def __init__(self, shape: Sequence[int], lr: float = 0.1, clip: float | None = None, scheduler: str = "") -> None:
+        super().__init__(shape, lr, clip)
+        self.save_hyperparameters(logger=False)
+        self.scheduler = scheduler
+        self.w = nn.Parameter(torch.tensor(0.0))
+        self.codes = {"whole": slice(0, 1)}
+        self.lrs: list[float] = []
+
+    def encode_scaled(self, x: Tensor) -> Tensor:
+        return x[:, 0, :1]
+
+    def decode_scaled(self, z: Tensor) -> Tensor:
+        return self.w.expand(len(z), self.channels, self.length) + 0 * z[:, :, None]
+
+    def configure_optimizers(self) -> object:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+        optimizer.register_step_pre_hook(lambda o, *_: self.lrs.append(o.param_groups[0]["lr"]))
+        if not self.scheduler:
+            return optimizer
+        if self.scheduler == "plateau":
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=10.0)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "train/loss"}}
+        halving = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": halving, "interval": self.scheduler}}
+
+
+def windows(n: int = 10, channels: int = 1, length: int = 4) -> Windows:
+    return Windows(torch.rand(n, channels, length, generator=torch.Generator().manual_seed(0)))
+
+
+def fit(model: Reconstructor, data: DataModule, folder: Path, **knobs: object) -> L.Trainer:
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, default_root_dir=folder, **{"max_epochs": 1} | knobs,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    return trainer
+
+
+@pytest.mark.parametrize("by", [0.0, 0.5, -2.0])
+def test_loss_of_a_constant_offset_is_its_square(by: float) -> None:
+    x = windows(channels=3).x
+    assert Shift((3, 4), by).channel_errors(x).tolist() == pytest.approx([by**2] * 3, abs=1e-6)
+
+
+def test_units() -> None:
+    """Raw in, raw out; the loss is of the scaled values, the MSE of the raw ones."""
+    model = Shift((2, 4), 0.5)
+    model.set_statistics(torch.tensor([[10.0], [-3.0]]), torch.tensor([[2.0], [4.0]]), torch.tensor([0.0, 1.0]))
+    x = 20 * windows(channels=2).x
+    x_hat, z = model(x)
+    torch.testing.assert_close(z.unflatten(1, (2, 4)), (x - torch.tensor([[10.0], [-3.0]])) / torch.tensor([[2.0], [4.0]]))
+    torch.testing.assert_close(x_hat - x, torch.tensor([[1.0], [2.0]]).expand(10, 2, 4))
+    errors = model.channel_errors(x)
+    torch.testing.assert_close(errors, torch.tensor([0.25, 0.25]))
+    torch.testing.assert_close(model.raw_mse(errors), torch.tensor(2.5))
+    torch.testing.assert_close(model.raw_mse(errors), (x_hat - x).square().mean())
+
+
+def test_psnr_is_that_of_the_mean_mse() -> None:
+    psnr = MeanPSNR()
+    psnr.update(torch.tensor(0.01), 30, torch.tensor(1.0))
+    psnr.update(torch.tensor(0.09), 10, torch.tensor(1.0))
+    assert psnr.compute().item() == pytest.approx(10 * torch.log10(torch.tensor(1 / 0.03)).item())
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (1, 9), (3, 17), (2, 1)])
+@pytest.mark.parametrize("small_scale", ["first_half", "strided"])
+def test_msae_takes_any_shape(shape: tuple[int, int], small_scale: str) -> None:
+    model = MultiScaleAutoEncoder(shape, small_scale, small_dim=3, large_dim=5)
+    x = torch.rand(2, *shape)
+    x_hat, z = model(x)
+    assert x_hat.shape == x.shape
+    assert z.shape == (2, 8)
+
+
+@pytest.mark.parametrize(("small_scale", "seen"), [("first_half", [0, 1, 2, 3]), ("strided", [0, 2, 4, 6])])
+def test_the_small_scale_sees_half(small_scale: str, seen: list[int]) -> None:
+    model = MultiScaleAutoEncoder((1, 7), small_scale)
+    x = torch.rand(1, 1, 7)
+    z = model.encode(x)[:, model.codes["small"]]
+    changed = [i for i in range(7) if not torch.equal(z, model.encode(x + torch.eye(7)[i])[:, model.codes["small"]])]
+    assert changed == seen
+
+
+def test_one_batch_can_be_overfitted(tmp_path: Path) -> None:
+    L.seed_everything(0, verbose=False)
+    data = DataModule(windows(16, length=8), windows(4, length=8), batch_size=16)
+    model = MultiScaleAutoEncoder((1, 8), lr=3e-3)
+    fit(model, data, tmp_path, max_epochs=600)
+    assert model.channel_errors(data.train.x).mean() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AutoEncoder((0, 8)), r"channels of shape=0: expected a whole number, at least 1"),
+        (lambda: AutoEncoder((1, 8), latent_dim=0), r"latent_dim=0: expected"),
+        (lambda: AutoEncoder((1, 8), hidden_dims=[4, -1]), r"hidden_dims=-1: expected"),
+        (lambda: AutoEncoder((1, 8), lr=float("inf")), r"lr=inf: expected a number above 0"),
+        (lambda: AutoEncoder((1, 8), gradient_clip_val=0), r"gradient_clip_val=0: expected a number above 0"),
+        (lambda: MultiScaleAutoEncoder((1, 8), "half"), r"small_scale=half: expected one of first_half, strided"),
+        (lambda: MultiScaleAutoEncoder((1, 8), small_dim=True), r"small_dim=True: expected"),
+    ],
+)
+def test_a_bad_argument_is_named(make: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()  # type: ignore[operator]
+
+
+class TestOptimizerSteps:
+    """Several optimizer steps in a call of training_step mean what one step a call means."""
+
+    x = Windows(torch.ones(40, 1, 2))
+
+    def data(self) -> DataModule:
+        return DataModule(self.x, self.x, batch_size=2)  # 20 steps an epoch, two calls
+
+    def test_global_step_counts_optimizer_steps(self, tmp_path: Path) -> None:
+        model = Lines((1, 2))
+        assert fit(model, self.data(), tmp_path, max_epochs=3).global_step == len(model.lrs) == 60
+
+    def test_sgd_by_hand(self, tmp_path: Path) -> None:
+        model = Lines((1, 2), lr=0.1)
+        fit(model, self.data(), tmp_path)
+        assert model.w.item() == pytest.approx(1 - 0.8**20)
+
+    def test_clipping(self, tmp_path: Path) -> None:
+        model = Lines((1, 2), lr=0.1, clip=0.01)
+        fit(model, self.data(), tmp_path)
+        assert model.w.item() == pytest.approx(20 * 0.1 * 0.01)
+
+    @pytest.mark.parametrize("max_steps", [1, 7, 16, 25])
+    def test_max_steps(self, max_steps: int, tmp_path: Path) -> None:
+        model = Lines((1, 2))
+        trainer = fit(model, self.data(), tmp_path, max_epochs=-1, max_steps=max_steps)
+        assert trainer.global_step == len(model.lrs) == max_steps
+
+    def test_step_scheduler(self, tmp_path: Path) -> None:
+        model = Lines((1, 2), scheduler="step")
+        fit(model, self.data(), tmp_path)
+        assert model.lrs == pytest.approx([0.1 * 0.5**k for k in range(20)])
+
+    def test_epoch_scheduler(self, tmp_path: Path) -> None:
+        model = Lines((1, 2), scheduler="epoch")
+        fit(model, self.data(), tmp_path, max_epochs=3)
+        assert model.lrs == pytest.approx([0.1] * 20 + [0.05] * 20 + [0.025] * 20)
+
+    def test_plateau_scheduler(self, tmp_path: Path) -> None:
+        """A threshold that no improvement meets halves the rate after the second epoch."""
+        model = Lines((1, 2), scheduler="plateau")
+        fit(model, self.data(), tmp_path, max_epochs=3)
+        assert model.lrs == pytest.approx([0.1] * 40 + [0.05] * 20)
+
+    def test_limit_train_batches_counts_batches(self, tmp_path: Path) -> None:
+        assert fit(Lines((1, 2)), self.data(), tmp_path, limit_train_batches=5).global_step == 5
+
+    def test_as_one_step_a_call(self, tmp_path: Path) -> None:
+        """The same windows in the same order, and the same logged means, whatever goes into one call."""
+        trained = []
+        for knobs in ({}, {"limit_train_batches": 20}):
+            L.seed_everything(0, verbose=False)
+            model = AutoEncoder((1, 4), latent_dim=2, hidden_dims=[3])
+            trainer = fit(model, DataModule(windows(39), windows(4), batch_size=2), tmp_path, max_epochs=2, **knobs)
+            trained.append((model.state_dict(), trainer.callback_metrics))
+        (weights, metrics), (others, other_metrics) = trained
+        assert all(torch.equal(weights[name], others[name]) for name in weights if "psnr" not in name)
+        for name in ("train/loss", "train/mse", "train/psnr"):
+            torch.testing.assert_close(metrics[name], other_metrics[name])
+
+
+def test_half_precision_is_refused(tmp_path: Path) -> None:
+    model = Lines((1, 2))
+    model.configure_optimizers = Reconstructor.configure_optimizers.__get__(model)  # type: ignore[method-assign]
+    model._trainer = type("T", (), {"precision": "16-mixed"})()  # type: ignore[assignment]
+    with pytest.raises(InputError, match="trainer.precision=16-mixed: not supported"):
+        model.configure_optimizers()
+
+
+def test_predict_gives_reconstructions_and_latents(tmp_path: Path) -> None:
+    data = DataModule(windows(), windows(6), batch_size=2)
+    model = Shift((1, 4), 0.5)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    [(x_hat, z)] = trainer.predict(model, datamodule=data) or []
+    torch.testing.assert_close(x_hat, data.test.x + 0.5)
+    torch.testing.assert_close(z, data.test.x.flatten(1))
+
+
+class TestLoad:
+    """`msae.load` needs nothing but a file, and says what is wrong with a bad one."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        fit(Shift((2, 4), 1.0), DataModule(windows(channels=2), windows(channels=2)), tmp_path).save_checkpoint(
+            path := tmp_path / "a.ckpt"
+        )
+        return path
+
+    def test_statistics_come_back(self, tmp_path: Path) -> None:
+        model = Shift((2, 4))
+        statistics = (torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]]), torch.tensor([-1.0, 5.0]))
+        model.set_statistics(*statistics)
+        trainer = fit(model, DataModule(windows(channels=2), windows(channels=2)), tmp_path)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        loaded = msae.load(tmp_path / "a.ckpt")
+        assert not loaded.training
+        for mine, theirs in zip(statistics, (loaded.offset, loaded.scale, loaded.value_range), strict=True):
+            assert torch.equal(mine, theirs)
+
+    def test_missing_file(self) -> None:
+        with pytest.raises(InputError, match=r"checkpoint nowhere\.ckpt: no such file"):
+            msae.load("nowhere.ckpt")
+
+    def test_other_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.ckpt").write_text("not a checkpoint")
+        with pytest.raises(InputError, match="not one that msae wrote"):
+            msae.load(tmp_path / "a.ckpt")
+
+    def test_truncated_file(self, path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(InputError, match="not one that msae wrote"):
+            msae.load(path)
+
+    @pytest.mark.parametrize(
+        ("model_class", "message"),
+        [("no.such:Model", "cannot be imported"), ("msae.models.ae:No", "cannot be imported"), ("json:loads", "is not a")],
+    )
+    def test_unknown_class(self, path: Path, model_class: str, message: str) -> None:
+        checkpoint = torch.load(path, weights_only=True)
+        torch.save(checkpoint | {"model_class": model_class}, path)
+        with pytest.raises(InputError, match=message):
+            msae.load(path)
+
+
+def test_the_package_has_no_other_names() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'laod'"):
+        msae.laod  # noqa: B018
