@@ -22,9 +22,10 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose("train", overrides=list(overrides))
 
 
+@pytest.mark.usefixtures("tiny_mnist")
 @pytest.mark.parametrize("data_name", options("data"))
 @pytest.mark.parametrize("model_name", options("model"))
-def test_every_model_fits_every_data_set(model_name: str, data_name: str, tiny_mnist: Path, tmp_path: Path) -> None:
+def test_every_model_fits_every_data_set(model_name: str, data_name: str, tmp_path: Path) -> None:
     val_size = "data.val_size=20"
     cfg = compose(f"model={model_name}", f"data={data_name}", val_size, "trainer=smoke", "trainer.accelerator=cpu")
     data = instantiate(cfg.data)
@@ -34,7 +35,9 @@ def test_every_model_fits_every_data_set(model_name: str, data_name: str, tiny_m
     trainer: L.Trainer = instantiate(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False)
     trainer.fit(model, datamodule=data)
     assert trainer.global_step == 2
-    assert all(torch.isfinite(trainer.callback_metrics[f"{split}/{m}"]) for split in ("train", "val") for m in ("mse", "psnr"))
+    assert all(
+        torch.isfinite(trainer.callback_metrics[f"{split}/{m}"]) for split in ("train", "val") for m in ("mse", "psnr")
+    )
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
     path = tmp_path / "model.ckpt"

@@ -156,11 +156,12 @@ class Reconstructor(L.LightningModule, ABC):
         self._step_schedulers("epoch", self.current_epoch + 1)
 
     def _step_schedulers(self, interval: str, count: int) -> None:
-        """What Lightning does by itself, but not in manual optimization."""
+        """What Lightning leaves out in manual optimization; plateaus are of val/loss, or of train/loss without it."""
+        metrics = self.trainer.callback_metrics
         for config in self.trainer.lr_scheduler_configs:
             if config.interval == interval and count % config.frequency == 0:
                 if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                    config.scheduler.step(self.trainer.callback_metrics[str(config.monitor)].item())
+                    config.scheduler.step(metrics.get("val/loss", metrics["train/loss"]).item())
                 else:
                     config.scheduler.step()
 
