@@ -1,6 +1,5 @@
 """Shared fixtures; shapes in the signatures of models, data and plots are checked while tests run."""
 
-import gzip
 import hashlib
 import struct
 import sys
@@ -72,11 +71,3 @@ def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(msae.data.mnist, "FILES", sums)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return raw
-
-
-def gzipped(folder: Path, source: Path) -> dict[str, str]:
-    """Copies of `source`'s files as a mirror has them, and the md5 sum of each."""
-    folder.mkdir()
-    for name in msae.data.mnist.FILES:
-        (folder / f"{name}.gz").write_bytes(gzip.compress((source / name).read_bytes()))
-    return {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}

@@ -1,0 +1,109 @@
+"""Splits, order and batches of the DataModule."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from msae import InputError
+from msae.data.base import DataModule, Windows
+from msae.data.digits import digits
+
+
+def numbered(n: int, channels: int = 1) -> Windows:
+    """Windows whose every value is their number, which is their label too."""
+    numbers = torch.arange(n)
+    return Windows(numbers.float().reshape(-1, 1, 1).expand(n, channels, 2).contiguous(), numbers)
+
+
+def data(n: int = 100, **options: object) -> DataModule:
+    return DataModule(numbered(n), numbered(7), **options)
+
+
+def order(module: DataModule, epoch: int = 0) -> list[int]:
+    """Numbers of the training windows as an epoch serves them."""
+    loader = module.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return [int(window[0, 0]) for batches in loader for batch in batches for window in batch]
+
+
+def labels(windows: Windows) -> list[int]:
+    assert isinstance(windows.y, Tensor)
+    return windows.y.tolist()
+
+
+def test_without_a_validation_split_all_is_trained_on() -> None:
+    module = data()
+    assert labels(module.train) == list(range(100))
+    assert len(module.val) == 0
+    assert module.val_dataloader() == []
+
+
+def test_the_validation_split_is_taken_out_of_the_training_split() -> None:
+    module = data(val_size=30)
+    assert len(module.val) == 30
+    assert sorted(labels(module.val) + labels(module.train)) == list(range(100))
+    assert labels(module.test) == list(range(7))
+    for split in (module.train, module.val):
+        assert split.x[:, 0, 0].tolist() == labels(split)
+
+
+def test_the_validation_split_has_a_seed_of_its_own() -> None:
+    first = labels(data(val_size=30).val)
+    assert first == labels(data(val_size=30, seed=5).val)
+    assert first != labels(data(val_size=30, val_seed=1).val)
+
+
+def test_every_epoch_has_its_own_order_from_the_seed() -> None:
+    orders = [order(data(seed=seed), epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(sorted(numbers) == list(range(100)) for numbers in orders)
+    assert len({tuple(numbers) for numbers in orders}) == 4
+    assert order(data(seed=1), 1) == orders[3]
+
+
+def test_batches() -> None:
+    """Sixteen to a call, none but the last smaller than the others, every window once."""
+    calls = list(data(100, batch_size=3).train_dataloader())
+    assert [[len(batch) for batch in call] for call in calls] == [[3] * 16, [3] * 16, [3, 1]]
+    module = data(100, batch_size=3, val_size=50)
+    for loader, split in ((module.val_dataloader(), module.val), (module.test_dataloader(), module.test)):
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert torch.equal(torch.cat(batches), split.x)
+    assert torch.equal(torch.cat(list(module.predict_dataloader())), module.test.x)
+
+
+def test_statistics() -> None:
+    module = DataModule(numbered(10, channels=2), numbered(20, channels=2), offset=[1.0, 2.0], scale=3.0)
+    assert module.shape == (2, 2)
+    assert module.offset.tolist() == [[1.0], [2.0]]
+    assert module.scale.tolist() == [[3.0], [3.0]]
+    assert module.value_range.tolist() == [0.0, 9.0]
+
+
+def test_the_range_is_that_of_the_training_split_alone() -> None:
+    """Neither test nor validation windows can reach it."""
+    module = data(100, val_size=60)
+    assert module.value_range.tolist() == [min(labels(module.train)), max(labels(module.train))]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: expected a whole number, at least 1"),
+        ({"val_size": 100}, "val_size=100: expected a whole number, from 0 to 99"),
+        ({"val_size": -1}, "val_size=-1: expected"),
+        ({"val_seed": -1}, "val_seed=-1: expected"),
+        ({"seed": 2**32}, "seed=4294967296: expected"),
+    ],
+)
+def test_a_size_that_is_not_possible(options: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        data(**options)
+
+
+def test_digits() -> None:
+    module = digits(val_size=200)
+    assert [len(split) for split in (module.train, module.val, module.test)] == [1237, 200, 360]
+    assert module.shape == (1, 64)
+    assert (module.test.x.min(), module.test.x.max()) == (0, 1)
+    assert module.value_range.tolist() == [0, 1]
