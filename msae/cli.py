@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -73,9 +74,14 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself
+    sys.argv[1:] = sorted(sys.argv[1:], key=("-m", "--multirun").__contains__, reverse=True)  # they may stand anywhere
+    if keyless := next((text for text in sys.argv[1:] if text.startswith("=")), None):
+        fail(f"{keyless}: expected key=value")
+    sweep = Path(sweep_dir(sys.argv[1:]))
+    new = not sweep.exists()
     if not any(text.startswith("hydra.sweep.dir=") for text in sys.argv):
         # given as an override, the folder is the same for every run of the sweep
-        sys.argv.append(f"hydra.sweep.dir='{sweep_dir(sys.argv[1:])}'")
+        sys.argv.append(f"hydra.sweep.dir='{sweep}'")
 
     def told(config: DictConfig) -> None:
         try:
@@ -88,6 +94,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(functools.wraps(task)(told))()
     except MISTAKES as error:
+        if new and not any(sweep.glob("*/")):  # a sweep that does not compose starts no run
+            shutil.rmtree(sweep, ignore_errors=True)
         if full:
             raise
         fail(explain(error, config_name))
@@ -135,7 +143,9 @@ def unknown_key(key: str, config_name: str) -> str:
     groups = [text for text in sys.argv[1:] if text.split("=")[0] in ("model", "data", "trainer") and "," not in text]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose(config_name, overrides=groups))
-    return f"{key}: no such key{nearest(key, flat(config)) or '; --help lists all keys'}"
+    assert isinstance(config, dict)
+    keys = [name for name in [*map(str, config), *flat(config)] if "._" not in name]
+    return f"{key}: no such key{nearest(key, keys) or '; --help lists all keys'}"
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a user can get wrong, said in one line."""
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 
@@ -26,8 +27,15 @@ def check_positive(name: str, value: Any) -> float:
     return value
 
 
-def check_choice(name: str, value: Any, choices: Any) -> str:
+def check_ints(name: str, values: Any) -> list[int]:
+    """Return `values` as a list if they are whole numbers above 0; raises InputError otherwise."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InputError(f"{name}={values}: expected a list of whole numbers, such as [256]")
+    return [check_int(name, value) for value in values]
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:
     """Return `value` if it is one of `choices`; raises InputError that lists them otherwise."""
     if value not in choices:
-        raise InputError(f"{name}={value}: expected one of {', '.join(choices)}")
-    return str(value)
+        raise InputError(f"{name}={value}: expected one of {', '.join(map(str, choices))}")
+    return value

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 
@@ -49,6 +50,7 @@ def curves(runs: Mapping[str, Mapping[str, Float[np.ndarray, "seeds epochs"]]]) 
             axis.plot(epochs, mean, label=f"{name} (n = {len(model[split])})", linewidth=1.2)
             axis.fill_between(epochs, mean - spread, mean + spread, alpha=0.25, linewidth=0)
         axis.set(yscale="log", xlabel="epoch", ylabel=f"{split} MSE", title=f"{split} split")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
     return figure

@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msae import cli
-from msae.errors import InputError, check_int
+from msae.errors import InputError, check_choice, check_int
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from msae.models.base import Reconstructor
@@ -109,6 +109,7 @@ def check(cfg: DictConfig) -> None:
     steps = check_int("trainer.max_steps", cfg.trainer.max_steps, -1)
     if steps == -1 or cfg.trainer.max_epochs != -1:
         check_int("trainer.max_epochs", cfg.trainer.max_epochs)
+    check_choice("trainer.deterministic", cfg.trainer.deterministic, (True, False, "warn"))
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise InputError(f"ckpt_path={cfg.ckpt_path}: no such file; expected a run's last.ckpt")
 
@@ -194,7 +195,9 @@ def alone(cfg: DictConfig, run: Path) -> None:
         sys.exit(130)
     finally:
         if not (run / "config.yaml").exists():
-            shutil.rmtree(run)
+            shutil.rmtree(
+                run, ignore_errors=True
+            )  # of two runs that fail in one second, the other may have been faster
 
 
 def in_sweep(cfg: DictConfig, run: Path) -> None:

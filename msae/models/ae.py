@@ -6,7 +6,7 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor
 
-from msae.errors import check_int
+from msae.errors import check_int, check_ints
 from msae.models.base import Reconstructor
 from msae.models.layers import mlp
 
@@ -34,7 +34,7 @@ class AutoEncoder(Reconstructor):
         super().__init__(shape, lr, gradient_clip_val)
         self.save_hyperparameters(logger=False)
         check_int("latent_dim", latent_dim)
-        sizes = [self.channels * self.length, *(check_int("hidden_dims", h) for h in hidden_dims), latent_dim]
+        sizes = [self.channels * self.length, *check_ints("hidden_dims", hidden_dims), latent_dim]
         self.encoder = mlp(*sizes)
         self.decoder = mlp(*reversed(sizes))
         self.codes = {"whole": slice(0, latent_dim)}
