@@ -96,7 +96,8 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
         "history": history.epochs,
     }
     flat = cli.flat(OmegaConf.to_container(cfg, resolve=True))
-    logger.log_hyperparams({k: str(v) if isinstance(v, list) else v for k, v in flat.items()}, result["metrics"])
+    flat = {key: str(value) if isinstance(value, list) else value for key, value in flat.items()}
+    logger.log_hyperparams(flat, result["metrics"], trainer.global_step)
     logger.finalize("success")
     cli.write_json(run / "metrics.json", result)
     return result

@@ -64,7 +64,8 @@ class InOrder(Sampler[slice]):
 class Shuffled(Sampler[Tensor]):
     """Indices of `size` windows, in an order of each epoch's own that follows from the seed and the epoch alone.
 
-    So a resumed run sees the order that an uninterrupted one would have seen. Lightning calls `set_epoch`.
+    So a resumed run sees the order that an uninterrupted one would have seen. Lightning calls `set_epoch`, when it
+    resumes only after it has asked for the iterator: the epoch is looked at when the first indices are.
     """
 
     def __init__(self, windows: int, size: int, seed: int) -> None:
@@ -79,7 +80,7 @@ class Shuffled(Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         state = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0])
         order = torch.randperm(self.windows, generator=torch.Generator().manual_seed(state))
-        return iter(order.split(self.size))
+        yield from order.split(self.size)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch whose order comes next."""

@@ -189,9 +189,10 @@ class Reconstructor(L.LightningModule, ABC):
         psnr.update(mse, windows, self.value_range[1] - self.value_range[0])
         values: dict[str, Metric | Tensor | float] = {f"{split}/loss": channel_errors.mean(), f"{split}/mse": mse}
         values[f"{split}/psnr"] = psnr
-        # the key "step" sets the x axis of the loggers, which would otherwise count calls of training_step
-        values["step"] = torch.tensor(float(self.global_step))
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=windows, sync_dist=split != "train")
+        # "step" sets the x axis of the loggers, which would otherwise count calls of training_step
+        step = torch.tensor(float(self.global_step))
+        self.log("step", step, on_step=False, on_epoch=True, batch_size=windows, reduce_fx="max")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam (paper III-C), all parameters in one fused update where the device has it."""

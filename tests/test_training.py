@@ -1,0 +1,199 @@
+"""A run: what it writes, that it repeats bit for bit, and that an interrupted one ends as an uninterrupted one."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FAST, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import msae
+from msae.callbacks import History
+from msae.data.digits import digits
+
+
+def run_folder(out: str) -> Path:
+    [folder] = re.findall(r"^folder: (.+)$", out, re.MULTILINE)
+    return Path(folder)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def equal(one: Path, other: Path) -> bool:
+    mine, theirs = weights(one), weights(other)
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """Lightning ignores SIGINT from its first interruption on."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_what_a_run_writes(command: Command) -> None:
+    code, out, _ = command(*FAST, "model=msae")
+    assert code == 0
+    run = run_folder(out)
+    assert re.fullmatch(r"[-\d]+_[-\d]+_data=digits,trainer=cpu,trainer.max_epochs=2,model=msae", run.name)
+    assert {"config.yaml", "metrics.json", "best.ckpt", "last.ckpt", "train.log"} <= {p.name for p in run.iterdir()}
+    result = metrics(run)
+    assert result["metrics"].keys() == {f"test/{name}" for name in ("loss", "mse", "psnr")}
+    assert f"test MSE {result['metrics']['test/mse']:.6f}   PSNR {result['metrics']['test/psnr']:.2f} dB" in out
+    assert f"2 epochs, {result['samples_per_second']:,.0f} samples a second" in out
+    assert f"tensorboard --logdir '{run}'" in out
+    expected = {"model": "MultiScaleAutoEncoder", "data": "digits", "seed": 0, "latent_dim": 128, "epochs": 2}
+    assert result.items() >= (expected | {"steps": 2 * 20, "device": "cpu", "threads": 1, "job": 0}).items()
+    assert result["parameters"] == sum(p.numel() for p in msae.load(run / "best.ckpt").parameters())
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert [sorted(epoch) for epoch in result["history"]] == [
+        sorted([f"{split}/{name}" for split in ("train", "val") for name in ("loss", "mse", "psnr")] + ["test/mse"])
+    ] * 2
+
+
+def test_the_numbers_are_those_of_the_checkpoint(command: Command) -> None:
+    """The test MSE and the curves' last value, again from the weights and the data alone."""
+    run = run_folder(command(*FAST).out)
+    data, result = digits(val_size=200), metrics(run)
+    for name, value in (
+        (result["checkpoint"], result["metrics"]["test/mse"]),
+        ("last.ckpt", result["history"][-1]["test/mse"]),
+    ):
+        x_hat, _ = msae.load(run / name)(data.test.x)
+        mse = (x_hat - data.test.x).square().mean()
+        assert value == pytest.approx(mse.item(), rel=1e-5)
+    psnr = -10 * torch.log10(torch.tensor(result["metrics"]["test/mse"]))
+    assert result["metrics"]["test/psnr"] == pytest.approx(psnr.item(), rel=1e-5)
+
+
+def test_the_best_checkpoint_is_chosen_on_validation_data(command: Command) -> None:
+    run = run_folder(command("data=digits", "trainer=cpu", "trainer.max_epochs=8", "model.lr=0.03").out)
+    losses = [epoch["val/loss"] for epoch in metrics(run)["history"]]
+    checkpoint = torch.load(run / "best.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == losses.index(min(losses))
+
+
+def test_the_papers_protocol_evaluates_the_last_epoch(command: Command) -> None:
+    run = run_folder(command(*FAST, "data.val_size=0").out)
+    result = metrics(run)
+    assert result["checkpoint"] == "last.ckpt"
+    assert not (run / "best.ckpt").exists()
+    assert result["metrics"]["test/mse"] == pytest.approx(result["history"][-1]["test/mse"])
+    assert all("val/mse" not in epoch for epoch in result["history"])
+
+
+@pytest.mark.usefixtures("tiny_mnist")
+def test_mse_is_reported_in_raw_units_whatever_the_model_works_on(command: Command) -> None:
+    run = run_folder(command("data.units=standard", "data.val_size=0", *FAST[1:]).out)
+    result = metrics(run)["metrics"]
+    assert result["test/loss"] == pytest.approx(result["test/mse"] / 0.3081**2, rel=1e-4)
+    x = msae.data.mnist.mnist().test.x
+    x_hat, _ = msae.load(run / "last.ckpt")(x)
+    assert result["test/mse"] == pytest.approx((x_hat - x).square().mean().item(), rel=1e-4)
+
+
+def test_tensorboard(command: Command) -> None:
+    run = run_folder(command(*FAST).out)
+    tags: dict[str, set[str]] = {}
+    points: dict[str, set[int]] = {}
+    for path in run.glob("events*"):
+        events = EventAccumulator(str(path)).Reload()
+        for kind, names in events.Tags().items():
+            tags.setdefault(kind, set()).update(names if isinstance(names, list) else [])
+        for tag in events.Tags()["scalars"]:
+            points.setdefault(tag, set()).update(event.step for event in events.Scalars(tag))
+        tags.setdefault("plugins", set()).update(events.summary_metadata)
+    names = {f"{split}/{name}" for split in ("train", "val", "test") for name in ("loss", "mse", "psnr")}
+    assert names | {"test/mse_per_epoch"} <= tags["scalars"]
+    assert points["train/mse"] == points["val/mse"] == points["test/mse_per_epoch"] == {20, 40}
+    assert points["test/mse"] == {40}
+    assert "_hparams_/session_start_info" in tags["plugins"]
+    assert tags["images"] == {"reconstructions"}
+    [sprite] = run.glob("*/latent/sprite.png")
+    assert len((sprite.parent / "metadata.tsv").read_text().splitlines()) == 360
+
+
+def test_the_same_seed_gives_the_same_weights_in_two_processes(command: Command, tmp_path: Path) -> None:
+    here = run_folder(command(*FAST).out)
+    subprocess.run([sys.executable, "-m", "msae.train", *FAST, "hydra.run.dir=there"], check=True, cwd=tmp_path)
+    assert equal(here / "last.ckpt", tmp_path / "there" / "last.ckpt")
+    other = run_folder(command(*FAST, "seed=1").out)
+    assert not equal(here / "last.ckpt", other / "last.ckpt")
+
+
+@pytest.mark.usefixtures("sigint")
+@pytest.mark.parametrize(
+    ("hook", "epoch"), [("on_train_batch_end", 0), ("on_train_epoch_start", 2), ("on_train_batch_end", 3)]
+)
+def test_an_interrupted_run_goes_on(hook: str, epoch: int, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ("data=digits", "trainer=cpu", "trainer.max_epochs=4", "model.lr=0.01")
+    whole = run_folder(command(*args).out)
+    normal = getattr(History, hook)
+
+    def interrupt(self: History, trainer: Any, *rest: Any) -> None:
+        normal(self, trainer, *rest)
+        if trainer.current_epoch == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, hook, interrupt)
+        code, out, _ = command(*args, "hydra.run.dir=run of a day")
+    assert code == 130
+    [told] = re.findall(r"interrupted; go on with\n  python -m msae.train (.+)\n", out)
+    assert not Path("run of a day/metrics.json").exists()
+
+    code, out, _ = command(*shlex.split(told))
+    assert code == 0
+    run = run_folder(out)
+    assert run == Path("run of a day")
+    assert equal(run / "last.ckpt", whole / "last.ckpt")
+    assert equal(run / "best.ckpt", whole / "best.ckpt")
+    once, twice = metrics(whole), metrics(run)
+    for key in ("metrics", "history", "steps", "epochs", "checkpoint"):
+        assert twice[key] == once[key]
+
+
+def test_a_finished_run_can_be_made_longer(command: Command) -> None:
+    longer = run_folder(command("data=digits", "trainer=cpu", "trainer.max_epochs=3").out)
+    run = run_folder(command(*FAST).out)
+    code, out, _ = command("data=digits", "trainer=cpu", "trainer.max_epochs=3", f"ckpt_path='{run / 'last.ckpt'}'")
+    assert code == 0
+    assert run_folder(out) == run
+    assert equal(run / "last.ckpt", longer / "last.ckpt")
+
+
+def test_ctrl_c(tmp_path: Path) -> None:
+    """A real signal, in the middle of training."""
+    args = ["data=digits", "trainer=cpu", "trainer.max_epochs=100000", "hydra.run.dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "msae.train", *args],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "run" / "best.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; go on with\n  python -m msae.train" in out
+    assert "Traceback" not in err
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] > 0
