@@ -77,10 +77,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=("-m", "--multirun").__contains__, reverse=True)  # they may stand anywhere
     if keyless := next((text for text in sys.argv[1:] if text.startswith("=")), None):
         fail(f"{keyless}: expected key=value")
-    sweep = Path(sweep_dir(sys.argv[1:]))
+    given = [text.partition("=")[2].strip("'\"") for text in sys.argv if text.startswith("hydra.sweep.dir=")]
+    sweep = Path(given[-1] if given else sweep_dir(sys.argv[1:]))
     new = not sweep.exists()
-    if not any(text.startswith("hydra.sweep.dir=") for text in sys.argv):
-        # given as an override, the folder is the same for every run of the sweep
+    if not given:  # as an override, the folder is the same for every run of the sweep
         sys.argv.append(f"hydra.sweep.dir='{sweep}'")
 
     def told(config: DictConfig) -> None:
@@ -99,6 +99,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         if full:
             raise
         fail(explain(error, config_name))
+    except KeyboardInterrupt:
+        started = any(sweep.glob("*/train.log"))
+        print("\ninterrupted; the same command with resume=true goes on" if started else "\ninterrupted")
+        sys.exit(130)
 
 
 def fail(message: str) -> NoReturn:

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-with install_import_hook(["msae.models", "msae.data", "msae.plots"], "beartype.beartype"):
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
+with install_import_hook(["msae.models", "msae.data", "msae.plots"], CHECKER):
     import msae.data.base
     import msae.data.digits
     import msae.data.mnist
     import msae.models.ae
     import msae.models.msae
     import msae.plots
-
-from msae import report, train
+    from msae import report, train
 
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
 
@@ -40,7 +40,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """Runs `python -m msae.train ARGS` (or `msae.report`) in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*args: str, module: str = "train") -> Result:
+    def run(*args: str, module: str = "train", traceback: bool = False) -> Result:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(traceback)))
         monkeypatch.setattr(sys, "argv", [f"msae.{module}", *args])
         code = 0
         try:

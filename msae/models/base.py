@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pickle
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -217,12 +220,12 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, or is not such a checkpoint.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"checkpoint {path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError):
-        checkpoint = None  # the many ways in which another file is not one of ours
+    if not Path(path).is_file():
+        raise InputError(f"checkpoint {path}: no such file")
+    checkpoint = None
+    if zipfile.is_zipfile(path):  # as all checkpoints of torch are
+        with contextlib.suppress(pickle.UnpicklingError, RuntimeError):  # of another program, or damaged
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(checkpoint, dict) or "model_class" not in checkpoint:
         raise InputError(
             f"checkpoint {path}: not one that msae wrote; expected last.ckpt or best.ckpt of a run's folder"

@@ -1,0 +1,266 @@
+"""The command's errors, names, sweeps and help."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FAST, Command
+
+from msae import cli
+from msae.models.ae import AutoEncoder
+
+SMOKE = ("data=digits", "trainer=smoke", "trainer.accelerator=cpu")
+
+
+def error_line(err: str) -> str:
+    """The one line on stderr."""
+    [line] = err.splitlines()
+    return line.removeprefix("error: ")
+
+
+class TestErrors:
+    """Each is one line that names key and value, exit code 2, and no folder left behind."""
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ("model=msea", "model=msea: no such option; nearest: msae; there are ae, ae128, ae128wide, msae"),
+            ("dataa=digits", "dataa: no such key; nearest: data"),
+            ("model.latent_dmi=3", "model.latent_dmi: no such key; nearest: model.large_dim, "),
+            ("model=ae model.latent_dmi=3", "model.latent_dmi: no such key; nearest: model.latent_dim, "),
+            ("xyz=3", "xyz: no such key; --help lists all keys"),
+            ("data.batch_size=0", "data.batch_size=0: expected a whole number, at least 1"),
+            ("data.val_size=5000", "data.val_size=5000: expected a whole number, from 0 to 1436"),
+            ("trainer.max_epochs=-3", "trainer.max_epochs=-3: expected a whole number, at least 1"),
+            ("trainer.max_steps=-7", "trainer.max_steps=-7: expected a whole number, at least -1"),
+            ("trainer.deterministic=foo", "trainer.deterministic=foo: expected one of True, False, warn"),
+            ("trainer.precision=foo", "in trainer: Precision 'foo' is invalid. Allowed precision values: "),
+            ("trainer.devices=2", "trainer.devices=2: expected 1; runs of a sweep go side by side instead"),
+            ("trainer.accelerator=gpuu", "in trainer: You selected an invalid accelerator name: `accelerator='gpuu'`"),
+            ("data=mnist data.root=/no/such/dir", "data.root=/no/such/dir: no such folder; make it first, or"),
+            ("data=mnist data.units=x", "data.units=x: expected one of unit, standard"),
+            ("seed=abc", "seed=abc: expected a whole number, from 0 to 4294967295"),
+            ("seed=-1", "seed=-1: expected a whole number, from 0 to 4294967295"),
+            ("threads=0", "threads=0: expected a whole number, at least 1"),
+            ("model.lr=-1", "model.lr=-1: expected a number above 0"),
+            ("model=ae model.hidden_dims=[0]", "model.hidden_dims=0: expected a whole number, at least 1"),
+            ("+model.foo=3", "in model: got an unexpected keyword argument 'foo'"),
+            ("model=ae,msae", "Ambiguous value for argument 'model=ae,msae'"),
+            ("foo", "Error parsing override 'foo' missing EQUAL"),
+            ("=3", "=3: expected key=value"),
+            ("resume=true", "resume=true: goes on with a sweep (-m); a single run goes on with ckpt_path="),
+            ("ckpt_path=none.ckpt", "ckpt_path=none.ckpt: no such file; expected a run's last.ckpt"),
+            ("-m model=ae,msea", "model=msea: no such option; nearest: msae"),
+            ("model.lr=1e9 trainer.limit_train_batches=1.0", "the training loss is nan in epoch 1: try a smaller"),
+        ],
+    )  # fmt: skip
+    def test_a_mistake(self, args: str, message: str, command: Command) -> None:
+        code, out, err = command(*SMOKE, *args.split())
+        assert code == 2
+        assert error_line(err).startswith(message)
+        assert out == ""
+        if "lr=1e9" not in args:
+            assert not any(Path("runs").glob("*"))
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
+    def test_no_gpu(self, command: Command) -> None:
+        code, _, err = command("data=digits", "trainer=gpu")
+        assert (code, error_line(err)[:40]) == (2, "in trainer: No supported gpu backend fou")
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ("model=msea", "model=msea: no such option; nearest: msae"),
+            ("model=ae model.hidden_dims=3", "model.hidden_dims=3: expected a list of whole numbers, such as [256]"),
+        ],
+    )
+    def test_a_mistake_in_a_shell(self, args: str, message: str, tmp_path: Path) -> None:
+        """As a user sees it, without the tests' checks of types."""
+        command = [sys.executable, "-m", "msae.train", *SMOKE, *args.split()]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 2
+        assert error_line(result.stderr).startswith(message)
+        assert result.stdout == ""
+        assert not any((tmp_path / "runs").glob("*"))
+
+    def test_a_traceback_on_request(self, command: Command) -> None:
+        with pytest.raises(ValueError, match="seed=abc"):
+            command(*SMOKE, "seed=abc", traceback=True)
+        with pytest.raises(Exception, match="msea"):
+            command(*SMOKE, "model=msea", traceback=True)
+
+    def test_our_own_errors_keep_their_traceback(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*_: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(AutoEncoder, "decode_scaled", broken)
+        with pytest.raises(ZeroDivisionError):
+            command(*SMOKE, "model=ae")
+
+
+class TestCheckpointErrors:
+    @pytest.fixture
+    def ckpt(self, command: Command) -> str:
+        assert command(*SMOKE, "model=ae", "hydra.run.dir=ae").code == 0
+        return "ckpt_path=ae/last.ckpt"
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ("model=msae", "of the model AutoEncoder, not MultiScaleAutoEncoder"),
+            ("model=ae model.latent_dim=8", "was made with latent_dim=64, not 8"),
+            ("model=ae data=mnist data.val_size=20", "was made with shape=[1, 64], not [1, 784]"),
+            ("model=ae seed=1", "was made with seed=0, not 1, data.seed=0, not 1"),
+        ],
+    )
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_of_another_run(self, args: str, message: str, ckpt: str, command: Command) -> None:
+        before = {path: path.read_bytes() for path in Path("ae").iterdir() if path.is_file()}
+        code, _, err = command(*SMOKE, *args.split(), ckpt)
+        assert (code, message in error_line(err)) == (2, True)
+        assert error_line(err).startswith("ckpt_path=ae/last.ckpt: ")
+        assert {path: path.read_bytes() for path in before if path.name != "train.log"} == {
+            path: content for path, content in before.items() if path.name != "train.log"
+        }
+
+    def test_not_a_checkpoint(self, command: Command) -> None:
+        Path("text.ckpt").write_text("text")
+        code, _, err = command(*SMOKE, "ckpt_path=text.ckpt")
+        assert code == 2
+        assert error_line(err).startswith(
+            "checkpoint text.ckpt: not one that msae wrote; expected last.ckpt or best.ckpt"
+        )
+        assert not any(Path("runs").glob("*"))
+
+    def test_with_more_epochs_than_asked_for(self, command: Command) -> None:
+        assert command(*FAST, "model=ae", "hydra.run.dir=ae").code == 0
+        code, _, err = command(*FAST, "model=ae", "ckpt_path=ae/last.ckpt", "trainer.max_epochs=1")
+        assert (code, error_line(err)) == (2, "trainer.max_epochs=1: ae/last.ckpt has 2 epochs already")
+
+
+class TestNames:
+    def test_folders(self) -> None:
+        assert cli.folder_name(["model=ae", "data.root=/a/b", "threads=2"], ",") == "model=ae"
+        assert cli.folder_name([], ",") == "default"
+        assert cli.folder_name(["data.path=/x y/z.csv"], ",") == "data.path=_x_y_z.csv"
+        long = cli.folder_name([f"model.key{i}=1" for i in range(30)], ",")
+        assert len(long) <= 150
+        assert long != cli.folder_name([f"model.key{i}=1" for i in range(31)], ",")
+
+    def test_of_a_sweeps_runs(self) -> None:
+        sweep = cli.sweep_dir(["-m", "model=ae,msae", "seed=0,1", "data=digits", "hydra.launcher.n_jobs=1"])
+        assert sweep == "runs/model=ae,msae+seed=0,1+data=digits"
+        assert cli.run_name(["model=ae", "seed=1", "data=digits"], sweep) == "model=ae,seed=1"
+        assert cli.run_name(["data=digits"], "runs/data=digits") == "data=digits"
+
+    def test_jobs_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert cli.n_jobs("cpu") == -1
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        assert cli.n_jobs("auto") == 1
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        assert cli.n_jobs("auto") == -1
+
+
+SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
+
+
+class TestSweeps:
+    def test_runs_and_report(self, command: Command) -> None:
+        code, out, _ = command(*SWEEP)
+        assert code == 0
+        folder = Path("sweep")
+        names = {path.parent.name for path in folder.glob("*/metrics.json")}
+        assert names == {f"{','.join(FAST)},model={model},seed={seed}" for model in ("ae", "msae") for seed in (0, 1)}
+        assert {"report.md", "report.json", "curves.png", "reconstructions.png"} <= {p.name for p in folder.iterdir()}
+        assert "| ae | 2 | 64 |" in out
+        assert "tensorboard --logdir 'sweep'" in out
+
+    def test_a_sweep_is_not_overwritten(self, command: Command) -> None:
+        command(*SWEEP)
+        code, _, err = command(*SWEEP)
+        assert code == 2
+        assert error_line(err) == (
+            "sweep holds this sweep already: resume=true goes on with it, hydra.sweep.dir=FOLDER starts anew"
+        )
+
+    def test_a_run_that_fails_is_named_and_the_others_reported(self, command: Command) -> None:
+        code, out, err = command(*FAST, "-m", "model=msae", "model.lr=1e-3,-1", "hydra.launcher.n_jobs=1")
+        assert code == 2
+        [folder] = Path("runs").iterdir()
+        assert error_line(err) == "1 of the runs did not finish: model.lr=-1"
+        assert "model.lr=-1: failed: model.lr=-1: expected a number above 0" in out
+        report = json.loads((folder / "report.json").read_text())
+        assert report["missing"] == {"model.lr=-1": "failed: model.lr=-1: expected a number above 0"}
+        assert report["data"]["digits"]["rows"][0]["n"] == 1
+        assert "Traceback" in (folder / "model.lr=-1" / "error.txt").read_text()
+
+    def test_resume_makes_only_what_is_missing(self, command: Command) -> None:
+        command(*SWEEP)
+        runs = {path.name: path for path in Path("sweep").iterdir() if path.is_dir()}
+        finished = {name: (run / "metrics.json").read_bytes() for name, run in runs.items()}
+        lost = next(name for name in runs if name.endswith("model=msae,seed=0"))
+        (runs[lost] / "metrics.json").unlink()
+        code, out, _ = command(*SWEEP, "resume=true")
+        assert code == 0
+        assert out.count(": finished before") == 3
+        again = json.loads((runs[lost] / "metrics.json").read_text())
+        assert again["metrics"] == json.loads(finished[lost])["metrics"]
+        assert again["history"] == json.loads(finished[lost])["history"]
+        others = {name: (run / "metrics.json").read_bytes() for name, run in runs.items() if name != lost}
+        assert others == {name: content for name, content in finished.items() if name != lost}
+
+    def test_nothing_finished(self, command: Command) -> None:
+        code, out, err = command(*FAST, "-m", "model.lr=-1,-2", "hydra.launcher.n_jobs=1")
+        assert code == 2
+        assert "2 of the runs did not finish" in err
+        assert "## Missing runs" in out
+
+    def test_side_by_side_and_interrupted(self, tmp_path: Path) -> None:
+        """Ctrl-C reaches all processes of the sweep; `resume=true` finishes it."""
+        args = [
+            sys.executable,
+            "-m",
+            "msae.train",
+            "-m",
+            "data=digits",
+            "trainer=cpu",
+            "seed=0,1",
+            "hydra.launcher.n_jobs=2",
+        ]
+        process = subprocess.Popen(
+            [*args, "trainer.max_epochs=100000", "hydra.sweep.dir=sweep"],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("sweep/*/best.ckpt"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, (out, err)
+        assert "Traceback" not in err
+        assert "resume=true" in out
+
+
+def test_help(tmp_path: Path) -> None:
+    """All knobs, before anything heavy is imported."""
+    code = "import sys, msae.train\ntry: msae.train.main()\nfinally: print({'torch', 'lightning'} & {*sys.modules})"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0
+    assert result.stdout.endswith("set()\n")
+    for text in (
+        "model: ae, ae128, ae128wide, msae",
+        "data: digits, mnist",
+        "max_epochs: 20",
+        "python -m msae.train -m",
+    ):
+        assert text in result.stdout
+    assert not list(tmp_path.iterdir())
