@@ -92,7 +92,7 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
             }
         )
         for other, theirs in models.items():
-            control = theirs[0]["model"] == "AutoEncoder" and theirs[0]["latent_dim"] == runs[0]["latent_dim"]
+            control = theirs[0]["class"] == "AutoEncoder" and theirs[0]["latent_dim"] == runs[0]["latent_dim"]
             values = paired(runs, theirs) if other == first or control else []
             if values and other != name and (other, name) not in differences:
                 differences[name, other] = {"n": len(values), "mean": fmean(values), "interval": interval(values)}

@@ -58,7 +58,14 @@ def test_what_a_run_writes(command: Command) -> None:
     assert f"test MSE {result['metrics']['test/mse']:.6f}   PSNR {result['metrics']['test/psnr']:.2f} dB" in out
     assert f"2 epochs, {result['samples_per_second']:,.0f} samples a second" in out
     assert f"tensorboard --logdir '{run}'" in out
-    expected = {"model": "MultiScaleAutoEncoder", "data": "digits", "seed": 0, "latent_dim": 128, "epochs": 2}
+    expected = {
+        "model": "msae",
+        "class": "MultiScaleAutoEncoder",
+        "data": "digits",
+        "seed": 0,
+        "latent_dim": 128,
+        "epochs": 2,
+    }
     assert result.items() >= (expected | {"steps": 2 * 20, "device": "cpu", "threads": 1, "job": 0}).items()
     assert result["parameters"] == sum(p.numel() for p in msae.load(run / "best.ckpt").parameters())
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]

@@ -1,0 +1,206 @@
+"""The report's numbers against an example computed by hand, and against sources of their own."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAST, Command
+
+from msae import InputError, report
+from msae.data.base import DataModule, Windows
+
+SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
+
+
+def run(overrides: str, seed: int, mse: float, curve: list[float], **more: Any) -> report.Run:
+    """What the report reads of a run."""
+    return {
+        "overrides": [*overrides.split(), f"seed={seed}"], "model": "ae", "job": seed, "data": "digits", "class": "AutoEncoder",
+        "seed": seed, "parameters": 10, "latent_dim": 4, "seconds": 1.0 + seed, "samples_per_second": 100.0,
+        "metrics": {"test/mse": mse, "test/psnr": -10 * math.log10(mse)},
+        "history": [{"test/mse": value} for value in curve],
+    } | more  # fmt: skip
+
+
+@pytest.fixture
+def models() -> dict[str, list[report.Run]]:
+    """Three models: the baseline, another model, and a control with the latent of the other."""
+    other = {"class": "Other", "latent_dim": 8}
+    return {
+        "ae": [
+            run("model=ae", 0, 0.4, [0.5, 0.4]),
+            run("model=ae", 1, 0.6, [0.7, 0.6]),
+            run("model=ae", 2, 0.5, [0.5]),
+        ],
+        "other": [
+            run("model=other", 0, 0.3, [0.4, 0.3], **other),
+            run("model=other", 1, 0.4, [0.7, 0.5], **other),
+            run("model=other", 2, 0.2, [0.9, 0.8], **other),
+        ],
+        "control": [
+            run("model=control", 0, 0.2, [0.2], latent_dim=8),
+            run("model=control", 1, 0.4, [0.4], latent_dim=8),
+        ],
+    }
+
+
+def test_rows_by_hand(models: dict[str, list[report.Run]]) -> None:
+    ae, other, control = report.compare(models)["rows"]
+    assert (ae["n"], other["n"], control["n"]) == (3, 3, 2)
+    assert ae["test_mse"] == pytest.approx(0.5)
+    assert ae["test_mse_sd"] == pytest.approx(0.1)  # deviations -.1, .1, 0; sum of squares .02; over n - 1 = 2
+    assert other["test_mse"] == pytest.approx(0.3)
+    assert control["test_mse_sd"] == pytest.approx(math.sqrt(0.02))
+    # the baseline ends at .4, .6 and .5: the other gets there after epochs 1 and 2, and with seed 2 never
+    assert (other["epochs_to_first"], other["reached_first"]) == (1.5, 2)
+    assert (control["epochs_to_first"], control["reached_first"]) == (1, 2)
+    assert ae["seconds"] == 2
+    assert (other["parameters"], other["latent"]) == (10, 8)
+
+
+def test_differences_by_hand(models: dict[str, list[report.Run]]) -> None:
+    found = {(d["model"], d["against"]): d for d in report.compare(models)["differences"]}
+    assert set(found) == {("other", "ae"), ("control", "ae"), ("other", "control")}
+    against_first = found["other", "ae"]  # -.1, -.2, -.3: mean -.2, deviation .1, t(.975, 2) = 4.302653
+    assert against_first["n"] == 3
+    assert against_first["mean"] == pytest.approx(-0.2)
+    assert against_first["interval"] == pytest.approx(
+        (-0.2 - 4.302653 * 0.1 / math.sqrt(3), -0.2 + 4.302653 * 0.1 / math.sqrt(3)), abs=1e-6
+    )
+    against_control = found["other", "control"]  # the seeds that both have: .1, 0; t(.975, 1) = 12.706205
+    assert against_control["n"] == 2
+    assert against_control["interval"] == pytest.approx((0.05 - 12.706205 * 0.05, 0.05 + 12.706205 * 0.05), abs=1e-6)
+
+
+def test_one_seed_has_neither_spread_nor_interval(models: dict[str, list[report.Run]]) -> None:
+    result = report.compare({name: runs[:1] for name, runs in models.items()}) | {"pca": []}
+    assert result["rows"][0]["test_mse_sd"] is None
+    text = report.markdown("digits", result)
+    assert "| ae | 1 | 4 | 10 | 0.4 | 3.98 | 2 | 1 |" in text
+    assert "| other - ae | 1 | -0.1 | n = 1 |" in text
+
+
+def test_text(models: dict[str, list[report.Run]]) -> None:
+    text = report.markdown(
+        "digits", report.compare(models) | {"pca": [{"model": "PCA", "latent": 8, "test_mse": 0.1, "psnr": 10.0}]}
+    )
+    assert "| ae | 3 | 4 | 10 | 0.5 ± 0.1 | 3.07 | 1.67 | 2 |" in text
+    assert "| other | 3 | 8 | 10 | 0.3 ± 0.1 | 5.40 | 1.5 (2 of 3) | 2 |" in text
+    assert "| PCA |  | 8 |  | 0.1 | 10.00 |  |  |" in text
+    assert "| other - ae | 3 | -0.2 | -0.448 to 0.0484 |" in text
+
+
+def test_names_are_what_differs() -> None:
+    runs = [
+        run("model=msae trainer.max_epochs=2 model.lr=1e-3", 0, 1, [1]),
+        run("model=ae trainer.max_epochs=2 model.lr=1e-3", 0, 1, [1]),
+        run("model=ae trainer.max_epochs=2 model.lr=1e-4", 0, 1, [1]),
+    ]
+    report.name_runs(runs)
+    assert [r["name"] for r in runs] == ["msae model.lr=1e-3", "ae model.lr=1e-3", "ae model.lr=1e-4"]
+    seeds = [run("model=msae", seed, 1, [1]) for seed in (0, 1)]
+    report.name_runs(seeds)
+    assert {r["name"] for r in seeds} == {"ae"}
+
+
+def test_pca_is_the_best_linear_reconstruction() -> None:
+    """Against the singular value decomposition of the centered training windows."""
+    rng = np.random.default_rng(0)
+    train, test = (rng.normal(size=(n, 2, 3)).astype(np.float32) for n in (40, 20))
+    data = DataModule(Windows(torch.from_numpy(train)), Windows(torch.from_numpy(test)), value_range=(-1.0, 1.0))
+    rows = report.pca_rows(data, [2, 5, 100])
+    assert [(row["model"], row["latent"]) for row in rows] == [
+        ("PCA", 2), ("PCA, clipped", 2), ("PCA", 5), ("PCA, clipped", 5),
+    ]  # fmt: skip
+    x, x_test = train.reshape(40, 6).astype(float), test.reshape(20, 6).astype(float)
+    axes = np.linalg.svd(x - x.mean(0))[2]
+    for k, raw, clipped in ((2, rows[0], rows[1]), (5, rows[2], rows[3])):
+        x_hat = (x_test - x.mean(0)) @ axes[:k].T @ axes[:k] + x.mean(0)
+        assert raw["test_mse"] == pytest.approx(((x_hat - x_test) ** 2).mean())
+        assert clipped["test_mse"] == pytest.approx(((x_hat.clip(-1, 1) - x_test) ** 2).mean())
+        assert raw["psnr"] == pytest.approx(10 * math.log10(4 / raw["test_mse"]))
+    assert report.pca_rows(data, [100]) == []
+
+
+class TestCommand:
+    def test_again_at_any_later_time(self, command: Command) -> None:
+        _, first, _ = command(*SWEEP)
+        for name in ("report.md", "report.json", "curves.png", "reconstructions.png"):
+            Path("sweep", name).unlink()
+        code, out, _ = command("sweep", module="report")
+        assert code == 0
+        assert out.strip() in first
+        assert {"report.md", "report.json", "curves.png", "reconstructions.png"} <= {
+            p.name for p in Path("sweep").iterdir()
+        }
+        table = json.loads(Path("sweep/report.json").read_text())["data"]["digits"]
+        runs = [json.loads(path.read_text()) for path in Path("sweep").glob("*model=ae*/metrics.json")]
+        assert table["rows"][0]["test_mse"] == pytest.approx(sum(r["metrics"]["test/mse"] for r in runs) / 2)
+
+    def test_runs_that_are_missing_are_named(self, command: Command) -> None:
+        command(*SWEEP)
+        one, other, *_ = sorted(path.parent for path in Path("sweep").glob("*/metrics.json"))
+        (one / "metrics.json").unlink()
+        (other / "metrics.json").unlink()
+        (other / "error.txt").write_text("out of memory\n\nTraceback")
+        _, out, _ = command("sweep", module="report")
+        assert f"- {one.name}: not finished" in out
+        assert f"- {other.name}: failed: out of memory" in out
+        assert "| msae | 2 |" in out
+
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_a_table_for_each_data_set(self, command: Command) -> None:
+        command(
+            "-m",
+            "data=digits,mnist",
+            "trainer=cpu",
+            "trainer.max_epochs=1",
+            "data.val_size=20",
+            "hydra.launcher.n_jobs=1",
+        )
+        [folder] = Path("runs").iterdir()
+        text = (folder / "report.md").read_text()
+        assert "## digits" in text
+        assert "## mnist" in text
+        assert (folder / "digits" / "curves.png").exists()
+        assert "![reconstructions.png](mnist/reconstructions.png)" in text
+
+    def test_no_folder(self, command: Command) -> None:
+        code, _, err = command("nowhere", module="report")
+        assert (code, err) == (2, "error: nowhere: no such folder\n")
+        with pytest.raises(InputError, match="no runs in it; expected the folder of a sweep"):
+            report.report(Path())
+
+
+@pytest.mark.parametrize("image_shape", [(2, 3), None])
+def test_pictures_have_a_row_for_input_output_and_error(image_shape: tuple[int, int] | None) -> None:
+    from msae import plots
+
+    x = torch.rand(4, 1, 6)
+    figure = plots.reconstructions(x, {"ae": x, "msae": x / 2}, image_shape)
+    assert len(figure.axes) == 5 * 4
+    assert [figure.axes[4 * row].get_ylabel() for row in range(5)] == [
+        "input",
+        "ae",
+        "ae: error",
+        "msae",
+        "msae: error",
+    ]
+
+
+def test_curves_show_mean_and_band() -> None:
+    from msae import plots
+
+    curves = {
+        "ae": {"train": np.array([[4.0, 2.0], [2.0, 1.0]]), "test": np.array([[3.0, 2.0]])},
+        "b": {"test": np.ones((1, 2))},
+    }
+    train, test = plots.curves(curves).axes
+    assert train.lines[0].get_ydata().tolist() == [3, 1.5]
+    assert train.get_legend().get_texts()[0].get_text() == "ae (n = 2)"
+    assert [len(axis.lines) for axis in (train, test)] == [1, 2]
+    assert len(train.collections) == 1
