@@ -61,9 +61,9 @@ def test_every_epoch_has_its_own_order_from_the_seed() -> None:
 
 
 def test_batches() -> None:
-    """Sixteen to a call, none but the last smaller than the others, every window once."""
+    """Thirty-two to a call, none but the last smaller than the others, every window once."""
     calls = list(data(100, batch_size=3).train_dataloader())
-    assert [[len(batch) for batch in call] for call in calls] == [[3] * 16, [3] * 16, [3, 1]]
+    assert [[len(batch) for batch in call] for call in calls] == [[3] * 32, [3, 1]]
     module = data(100, batch_size=3, val_size=50)
     for loader, split in ((module.val_dataloader(), module.val), (module.test_dataloader(), module.test)):
         batches = list(loader)

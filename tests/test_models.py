@@ -158,23 +158,23 @@ class TestOptimizerSteps:
     x = Windows(torch.ones(40, 1, 2))
 
     def data(self) -> DataModule:
-        return DataModule(self.x, self.x, batch_size=2)  # 20 steps an epoch, two calls
+        return DataModule(self.x, self.x, batch_size=1)  # 40 steps an epoch, two calls
 
     def test_global_step_counts_optimizer_steps(self, tmp_path: Path) -> None:
         model = Lines((1, 2))
-        assert fit(model, self.data(), tmp_path, max_epochs=3).global_step == len(model.lrs) == 60
+        assert fit(model, self.data(), tmp_path, max_epochs=3).global_step == len(model.lrs) == 120
 
     def test_sgd_by_hand(self, tmp_path: Path) -> None:
         model = Lines((1, 2), lr=0.1)
         fit(model, self.data(), tmp_path)
-        assert model.w.item() == pytest.approx(1 - 0.8**20)
+        assert model.w.item() == pytest.approx(1 - 0.8**40)
 
     def test_clipping(self, tmp_path: Path) -> None:
         model = Lines((1, 2), lr=0.1, clip=0.01)
         fit(model, self.data(), tmp_path)
-        assert model.w.item() == pytest.approx(20 * 0.1 * 0.01)
+        assert model.w.item() == pytest.approx(40 * 0.1 * 0.01)
 
-    @pytest.mark.parametrize("max_steps", [1, 7, 16, 25])
+    @pytest.mark.parametrize("max_steps", [1, 7, 32, 45])
     def test_max_steps(self, max_steps: int, tmp_path: Path) -> None:
         model = Lines((1, 2))
         trainer = fit(model, self.data(), tmp_path, max_epochs=-1, max_steps=max_steps)
@@ -183,18 +183,18 @@ class TestOptimizerSteps:
     def test_step_scheduler(self, tmp_path: Path) -> None:
         model = Lines((1, 2), scheduler="step")
         fit(model, self.data(), tmp_path)
-        assert model.lrs == pytest.approx([0.1 * 0.5**k for k in range(20)])
+        assert model.lrs == pytest.approx([0.1 * 0.5**k for k in range(40)])
 
     def test_epoch_scheduler(self, tmp_path: Path) -> None:
         model = Lines((1, 2), scheduler="epoch")
         fit(model, self.data(), tmp_path, max_epochs=3)
-        assert model.lrs == pytest.approx([0.1] * 20 + [0.05] * 20 + [0.025] * 20)
+        assert model.lrs == pytest.approx([0.1] * 40 + [0.05] * 40 + [0.025] * 40)
 
     def test_plateau_scheduler(self, tmp_path: Path) -> None:
         """A threshold that no improvement meets halves the rate after the second epoch."""
         model = Lines((1, 2), scheduler="plateau")
         fit(model, self.data(), tmp_path, max_epochs=3)
-        assert model.lrs == pytest.approx([0.1] * 40 + [0.05] * 20)
+        assert model.lrs == pytest.approx([0.1] * 80 + [0.05] * 40)
 
     def test_limit_train_batches_counts_batches(self, tmp_path: Path) -> None:
         assert fit(Lines((1, 2)), self.data(), tmp_path, limit_train_batches=5).global_step == 5
@@ -202,10 +202,10 @@ class TestOptimizerSteps:
     def test_as_one_step_a_call(self, tmp_path: Path) -> None:
         """The same windows in the same order, and the same logged means, whatever goes into one call."""
         trained = []
-        for knobs in ({}, {"limit_train_batches": 20}):
+        for knobs in ({}, {"limit_train_batches": 39}):
             L.seed_everything(0, verbose=False)
             model = AutoEncoder((1, 4), latent_dim=2, hidden_dims=[3])
-            trainer = fit(model, DataModule(windows(39), windows(4), batch_size=2), tmp_path, max_epochs=2, **knobs)
+            trainer = fit(model, DataModule(windows(77), windows(4), batch_size=2), tmp_path, max_epochs=2, **knobs)
             trained.append((model.state_dict(), trainer.callback_metrics))
         (weights, metrics), (others, other_metrics) = trained
         assert all(torch.equal(weights[name], others[name]) for name in weights if "psnr" not in name)

@@ -19,8 +19,9 @@ SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "h
 def run(overrides: str, seed: int, mse: float, curve: list[float], **more: Any) -> report.Run:
     """What the report reads of a run."""
     return {
-        "overrides": [*overrides.split(), f"seed={seed}"], "model": "ae", "job": seed, "data": "digits", "class": "AutoEncoder",
-        "seed": seed, "parameters": 10, "latent_dim": 4, "seconds": 1.0 + seed, "samples_per_second": 100.0,
+        "overrides": [*overrides.split(), f"seed={seed}"], "model": "ae", "job": seed, "data": "digits",
+        "class": "AutoEncoder", "seed": seed, "parameters": 10, "latent_dim": 4,
+        "seconds": 1.0 + seed, "samples_per_second": 100.0,
         "metrics": {"test/mse": mse, "test/psnr": -10 * math.log10(mse)},
         "history": [{"test/mse": value} for value in curve],
     } | more  # fmt: skip

@@ -204,3 +204,23 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert "interrupted; go on with\n  python -m msae.train" in out
     assert "Traceback" not in err
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("knob", "steps"), [("trainer.max_steps=-1", 40), ("trainer.max_steps=7", 7), ("trainer.limit_train_batches=3", 6)]
+)
+def test_the_progress_bar_counts_steps(
+    knob: str, steps: int, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, _, err = command(*FAST, knob)
+    assert code == 0
+    last = err.split("\r")[-1]
+    assert f"| {steps}/{steps} [" in last
+    assert re.search(r"train/mse=0\.\d+, val/mse=0\.\d+", last)
+
+
+def test_no_progress_on_request(command: Command) -> None:
+    _, out, err = command(*FAST, "trainer.enable_progress_bar=false")
+    assert "epoch" not in out.split("test MSE")[0]
+    assert err == ""

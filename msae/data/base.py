@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from msae.errors import check_int
 
-STEPS_PER_CALL = 16
+STEPS_PER_CALL = 32
 """Batches handed to one call of `training_step`, which makes an optimizer step for each."""
 
 
