@@ -25,7 +25,7 @@ from torchvision.datasets import MNIST
 
 from msae.callbacks import History, Pictures, Progress
 from msae.data.base import DataModule, Windows
-from msae.data.mnist import mnist
+from msae.data.mnist import cache_folder, mnist
 from msae.models.msae import MultiScaleAutoEncoder
 
 BATCH = 64
@@ -125,12 +125,11 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
     full = mnist()
-    root = Path.home() / ".cache" / "msae"
     data = DataModule(full.train[: options.windows], Windows(full.test.x[:BATCH]), BATCH)
     unit, standard = transforms.ToTensor(), transforms.Normalize([0.1307], [0.3081])
     few = range(options.windows)
-    images = Subset(MNIST(root, transform=unit), few)
-    normalized = Subset(MNIST(root, transform=transforms.Compose([unit, standard])), few)
+    images = Subset(MNIST(cache_folder(), transform=unit), few)
+    normalized = Subset(MNIST(cache_folder(), transform=transforms.Compose([unit, standard])), few)
     with TemporaryDirectory() as folder:
         ways: dict[str, Callable[[], float]] = {
             "bare PyTorch loop": lambda: bare(data),

@@ -46,7 +46,7 @@ def mnist(root: str | None = None, units: str = "unit", **loader: Any) -> DataMo
     """
     offset, scale = UNITS[check_choice("units", units, UNITS)]
     if root is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msae"
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
     elif not (folder := Path(root)).is_dir():
         raise InputError(f"root={root}: no such folder; make it first, or leave it out for the cache folder")
@@ -54,6 +54,11 @@ def mnist(root: str | None = None, units: str = "unit", **loader: Any) -> DataMo
     splits = [MNIST(folder, train=train) for train in (True, False)]
     train, test = (Windows(split.data.reshape(-1, 1, 784).float() / 255, split.targets) for split in splits)
     return DataModule(train, test, offset=offset, scale=scale, value_range=(0.0, 1.0), image_shape=(28, 28), **loader)
+
+
+def cache_folder() -> Path:
+    """Where data sets are kept for every working folder: `msae` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msae"
 
 
 def fetch(folder: Path) -> None:
