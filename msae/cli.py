@@ -74,7 +74,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself
-    sys.argv[1:] = sorted(sys.argv[1:], key=("-m", "--multirun").__contains__, reverse=True)  # they may stand anywhere
+    sys.argv[1:] = sorted(sys.argv[1:], key=is_override)  # argparse wants them side by side
     if keyless := next((text for text in sys.argv[1:] if text.startswith("=")), None):
         fail(f"{keyless}: expected key=value")
     given = [text.partition("=")[2].strip("'\"") for text in sys.argv if text.startswith("hydra.sweep.dir=")]
@@ -103,6 +103,11 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         started = any(sweep.glob("*/train.log"))
         print("\ninterrupted; the same command with resume=true goes on" if started else "\ninterrupted")
         sys.exit(130)
+
+
+def is_override(text: str) -> bool:
+    """Whether an argument of the command line is an override, such as `key=value` or `~key`, not a flag or its value."""
+    return text.startswith("~") or ("=" in text and not text.startswith("-"))
 
 
 def fail(message: str) -> NoReturn:

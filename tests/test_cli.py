@@ -248,6 +248,14 @@ class TestSweeps:
         assert "resume=true" in out
 
 
+def test_flags_stand_anywhere(command: Command) -> None:
+    code, out, _ = command("model=ae", "--cfg", "job", "data=digits", "--package", "model")
+    assert code == 0
+    assert out.endswith("lr: 0.001\ngradient_clip_val: null\n")
+    code, _, err = command("seed=0", "-m", "model=msea")
+    assert (code, err.startswith("error: model=msea: no such option")) == (2, True)
+
+
 def test_help(tmp_path: Path) -> None:
     """All knobs, before anything heavy is imported."""
     code = "import sys, msae.train\ntry: msae.train.main()\nfinally: print({'torch', 'lightning'} & {*sys.modules})"
