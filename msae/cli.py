@@ -106,7 +106,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
 
 def is_override(text: str) -> bool:
-    """Whether an argument of the command line is an override, such as `key=value` or `~key`, not a flag or its value."""
+    """Whether an argument is an override, such as `key=value` or `~key`, and not a flag or its value."""
     return text.startswith("~") or ("=" in text and not text.startswith("-"))
 
 
