@@ -97,8 +97,10 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
         "history": history.epochs,
     }
     flat = cli.flat(OmegaConf.to_container(cfg, resolve=True))
-    flat = {key: str(value) if isinstance(value, list) else value for key, value in flat.items()}
-    logger.log_hyperparams(flat, result["metrics"], trainer.global_step)
+    knobs = {key: value for key, value in flat.items() if "._" not in key and key not in cli.UNNAMED}
+    knobs = {key: value if isinstance(value, (int, float)) else str(value) for key, value in knobs.items()}
+    table = {"model": result["model"], "data": result["data"]} | knobs  # of the HParams tab, these two first
+    logger.log_hyperparams(table, result["metrics"], trainer.global_step)
     logger.finalize("success")
     cli.write_json(run / "metrics.json", result)
     return result
