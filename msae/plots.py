@@ -17,20 +17,23 @@ def reconstructions(
 ) -> Figure:
     """A column for each of the n windows: the input, then every model's output and absolute error.
 
-    Windows are drawn as images where `image_shape`, (rows, columns), is given, else as lines, one a channel.
+    Windows are drawn as images where `image_shape`, (rows, columns), is given, else as lines, one a channel. Inputs and
+    outputs have one scale, images of errors too; lines of errors have one of their own.
     """
+    greatest = max((float((x - x_hat).abs().max()) for x_hat in outputs.values()), default=0.0) or 1.0
     rows = [("input", x)]
     for name, x_hat in outputs.items():
         rows += [(name, x_hat), (f"{name}: error" if name else "error", (x - x_hat).abs())]
     height = 0.9 if image_shape else 1.2
     figure = Figure(figsize=(1.6 + 0.9 * len(x), height * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(x), squeeze=False, sharey="row" if image_shape is None else False)
+    axes = figure.subplots(len(rows), len(x), squeeze=False)
     for (name, windows), line in zip(rows, axes, strict=True):
         for window, axis in zip(windows, line, strict=True):
             if image_shape:
                 axis.imshow(window.reshape(image_shape).numpy(), cmap="gray", vmin=float(x.min()), vmax=float(x.max()))
             else:
                 axis.plot(window.T.numpy(), linewidth=0.8)
+                axis.set_ylim(*((0.0, greatest) if name.endswith("error") else (float(x.min()), float(x.max()))))
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name or "output", rotation=0, ha="right", va="center", fontsize=8)
     return figure

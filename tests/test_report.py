@@ -193,6 +193,15 @@ def test_pictures_have_a_row_for_input_output_and_error(image_shape: tuple[int, 
     ]
 
 
+def test_errors_of_all_models_have_one_scale() -> None:
+    from msae import plots
+
+    x = torch.rand(4, 1, 6)
+    axes = plots.reconstructions(x, {"ae": x + 0.1, "msae": x - 3}).axes
+    assert axes[8].get_ylim() == axes[16].get_ylim() == pytest.approx((0, 3))
+    assert axes[0].get_ylim() == axes[4].get_ylim() == pytest.approx((x.min().item(), x.max().item()))
+
+
 def test_curves_show_mean_and_band() -> None:
     from msae import plots
 
