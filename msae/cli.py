@@ -22,10 +22,10 @@ from msae.errors import InputError
 PACKAGE = Path(__file__).parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 """The configs: inside the package in a wheel, beside it in a checkout."""
-UNNAMED = ("ckpt_path", "resume", "threads", "data.root", "trainer.enable_progress_bar")
-"""Keys that say how or where a run is made, not what it is: they are left out of folder names."""
-MISTAKES = (InputError, HydraException, OmegaConfBaseException)
-"""Errors that end a command in one line; all others are ours, and show their traceback."""
+UNNAMED = ("ckpt_path", "resume", "trainer.enable_progress_bar")
+"""Keys that say how a run is gone on with or shown, not what it is: they are left out of folder names."""
+MISTAKES = (InputError, HydraException, OmegaConfBaseException, OSError)
+"""Errors that end a command in one line, the machine's among them; all others are ours, and show their traceback."""
 
 
 def folder_name(overrides: Iterable[str], separator: str) -> str:
@@ -75,6 +75,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself
     sys.argv[1:] = sorted(sys.argv[1:], key=is_override)  # argparse wants them side by side
+    # the project's own folder names hold signs that Hydra's grammar wants quoted
+    sys.argv[1:] = [re.sub(r"^ckpt_path=([^'\"].*[=, ].*)$", r"ckpt_path='\1'", text) for text in sys.argv[1:]]
     if keyless := next((text for text in sys.argv[1:] if text.startswith("=")), None):
         fail(f"{keyless}: expected key=value")
     given = [text.partition("=")[2].strip("'\"") for text in sys.argv if text.startswith("hydra.sweep.dir=")]

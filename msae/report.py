@@ -225,9 +225,12 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
         models: dict[str, list[Run]] = {}
         for run in of_data:
             models.setdefault(run["name"], []).append(run)
-        data = instantiate(OmegaConf.load(of_data[0]["folder"] / "config.yaml").data)
+        configs = [OmegaConf.merge(OmegaConf.load(run["folder"] / "config.yaml").data, {"seed": 0}) for run in of_data]
+        data = instantiate(configs[0])
         result = compare(models)
-        result["pca"] = pca_rows(data, sorted({run["latent_dim"] for run in of_data}))
+        # with different training splits there is no one PCA to stand beside the models
+        same = all(config == configs[0] for config in configs)
+        result["pca"] = pca_rows(data, sorted({run["latent_dim"] for run in of_data})) if same else []
         results[name] = result
         place = folder if len(of_data) == len(runs) else folder / name
         place.mkdir(exist_ok=True)
@@ -264,8 +267,8 @@ class SweepReport(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             text, missing = report(folder)
-        except InputError as error:  # Hydra makes a warning of it
-            cli.fail(str(error))
+        except cli.MISTAKES as error:  # Hydra makes a warning of it
+            cli.fail(cli.explain(error, "train"))
         print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir '{folder}'")
         if missing:
             cli.fail(f"{len(missing)} of the runs did not finish: {', '.join(missing)}")
@@ -277,8 +280,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the folder of a sweep, with a folder for each run")
     try:
         print(shown(report(parser.parse_args().folder)[0]))
-    except InputError as error:
-        cli.fail(str(error))
+    except cli.MISTAKES as error:
+        cli.fail(cli.explain(error, "train"))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import shlex
-import shutil
 import sys
 import traceback
 import warnings
@@ -23,6 +23,7 @@ from msae import cli
 from msae.errors import InputError, check_choice, check_int
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
+    from msae.data.base import DataModule
     from msae.models.base import Reconstructor
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     if trainer.num_devices * trainer.num_nodes != 1:
         raise InputError(f"trainer.devices={cfg.trainer.devices}: expected 1; runs of a sweep go side by side instead")
     if cfg.ckpt_path is not None:
-        check_checkpoint(cfg, model)
+        check_checkpoint(cfg, model, data)
     OmegaConf.save(cfg, run / "config.yaml", resolve=True)
 
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -113,13 +114,23 @@ def check(cfg: DictConfig) -> None:
     steps = check_int("trainer.max_steps", cfg.trainer.max_steps, -1)
     if steps == -1 or cfg.trainer.max_epochs != -1:
         check_int("trainer.max_epochs", cfg.trainer.max_epochs)
+    if steps == 0:
+        raise InputError("trainer.max_steps=0: expected a whole number above 0, or -1 for no limit")
+    for split in ("train", "val", "test"):
+        limit = cfg.trainer[f"limit_{split}_batches"]
+        if limit == 0:
+            raise InputError(f"trainer.limit_{split}_batches=0: expected a number of batches, or a share such as 1.0")
+    check_choice("trainer.precision", str(cfg.trainer.precision), ("32-true", "32", "bf16-mixed"))
     check_choice("trainer.deterministic", cfg.trainer.deterministic, (True, False, "warn"))
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise InputError(f"ckpt_path={cfg.ckpt_path}: no such file; expected a run's last.ckpt")
 
 
-def check_checkpoint(cfg: DictConfig, model: Reconstructor) -> None:
-    """Raise InputError unless the checkpoint is of this model, and of this config where its run's lies beside it."""
+def check_checkpoint(cfg: DictConfig, model: Reconstructor, data: DataModule) -> None:
+    """Raise InputError unless the checkpoint is of this model, and of this config where its run's lies beside it.
+
+    Nor can a run go on that `max_steps` ended within an epoch: which windows the epoch had left is not kept.
+    """
     from msae.models.base import class_path, read_checkpoint
 
     checkpoint = read_checkpoint(cfg.ckpt_path)
@@ -131,6 +142,19 @@ def check_checkpoint(cfg: DictConfig, model: Reconstructor) -> None:
     if beside.is_file():
         before, now = (cli.flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(beside), cfg))
         differing(cfg.ckpt_path, *({k: v for k, v in c.items() if not k.startswith(FREE)} for c in (before, now)))
+    sizes, expected = (
+        {name: tuple(w.shape) for name, w in d.items()} for d in (checkpoint["state_dict"], model.state_dict())
+    )
+    if sizes != expected:
+        raise InputError(
+            f"ckpt_path={cfg.ckpt_path}: its weights are not those of {type(model).__name__}; is it damaged?"
+        )
+    steps = math.ceil(len(data.train) / data.batch_size)
+    if cfg.trainer.limit_train_batches == 1.0 and checkpoint["global_step"] % steps:
+        raise InputError(
+            f"ckpt_path={cfg.ckpt_path}: ended at step {checkpoint['global_step']}, within an epoch of {steps} steps; "
+            "expected a checkpoint of whole epochs"
+        )
     if cfg.trainer.max_epochs != -1 and checkpoint["epoch"] >= cfg.trainer.max_epochs:
         done = checkpoint["epoch"] + 1
         raise InputError(f"trainer.max_epochs={cfg.trainer.max_epochs}: {cfg.ckpt_path} has {done} epochs already")
@@ -190,6 +214,10 @@ def alone(cfg: DictConfig, run: Path) -> None:
             raise InputError(
                 "resume=true: goes on with a sweep (-m); a single run goes on with ckpt_path=RUN/last.ckpt"
             )
+        if (run / "config.yaml").exists() and (
+            cfg.ckpt_path is None or Path(cfg.ckpt_path).resolve().parent != run.resolve()
+        ):
+            raise InputError(f"hydra.run.dir={run}: holds a run already; go on with it by ckpt_path={run}/last.ckpt")
         print(summary(train(cfg, run, run.name), run))
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
         if (run / "last.ckpt").exists():
@@ -199,9 +227,9 @@ def alone(cfg: DictConfig, run: Path) -> None:
         sys.exit(130)
     finally:
         if not (run / "config.yaml").exists():
-            shutil.rmtree(
-                run, ignore_errors=True
-            )  # of two runs that fail in one second, the other may have been faster
+            (run / "train.log").unlink(missing_ok=True)
+            if run.exists() and not any(run.iterdir()):  # what else is in it is not ours
+                run.rmdir()
 
 
 def in_sweep(cfg: DictConfig, run: Path) -> None:

@@ -196,8 +196,9 @@ class TestOptimizerSteps:
         fit(model, self.data(), tmp_path, max_epochs=3)
         assert model.lrs == pytest.approx([0.1] * 80 + [0.05] * 40)
 
-    def test_limit_train_batches_counts_batches(self, tmp_path: Path) -> None:
-        assert fit(Lines((1, 2)), self.data(), tmp_path, limit_train_batches=5).global_step == 5
+    @pytest.mark.parametrize("limit", [1, 5])
+    def test_limit_train_batches_counts_batches(self, limit: int, tmp_path: Path) -> None:
+        assert fit(Lines((1, 2)), self.data(), tmp_path, limit_train_batches=limit).global_step == limit
 
     def test_as_one_step_a_call(self, tmp_path: Path) -> None:
         """The same windows in the same order, and the same logged means, whatever goes into one call."""

@@ -170,6 +170,20 @@ class TestCommand:
         assert (folder / "digits" / "curves.png").exists()
         assert "![reconstructions.png](mnist/reconstructions.png)" in text
 
+    def test_no_pca_beside_models_of_different_training_splits(self, command: Command) -> None:
+        args = ("model=ae", "data.val_size=0,400", "trainer.max_epochs=1", "hydra.launcher.n_jobs=1")
+        code, out, _ = command("-m", *FAST[:2], *args)
+        assert (code, "PCA," in out) == (0, False)
+
+    @pytest.mark.usefixtures("tiny_mnist")
+    def test_data_that_is_gone(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "cache" / "msae").rename("data")
+        args = ("data=mnist", "data.root=data", "data.val_size=20", "trainer=smoke", "hydra.launcher.n_jobs=1")
+        assert command("-m", *args, "hydra.sweep.dir=sweep").code == 0
+        Path("data").rename("elsewhere")
+        code, _, err = command("sweep", module="report")
+        assert (code, err.startswith("error: data.root=data: no such folder")) == (2, True)
+
     def test_no_folder(self, command: Command) -> None:
         code, _, err = command("nowhere", module="report")
         assert (code, err) == (2, "error: nowhere: no such folder\n")

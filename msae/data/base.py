@@ -140,8 +140,10 @@ class DataModule(L.LightningDataModule):
     @property
     def steps_per_call(self) -> int:
         """Optimizer steps in a call of `training_step`: one where the Trainer counts batches within an epoch."""
-        counts = self.trainer and (self.trainer.limit_train_batches != 1.0 or self.trainer.val_check_interval != 1.0)
-        return 1 if counts else STEPS_PER_CALL
+        if self.trainer is None:
+            return STEPS_PER_CALL
+        knobs = (self.trainer.limit_train_batches, self.trainer.val_check_interval)
+        return STEPS_PER_CALL if all(isinstance(knob, float) and knob == 1.0 for knob in knobs) else 1
 
     def train_dataloader(self) -> DataLoader[Tensor | list[Tensor]]:
         """Lists of up to `steps_per_call` batches."""

@@ -226,7 +226,8 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     if zipfile.is_zipfile(path):  # as all checkpoints of torch are
         with contextlib.suppress(pickle.UnpicklingError, RuntimeError):  # of another program, or damaged
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(checkpoint, dict) or "model_class" not in checkpoint:
+    keys = {"model_class", "hyper_parameters", "state_dict", "epoch", "global_step"}
+    if not isinstance(checkpoint, dict) or not keys <= checkpoint.keys():
         raise InputError(
             f"checkpoint {path}: not one that msae wrote; expected last.ckpt or best.ckpt of a run's folder"
         )
