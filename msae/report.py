@@ -93,7 +93,7 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
         )
         for other, theirs in models.items():
             control = theirs[0]["class"] == "AutoEncoder" and theirs[0]["latent_dim"] == runs[0]["latent_dim"]
-            values = paired(runs, theirs) if other == first or control else []
+            values = paired(runs, theirs) if name != first and (other == first or control) else []
             if values and other != name and (other, name) not in differences:
                 differences[name, other] = {"n": len(values), "mean": fmean(values), "interval": interval(values)}
     return {
@@ -114,7 +114,7 @@ def pca_rows(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
 
     train, test = (windows.x.flatten(1).double().numpy() for windows in (data.train, data.test))
     low, high = data.value_range.tolist()
-    latents = [k for k in latents if k <= min(train.shape)]
+    latents = [k for k in latents if k <= len(train) and k < train.shape[1]]  # as many as values would copy them
     if not latents:
         return []
     pca = PCA(max(latents), svd_solver="covariance_eigh").fit(train)
@@ -208,7 +208,7 @@ def pictures(folder: Path, data: DataModule, models: dict[str, list[Run]]) -> No
 def report(folder: Path) -> tuple[str, dict[str, str]]:
     """Write `report.md`, `report.json`, `curves.png` and `reconstructions.png` into a sweep's folder.
 
-    With several data sets there is a table for each, and the pictures lie in a folder for each.
+    With several data sets, or splits of one, there is a table for each, and the pictures lie in a folder for each.
 
     Returns:
         The text of `report.md`, and why each missing run is missing.
@@ -218,21 +218,24 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
     """
     runs, missing = read_runs(folder)
     texts, results = [], {}
-    runs.sort(key=lambda run: run["data"])
-    for name, group in groupby(runs, key=lambda run: run["data"]):
+    for run in runs:  # what is compared has the same windows in the same splits
+        config = OmegaConf.merge(OmegaConf.load(run["folder"] / "config.yaml").data, {"seed": 0, "batch_size": 1})
+        run["config"] = json.dumps(OmegaConf.to_container(config), sort_keys=True)
+    runs.sort(key=lambda run: (run["data"], run["config"]))
+    for config, group in groupby(runs, key=lambda run: run["config"]):
         of_data = sorted(group, key=lambda run: run["job"])
+        same_name = {run["config"] for run in runs if run["data"] == of_data[0]["data"]}
+        varied = [o for o in of_data[0]["overrides"] if o.startswith("data.")] if len(same_name) > 1 else []
+        name = " ".join([of_data[0]["data"], *varied])
         name_runs(of_data)
         models: dict[str, list[Run]] = {}
         for run in of_data:
             models.setdefault(run["name"], []).append(run)
-        configs = [OmegaConf.merge(OmegaConf.load(run["folder"] / "config.yaml").data, {"seed": 0}) for run in of_data]
-        data = instantiate(configs[0])
+        data = instantiate(OmegaConf.create({"data": json.loads(config)}).data)
         result = compare(models)
-        # with different training splits there is no one PCA to stand beside the models
-        same = all(config == configs[0] for config in configs)
-        result["pca"] = pca_rows(data, sorted({run["latent_dim"] for run in of_data})) if same else []
+        result["pca"] = pca_rows(data, sorted({run["latent_dim"] for run in of_data}))
         results[name] = result
-        place = folder if len(of_data) == len(runs) else folder / name
+        place = folder if len(of_data) == len(runs) else folder / cli.folder_name([name], "")
         place.mkdir(exist_ok=True)
         pictures(place, data, models)
         texts.append(markdown(name, result))

@@ -101,6 +101,20 @@ def test_a_size_that_is_not_possible(options: dict[str, int], message: str) -> N
         data(**options)
 
 
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(4, 1, 8, dtype=torch.float64), r"test windows: expected float32 .* got torch.float64 \(4, 1, 8\)"),
+        (torch.zeros(0, 1, 8), r"got torch.float32 \(0, 1, 8\)"),
+        (torch.tensor([[[1.0]], [[float("nan")]]]), "test windows: 1 hold NaN or infinity, the first is number 1"),
+        (torch.zeros(4, 2, 8), r"windows: \(1, 2\) in training, \(2, 8\) in test"),
+    ],
+)
+def test_windows_that_cannot_be_used(x: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DataModule(numbered(10), Windows(x))
+
+
 def test_digits() -> None:
     module = digits(val_size=200)
     assert [len(split) for split in (module.train, module.val, module.test)] == [1237, 200, 360]

@@ -256,6 +256,14 @@ class TestLoad:
         with pytest.raises(InputError, match=r"checkpoint nowhere\.ckpt: no such file"):
             msae.load("nowhere.ckpt")
 
+    def test_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"a folder; expected its best\.ckpt or last\.ckpt"):
+            msae.load(tmp_path)
+
+    def test_windows_of_another_shape(self) -> None:
+        with pytest.raises(InputError, match=r"x of shape \(8, 1, 4\): expected \(batch, 2, 4\)"):
+            Shift((2, 4))(torch.zeros(8, 1, 4))
+
     def test_other_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.ckpt").write_text("not a checkpoint")
         with pytest.raises(InputError, match="not one that msae wrote"):

@@ -88,7 +88,7 @@ def test_python(command: Command) -> None:
     found: dict[str, Any] = {}
     exec(textwrap.dedent(block).replace("784", "64"), found)
     assert found["x_hat"].shape == (8, 1, 64)
-    assert found["small"].shape == found["large"].shape == (8, 64)
+    assert {scale: code.shape for scale, code in found["codes"].items()} == {"small": (8, 64), "large": (8, 64)}
     assert found["msae"] is msae
 
 

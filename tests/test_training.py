@@ -196,8 +196,9 @@ def test_ctrl_c(tmp_path: Path) -> None:
         text=True,
     )
     deadline = time.monotonic() + 100
-    while not (tmp_path / "run" / "best.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    best, last = tmp_path / "run" / "best.ckpt", tmp_path / "run" / "last.ckpt"
+    while time.monotonic() < deadline and not (best.exists() and last.stat().st_mtime_ns > best.stat().st_mtime_ns):
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from msae.errors import check_int
+from msae.errors import InputError, check_int
 
 STEPS_PER_CALL = 32
 """Batches handed to one call of `training_step`, which makes an optimizer step for each."""
@@ -87,6 +87,18 @@ class Shuffled(Sampler[Tensor]):
         self.epoch = epoch
 
 
+def check_windows(train: Windows, test: Windows) -> None:
+    """Raise InputError unless both splits are finite float32 `(n, channels, length)`, with the same last two sizes."""
+    for name, x in (("training", train.x), ("test", test.x)):
+        if x.ndim != 3 or x.dtype != torch.float32 or not len(x):
+            raise InputError(f"{name} windows: expected float32 (n, channels, length), got {x.dtype} {tuple(x.shape)}")
+        bad = (~x.isfinite()).flatten(1).any(1).nonzero()
+        if len(bad):
+            raise InputError(f"{name} windows: {len(bad)} hold NaN or infinity, the first is number {int(bad[0])}")
+    if train.x.shape[1:] != test.x.shape[1:]:
+        raise InputError(f"windows: {tuple(train.x.shape[1:])} in training, {tuple(test.x.shape[1:])} in test")
+
+
 class DataModule(L.LightningDataModule):
     """Windows of a training, a validation and a test split, in raw units.
 
@@ -105,7 +117,7 @@ class DataModule(L.LightningDataModule):
         image_shape: (rows, columns), where a window is an image read row by row.
 
     Raises:
-        InputError: a size that is not possible.
+        InputError: a size that is not possible, or windows that are not float32, finite, and of one shape.
     """
 
     def __init__(
@@ -122,6 +134,7 @@ class DataModule(L.LightningDataModule):
         image_shape: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        check_windows(train, test)
         self.batch_size = check_int("batch_size", batch_size)
         check_int("val_size", val_size, 0, len(train) - 1)
         check_int("val_seed", val_seed, 0, 2**32 - 1)

@@ -110,7 +110,9 @@ class Reconstructor(L.LightningModule, ABC):
         return (x - self.offset) / self.scale
 
     def encode(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
-        """Latents of windows in raw units."""
+        """Latents of windows in raw units; InputError where they are not of the model's shape."""
+        if x.shape[1:] != (self.channels, self.length):
+            raise InputError(f"x of shape {tuple(x.shape)}: expected (batch, {self.channels}, {self.length})")
         return self.encode_scaled(self.normalize(x))
 
     def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
@@ -160,10 +162,10 @@ class Reconstructor(L.LightningModule, ABC):
 
     def _step_schedulers(self, interval: str, count: int) -> None:
         """What Lightning leaves out in manual optimization; plateaus are of val/loss, or of train/loss without it."""
-        metrics = self.trainer.callback_metrics
         for config in self.trainer.lr_scheduler_configs:
             if config.interval == interval and count % config.frequency == 0:
                 if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                    metrics = self.trainer.callback_metrics
                     config.scheduler.step(metrics.get("val/loss", metrics["train/loss"]).item())
                 else:
                     config.scheduler.step()
@@ -221,7 +223,8 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
         InputError: the file is missing, or is not such a checkpoint.
     """
     if not Path(path).is_file():
-        raise InputError(f"checkpoint {path}: no such file")
+        hint = "a folder; expected its best.ckpt or last.ckpt" if Path(path).is_dir() else "no such file"
+        raise InputError(f"checkpoint {path}: {hint}")
     checkpoint = None
     if zipfile.is_zipfile(path):  # as all checkpoints of torch are
         with contextlib.suppress(pickle.UnpicklingError, RuntimeError):  # of another program, or damaged
