@@ -1,9 +1,10 @@
 """Shared fixtures; shapes in the signatures of models, data and plots are checked while tests run."""
 
 import hashlib
+import signal
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,3 +73,11 @@ def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(msae.data.mnist, "FILES", sums)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return raw
+
+
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """Lightning ignores SIGINT from its first interruption on."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)

@@ -1,11 +1,7 @@
 """The command's errors, names, sweeps and help."""
 
-import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -211,86 +207,6 @@ class TestNames:
         assert cli.n_jobs("auto") == 1
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
         assert cli.n_jobs("auto") == -1
-
-
-SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
-
-
-class TestSweeps:
-    def test_runs_and_report(self, command: Command) -> None:
-        code, out, _ = command(*SWEEP)
-        assert code == 0
-        folder = Path("sweep")
-        names = {path.parent.name for path in folder.glob("*/metrics.json")}
-        assert names == {f"{','.join(FAST)},model={model},seed={seed}" for model in ("ae", "msae") for seed in (0, 1)}
-        assert {"report.md", "report.json", "curves.png", "reconstructions.png"} <= {p.name for p in folder.iterdir()}
-        assert "| ae | 2 | 64 |" in out
-        assert "tensorboard --logdir 'sweep'" in out
-
-    def test_a_sweep_is_not_overwritten(self, command: Command) -> None:
-        command(*SWEEP)
-        code, _, err = command(*SWEEP)
-        assert code == 2
-        assert error_line(err) == (
-            "sweep holds this sweep already: resume=true goes on with it, hydra.sweep.dir=FOLDER starts anew"
-        )
-
-    def test_a_run_that_fails_is_named_and_the_others_reported(self, command: Command) -> None:
-        code, out, err = command(*FAST, "-m", "model=msae", "model.lr=1e-3,-1", "hydra.launcher.n_jobs=1")
-        assert code == 2
-        [folder] = Path("runs").iterdir()
-        assert error_line(err) == "1 of the runs did not finish: model.lr=-1"
-        assert "model.lr=-1: failed: model.lr=-1: expected a number above 0" in out
-        report = json.loads((folder / "report.json").read_text())
-        assert report["missing"] == {"model.lr=-1": "failed: model.lr=-1: expected a number above 0"}
-        assert report["data"]["digits"]["rows"][0]["n"] == 1
-        assert "Traceback" in (folder / "model.lr=-1" / "error.txt").read_text()
-
-    def test_resume_makes_only_what_is_missing(self, command: Command) -> None:
-        command(*SWEEP)
-        runs = {path.name: path for path in Path("sweep").iterdir() if path.is_dir()}
-        finished = {name: (run / "metrics.json").read_bytes() for name, run in runs.items()}
-        lost = next(name for name in runs if name.endswith("model=msae,seed=0"))
-        (runs[lost] / "metrics.json").unlink()
-        code, out, _ = command(*SWEEP, "resume=true")
-        assert code == 0
-        assert out.count(": finished before") == 3
-        again = json.loads((runs[lost] / "metrics.json").read_text())
-        assert again["metrics"] == json.loads(finished[lost])["metrics"]
-        assert again["history"] == json.loads(finished[lost])["history"]
-        others = {name: (run / "metrics.json").read_bytes() for name, run in runs.items() if name != lost}
-        assert others == {name: content for name, content in finished.items() if name != lost}
-
-    def test_nothing_finished(self, command: Command) -> None:
-        code, out, err = command(*FAST, "-m", "model.lr=-1,-2", "hydra.launcher.n_jobs=1")
-        assert code == 2
-        assert "2 of the runs did not finish" in err
-        assert "## Missing runs" in out
-
-    def test_side_by_side_and_interrupted(self, tmp_path: Path) -> None:
-        """Ctrl-C reaches all processes of the sweep, which tells how to go on."""
-        args = [
-            sys.executable,
-            "-m",
-            "msae.train",
-            "-m",
-            "data=digits",
-            "trainer=cpu",
-            "seed=0,1",
-            "hydra.launcher.n_jobs=2",
-        ]
-        process = subprocess.Popen(
-            [*args, "trainer.max_epochs=100000", "hydra.sweep.dir=sweep"],
-            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while len(list(tmp_path.glob("sweep/*/best.ckpt"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 130, (out, err)
-        assert "Traceback" not in err
-        assert "resume=true" in out
 
 
 def test_flags_stand_anywhere(command: Command) -> None:

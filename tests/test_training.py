@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,6 @@ def equal(one: Path, other: Path) -> bool:
 
 def metrics(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())
-
-
-@pytest.fixture
-def sigint() -> Iterator[None]:
-    """Lightning ignores SIGINT from its first interruption on."""
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 def test_what_a_run_writes(command: Command) -> None:
