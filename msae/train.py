@@ -100,7 +100,7 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     flat = cli.flat(OmegaConf.to_container(cfg, resolve=True))
     knobs = {key: value for key, value in flat.items() if "._" not in key and key not in cli.UNNAMED}
     knobs = {key: value if isinstance(value, (int, float)) else str(value) for key, value in knobs.items()}
-    table = {"model": result["model"], "data": result["data"]} | knobs  # of the HParams tab, these two first
+    table = {"model": result["model"], "data": result["data"]} | knobs  # the HParams tab
     logger.log_hyperparams(table, result["metrics"], trainer.global_step)
     logger.finalize("success")
     cli.write_json(run / "metrics.json", result)
