@@ -63,7 +63,7 @@ class History(Callback):
                 f"the training loss is {values['train/loss']} in epoch {trainer.current_epoch + 1}: "
                 "try a smaller model.lr, or model.gradient_clip_val=1"
             )
-        values["test/mse"] = self._test_mse(trainer, pl_module)
+        values["test/loss"], values["test/mse"] = self._test(trainer, pl_module)
         self.epochs.append(values)
         for logger in trainer.loggers:
             logger.log_metrics({"test/mse_per_epoch": values["test/mse"]}, trainer.global_step)
@@ -75,15 +75,16 @@ class History(Callback):
         self.__dict__.update(state_dict)
 
     @torch.no_grad()
-    def _test_mse(self, trainer: L.Trainer, model: L.LightningModule) -> float:
-        """MSE in raw units of the present weights over the test split, within `limit_test_batches`."""
+    def _test(self, trainer: L.Trainer, model: L.LightningModule) -> list[float]:
+        """Loss and MSE of the present weights over the test split, within `limit_test_batches`."""
         assert isinstance(model, Reconstructor)
         loader, limit = self.data.test_dataloader(), trainer.limit_test_batches
         batches = islice(loader, limit if isinstance(limit, int) else math.ceil(limit * len(loader)))
         model.eval()
-        errors = [(model.raw_mse(model.channel_errors(x.to(model.device))) * len(x), len(x)) for x in batches]
+        errors = [model.errors(x.to(model.device)) for x in batches]
         model.train()
-        return float(sum(error for error, _ in errors)) / max(1, sum(size for _, size in errors))
+        total = sum(weight for *_, weight in errors)
+        return [float(sum(error[i] * error[2] for error in errors)) / max(1, total) for i in (0, 1)]
 
 
 class Checkpoint(ModelCheckpoint):
@@ -125,7 +126,7 @@ class Pictures(Callback):
 
     @torch.no_grad()
     def _reconstructions(self, trainer: L.Trainer, model: L.LightningModule) -> None:
-        x = self.data.test.x[: self.shown]
+        x, _ = self.data.shown(self.shown)
         x_hat = model(x.to(model.device))[0].cpu()
         figure = plots.reconstructions(x, {"": x_hat}, self.data.image_shape)
         for logger in trainer.loggers:
@@ -135,13 +136,13 @@ class Pictures(Callback):
     @torch.no_grad()
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Reconstructor)
-        samples = self.data.test[: self.embedded]
-        z = pl_module.encode(samples.x.to(pl_module.device)).cpu()
-        labels = None if samples.y is None else samples.y.tolist()
+        x, y = self.data.shown(self.embedded)
+        z = pl_module.encode(x.to(pl_module.device)).cpu()
+        labels = None if y is None else y.tolist()
         low, high = self.data.value_range
         sprites = None
         if self.data.image_shape:
-            sprites = ((samples.x - low) / (high - low)).reshape(-1, 1, *self.data.image_shape).expand(-1, 3, -1, -1)
+            sprites = ((x - low) / (high - low)).reshape(-1, 1, *self.data.image_shape).expand(-1, 3, -1, -1)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_embedding(z, labels, sprites, trainer.global_step, tag="latent")

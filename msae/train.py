@@ -58,7 +58,7 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data)
     model = instantiate(cfg.model, shape=data.shape)
-    model.set_statistics(data.offset, data.scale, data.value_range)
+    model.set_statistics(**data.statistics)
     validate = len(data.val) > 0
     history = History(data)
     callbacks: list[L.Callback] = [history, Pictures(data), Checkpoint(run, validate)]

@@ -30,7 +30,7 @@ def test_every_model_fits_every_data_set(model_name: str, data_name: str, tmp_pa
     cfg = compose(f"model={model_name}", f"data={data_name}", val_size, "trainer=smoke", "trainer.accelerator=cpu")
     data = instantiate(cfg.data)
     model = instantiate(cfg.model, shape=data.shape)
-    model.set_statistics(data.offset, data.scale, data.value_range)
+    model.set_statistics(**data.statistics)
     before = [p.detach().clone() for p in model.parameters()]
     trainer: L.Trainer = instantiate(cfg.trainer, logger=False, enable_progress_bar=False, enable_checkpointing=False)
     trainer.fit(model, datamodule=data)

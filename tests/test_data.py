@@ -73,9 +73,9 @@ def test_batches() -> None:
 
 
 def test_statistics() -> None:
-    module = DataModule(numbered(10, channels=2), numbered(20, channels=2), offset=[1.0, 2.0], scale=3.0)
+    module = DataModule(numbered(10, channels=2), numbered(20, channels=2), scale=(1.0, 3.0))
     assert module.shape == (2, 2)
-    assert module.offset.tolist() == [[1.0], [2.0]]
+    assert module.offset.tolist() == [[1.0], [1.0]]
     assert module.scale.tolist() == [[3.0], [3.0]]
     assert module.value_range.tolist() == [0.0, 9.0]
 

@@ -83,7 +83,8 @@ def fit(model: Reconstructor, data: DataModule, folder: Path, **knobs: object) -
 @pytest.mark.parametrize("by", [0.0, 0.5, -2.0])
 def test_loss_of_a_constant_offset_is_its_square(by: float) -> None:
     x = windows(channels=3).x
-    assert Shift((3, 4), by).channel_errors(x).tolist() == pytest.approx([by**2] * 3, abs=1e-6)
+    loss, mse, weight = Shift((3, 4), by).errors(x)
+    assert (loss.item(), mse.item(), weight) == (pytest.approx(by**2, abs=1e-6), pytest.approx(by**2, abs=1e-6), 10)
 
 
 def test_units() -> None:
@@ -95,10 +96,10 @@ def test_units() -> None:
     x_hat, z = model(x)
     torch.testing.assert_close(z.unflatten(1, (2, 4)), (x - offset) / scale)
     torch.testing.assert_close(x_hat - x, torch.tensor([[1.0], [2.0]]).expand(10, 2, 4))
-    errors = model.channel_errors(x)
-    torch.testing.assert_close(errors, torch.tensor([0.25, 0.25]))
-    torch.testing.assert_close(model.raw_mse(errors), torch.tensor(2.5))
-    torch.testing.assert_close(model.raw_mse(errors), (x_hat - x).square().mean())
+    loss, mse, _ = model.errors(x)
+    torch.testing.assert_close(loss, torch.tensor(0.25))
+    torch.testing.assert_close(mse, torch.tensor(2.5))
+    torch.testing.assert_close(mse, (x_hat - x).square().mean())
 
 
 def test_psnr_is_that_of_the_mean_mse() -> None:
@@ -132,7 +133,7 @@ def test_one_batch_can_be_overfitted(tmp_path: Path) -> None:
     data = DataModule(windows(16, length=8), windows(4, length=8), batch_size=16)
     model = MultiScaleAutoEncoder((1, 8), lr=3e-3)
     fit(model, data, tmp_path, max_epochs=600)
-    assert model.channel_errors(data.train.x).mean() < 1e-4
+    assert model.errors(data.train.x)[0] < 1e-4
 
 
 @pytest.mark.parametrize(

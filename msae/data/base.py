@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -13,17 +14,22 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from msae.errors import InputError, check_int
+from msae.data.windows import Views, values
+from msae.errors import InputError, check_choice, check_int
 
+SCALES = ("none", "minmax", "standard", "window")
 STEPS_PER_CALL = 32
 """Batches handed to one call of `training_step`, which makes an optimizer step for each."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Samples of one split: windows in raw units and, where the data has them, a label for each."""
+    """Samples of one split: windows in raw units and, where the data has them, a label for each.
 
-    x: Float[Tensor, "n channels length"]
+    NaN is a value that is missing, or padding.
+    """
+
+    x: Float[Tensor, "n channels length"] | Views
     y: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
@@ -36,7 +42,7 @@ class Windows:
 class Batches(Dataset[Tensor | list[Tensor]]):
     """Indexed reads of one tensor: by indices, several batches of `batch_size` windows; by a slice, one batch."""
 
-    def __init__(self, x: Float[Tensor, "n channels length"], batch_size: int) -> None:
+    def __init__(self, x: Float[Tensor, "n channels length"] | Views, batch_size: int) -> None:
         self.x = x
         self.batch_size = batch_size
 
@@ -79,7 +85,8 @@ class Shuffled(Sampler[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         state = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0])
-        order = torch.randperm(self.windows, generator=torch.Generator().manual_seed(state))
+        dtype = torch.int32 if self.windows < 2**31 else torch.int64  # the same order in half of the memory
+        order = torch.randperm(self.windows, generator=torch.Generator().manual_seed(state), dtype=dtype)
         yield from order.split(self.size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -87,16 +94,56 @@ class Shuffled(Sampler[Tensor]):
         self.epoch = epoch
 
 
-def check_windows(train: Windows, test: Windows) -> None:
-    """Raise InputError unless both splits are finite float32 `(n, channels, length)`, with the same last two sizes."""
-    for name, x in (("training", train.x), ("test", test.x)):
+def check_windows(splits: dict[str, Windows], missing: bool) -> None:
+    """Raise InputError unless all splits are float32 `(n, channels, length)` with the same last two sizes, and finite.
+
+    With `missing` there may be NaN. What reads series into Views has looked at their values already.
+    """
+    for name, windows in splits.items():
+        x = windows.x
+        if isinstance(x, Views):
+            continue
         if x.ndim != 3 or x.dtype != torch.float32 or not len(x):
             raise InputError(f"{name} windows: expected float32 (n, channels, length), got {x.dtype} {tuple(x.shape)}")
-        bad = (~x.isfinite()).flatten(1).any(1).nonzero()
+        bad = (x.isinf() if missing else ~x.isfinite()).flatten(1).any(1).nonzero()
         if len(bad):
             raise InputError(f"{name} windows: {len(bad)} hold NaN or infinity, the first is number {int(bad[0])}")
-    if train.x.shape[1:] != test.x.shape[1:]:
-        raise InputError(f"windows: {tuple(train.x.shape[1:])} in training, {tuple(test.x.shape[1:])} in test")
+    sizes = {name: tuple(windows.x.shape[1:]) for name, windows in splits.items()}
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"windows: {', '.join(f'{size} in {name}' for name, size in sizes.items())}")
+
+
+def channel_statistics(x: Float[Tensor, "n channels length"] | Views, scale: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Offset and scale of each channel, `(channels, 1)`, and the least and greatest value of all; NaN is left out.
+
+    Args:
+        x: windows of the training split.
+        scale: `minmax` takes a channel to [0, 1], `standard` to mean 0 and deviation 1 (a constant one to 0); `none`
+            and `window`, where each window is scaled by itself, leave it.
+    """
+    count, mean, squares = (torch.zeros(x.shape[1], dtype=torch.float64) for _ in range(3))
+    low, high = torch.full_like(mean, math.inf), torch.full_like(mean, -math.inf)
+    for piece in values(x):
+        present = ~piece.isnan()
+        low = torch.minimum(low, piece.double().where(present, math.inf).amin(1))
+        high = torch.maximum(high, piece.double().where(present, -math.inf).amax(1))
+        if scale == "standard":  # merges mean and sum of squares of two sets (Chan, Golub, LeVeque 1983)
+            n = present.sum(1)
+            its_mean = piece.double().nanmean(1).nan_to_num()
+            its_squares = (piece.double() - its_mean[:, None]).square().nansum(1)
+            total = (count + n).clamp(min=1)
+            squares += its_squares + (its_mean - mean).square() * count * n / total
+            mean += (its_mean - mean) * n / total
+            count += n
+    value_range = torch.stack([low.min(), high.max()]).float()
+    if scale == "minmax":
+        offset, width = low, high - low
+    elif scale == "standard":
+        offset, width = mean, (squares / count).sqrt()
+    else:
+        offset, width = torch.zeros_like(mean), torch.ones_like(mean)
+    width = width.where((width > 0) & width.isfinite() & (high > low), 1.0)
+    return offset.where(offset.isfinite(), 0.0)[:, None].float(), width[:, None].float(), value_range
 
 
 class DataModule(L.LightningDataModule):
@@ -108,13 +155,18 @@ class DataModule(L.LightningDataModule):
         train: the official training split; validation windows are taken out of it.
         test: the official test split, never touched.
         batch_size: windows in a batch.
-        val_size: windows of the validation split; 0 for none.
+        val_size: windows of the validation split, or a share of the training split below 1; 0 for none.
         val_seed: which windows these are; apart from `seed`, so that every run has the same.
         seed: of the order of the training windows.
-        offset: what a model subtracts from each channel, one value or one a channel.
-        scale: what a model then divides by.
-        value_range: least and greatest value that a window can have; by default those of the training split.
+        scale: what a model scales windows by: `none`; `minmax` or `standard`, each channel by statistics of the
+            training split; `window`, each channel of each window by its own mean and deviation; or (offset, scale).
+        value_range: least and greatest value that a window can have, where there are such.
         image_shape: (rows, columns), where a window is an image read row by row.
+        missing: whether windows may hold NaN.
+        val: the validation split, where it is not to be taken out of the training split.
+
+    Attributes:
+        bounded: whether `value_range` was given; else it is that of the training split.
 
     Raises:
         InputError: a size that is not possible, or windows that are not float32, finite, and of one shape.
@@ -125,30 +177,55 @@ class DataModule(L.LightningDataModule):
         train: Windows,
         test: Windows,
         batch_size: int = 64,
-        val_size: int = 0,
+        val_size: float = 0,
         val_seed: int = 0,
         seed: int = 0,
-        offset: float | Sequence[float] = 0.0,
-        scale: float | Sequence[float] = 1.0,
+        scale: str | tuple[float, float] = "none",
         value_range: tuple[float, float] | None = None,
         image_shape: tuple[int, int] | None = None,
+        missing: bool = False,
+        val: Windows | None = None,
     ) -> None:
         super().__init__()
-        check_windows(train, test)
+        check_windows({"training": train, "test": test} | ({"validation": val} if val else {}), missing)
         self.batch_size = check_int("batch_size", batch_size)
-        check_int("val_size", val_size, 0, len(train) - 1)
-        check_int("val_seed", val_seed, 0, 2**32 - 1)
         self.seed = check_int("seed", seed, 0, 2**32 - 1)
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(val_seed))
-        self.val = train[order[:val_size]]
-        self.train = train[order[val_size:].sort().values] if val_size else train
-        self.test = test
+        self.train, self.test = train, test
+        if val is None:
+            self.train, val = self._without_validation(train, val_size, val_seed)
+        self.val = val
         self.shape: tuple[int, int] = (train.x.shape[1], train.x.shape[2])
-        self.offset = torch.as_tensor(offset, dtype=torch.float32).expand(self.shape[0]).reshape(-1, 1)
-        self.scale = torch.as_tensor(scale, dtype=torch.float32).expand(self.shape[0]).reshape(-1, 1)
-        low, high = value_range or (self.train.x.min(), self.train.x.max())
-        self.value_range = torch.tensor([float(low), float(high)])
         self.image_shape = image_shape
+        self.bounded = value_range is not None
+        self.missing = missing
+        self.per_window = scale == "window"
+        name = check_choice("scale", scale, SCALES) if isinstance(scale, str) else "none"
+        self.offset, self.scale, self.value_range = channel_statistics(self.train.x, name)
+        if not isinstance(scale, str):
+            self.offset, self.scale = (torch.full((self.shape[0], 1), float(value)) for value in scale)
+        if value_range:
+            self.value_range = torch.tensor([float(value) for value in value_range])
+
+    @staticmethod
+    def _without_validation(train: Windows, size: float, seed: int) -> tuple[Windows, Windows]:
+        """The training split without the windows of the validation split, and these."""
+        check_int("val_seed", seed, 0, 2**32 - 1)
+        if isinstance(size, float) and 0 < size < 1:
+            size = max(1, round(size * len(train)))
+        size = check_int("val_size", size, 0, len(train) - 1)
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        return train[order[size:].sort().values] if size else train, train[order[:size]]
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """The arguments of a model's `set_statistics`."""
+        names = ("offset", "scale", "value_range", "per_window", "missing")
+        return {name: getattr(self, name) for name in names}
+
+    def shown(self, n: int) -> tuple[Float[Tensor, "m channels length"], Int[Tensor, " m"] | None]:
+        """Up to n windows of the test split, evenly spread, and their labels: for pictures."""
+        index = torch.linspace(0, len(self.test) - 1, min(n, len(self.test))).long()
+        return self.test.x[index], None if self.test.y is None else self.test.y[index]
 
     @property
     def steps_per_call(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -27,23 +27,23 @@ class MeanPSNR(Metric):
 
     full_state_update = False
     squared_error: Tensor
-    windows: Tensor
+    weight: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("squared_error", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("windows", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("data_range", torch.tensor(1.0), dist_reduce_fx="max")
 
-    def update(self, mse: Float[Tensor, ""], windows: int, data_range: Float[Tensor, ""]) -> None:
-        """Add the MSE of `windows` windows, in the units of `data_range`, the width of the data's range."""
-        self.squared_error += mse.double() * windows
-        self.windows += windows
+    def update(self, mse: Float[Tensor, ""], weight: int, data_range: Float[Tensor, ""]) -> None:
+        """Add the MSE of `weight` windows or values, in the units of `data_range`, the width of the data's range."""
+        self.squared_error += mse.double() * weight
+        self.weight += weight
         self.data_range = data_range
 
     def compute(self) -> Float[Tensor, ""]:
         """10 log10(range^2 / MSE)."""
-        mse = self.squared_error / self.windows
+        mse = self.squared_error / self.weight
         return 10 * torch.log10(self.data_range**2 / mse).float()
 
 
@@ -55,13 +55,15 @@ class Reconstructor(L.LightningModule, ABC):
     defines `encode_scaled` and `decode_scaled`. Everything else is here.
 
     Attributes:
-        codes: the slice of the latent that each scale wrote, by the scale's name, in order and without gaps.
+        per_window: whether each channel of each window is scaled by its own mean and deviation, not by statistics of
+            the training split; these are then a code of the latent, `level`, since raw units cannot be had without.
+        missing: whether windows may hold NaN, which is encoded as the value that scales to 0, and left out of the loss
+            and the metrics.
 
     Raises:
         InputError: a shape, learning rate or clipping value that is not positive.
     """
 
-    codes: dict[str, slice]
     offset: Tensor
     scale: Tensor
     value_range: Tensor
@@ -79,6 +81,8 @@ class Reconstructor(L.LightningModule, ABC):
         self.register_buffer("offset", torch.zeros(self.channels, 1))
         self.register_buffer("scale", torch.ones(self.channels, 1))
         self.register_buffer("value_range", torch.tensor([0.0, 1.0]))
+        self.per_window = False
+        self.missing = False
         self.psnr = nn.ModuleDict({f"{split}/psnr": MeanPSNR() for split in ("train", "val", "test")})
 
     @abstractmethod
@@ -90,6 +94,16 @@ class Reconstructor(L.LightningModule, ABC):
         """Scaled reconstructions of latents."""
 
     @property
+    def codes(self) -> dict[str, slice]:
+        """The slice of the latent that each scale wrote, by the scale's name, in order and without gaps."""
+        stop = max(code.stop for code in self._codes.values())
+        return self._codes | ({"level": slice(stop, stop + 2 * self.channels)} if self.per_window else {})
+
+    @codes.setter
+    def codes(self, codes: dict[str, slice]) -> None:
+        self._codes = codes
+
+    @property
     def latent_dim(self) -> int:
         """Values in a latent, all codes together."""
         return sum(code.stop - code.start for code in self.codes.values())
@@ -99,25 +113,51 @@ class Reconstructor(L.LightningModule, ABC):
         offset: Float[Tensor, "channels 1"],
         scale: Float[Tensor, "channels 1"],
         value_range: Float[Tensor, " 2"],
+        per_window: bool = False,
+        missing: bool = False,
     ) -> None:
         """Store what brings raw windows in, (x - offset) / scale, and the training split's least and greatest value."""
         self.offset.copy_(offset)
         self.scale.copy_(scale)
         self.value_range.copy_(value_range)
+        self.per_window, self.missing = per_window, missing
 
-    def normalize(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch channels length"]:
-        """Raw windows to the scale on which the nets work."""
-        return (x - self.offset) / self.scale
+    def get_extra_state(self) -> Bool[Tensor, " 2"]:
+        """What a checkpoint holds beside weights and buffers: `per_window` and `missing`."""
+        return torch.tensor([self.per_window, self.missing])
+
+    def set_extra_state(self, state: Bool[Tensor, " 2"]) -> None:
+        """Take these from a checkpoint."""
+        self.per_window, self.missing = state.tolist()
+
+    def level(
+        self, x: Float[Tensor, "batch channels length"]
+    ) -> tuple[Float[Tensor, "levels channels 1"], Float[Tensor, "levels channels 1"]]:
+        """Offset and scale of raw windows, one for all or one for each window; NaN is left out.
+
+        Where a window hardly varies, within the 5 digits that float32 leaves sure, its scale is 1.
+        """
+        if not self.per_window:
+            return self.offset[None], self.scale[None]
+        mean = x.nanmean(2, keepdim=True).nan_to_num()
+        deviation = (x - mean).square().nanmean(2, keepdim=True).sqrt()
+        return mean, deviation.where(deviation > 1e-5 * mean.abs(), 1.0)
 
     def encode(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
         """Latents of windows in raw units; InputError where they are not of the model's shape."""
-        if x.shape[1:] != (self.channels, self.length):
+        if x.ndim != 3 or x.shape[1:] != (self.channels, self.length):
             raise InputError(f"x of shape {tuple(x.shape)}: expected (batch, {self.channels}, {self.length})")
-        return self.encode_scaled(self.normalize(x))
+        offset, scale = self.level(x)
+        z = self.encode_scaled(((x - offset) / scale).where(~x.isnan(), 0.0))
+        return torch.cat([z, offset.squeeze(2), scale.squeeze(2)], dim=1) if self.per_window else z
 
     def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
         """Reconstructions, in raw units, of latents."""
-        return self.decode_scaled(z) * self.scale + self.offset
+        offset, scale = self.offset[None], self.scale[None]
+        if self.per_window:
+            z, offset, scale = z.split([z.shape[1] - 2 * self.channels, self.channels, self.channels], dim=1)
+            offset, scale = offset.unsqueeze(2), scale.unsqueeze(2)
+        return self.decode_scaled(z) * scale + offset
 
     def forward(
         self, x: Float[Tensor, "batch channels length"]
@@ -126,11 +166,22 @@ class Reconstructor(L.LightningModule, ABC):
         z = self.encode(x)
         return self.decode(z), z
 
-    def channel_errors(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, " channels"]:
-        """MSE of each channel, in scaled units, over a batch in raw units; its mean is the loss (paper III-C)."""
-        x = self.normalize(x)
-        x_hat = self.decode_scaled(self.encode_scaled(x))
-        return F.mse_loss(x_hat, x, reduction="none").mean((0, 2))
+    def errors(self, x: Float[Tensor, "batch channels length"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
+        """MSE of a batch in raw units: in scaled units, which is the loss (paper III-C), in raw units, and its weight.
+
+        The weight makes means over batches exact: the number of windows, or of values where some may be missing.
+        """
+        offset, scale = self.level(x)
+        scaled = (x - offset) / scale
+        if not self.missing:
+            error = F.mse_loss(self.decode_scaled(self.encode_scaled(scaled)), scaled, reduction="none").mean(2)
+            return error.mean(), (error * scale.squeeze(2) ** 2).mean(), len(x)
+        present = ~x.isnan()
+        scaled = scaled.where(present, 0.0)
+        x_hat = self.decode_scaled(self.encode_scaled(scaled)).where(present, 0.0)
+        error = F.mse_loss(x_hat, scaled, reduction="none").sum(2)
+        count = present.sum().clamp(min=1)
+        return error.sum() / count, (error * scale.squeeze(2) ** 2).sum() / count, int(count)
 
     def training_step(self, batches: list[Tensor], batch_idx: int) -> None:
         """One optimizer step for each of `batches`, windows in raw units, each `(batch, channels, length)`."""
@@ -138,23 +189,24 @@ class Reconstructor(L.LightningModule, ABC):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         steps = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        errors, sizes = [], []
+        errors, weights = [], []
         for x in batches:
             if self.global_step == self.trainer.max_steps:
                 break
-            error = self.channel_errors(x)
+            loss, mse, weight = self.errors(x)
             optimizer.zero_grad()
-            self.manual_backward(error.mean())
+            self.manual_backward(loss)
             if self.gradient_clip_val is not None:
                 self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
             steps.increment_ready()
             optimizer.step()
             steps.increment_completed()
             self._step_schedulers("step", self.global_step)
-            errors.append(error.detach())
-            sizes.append(len(x))
-        weights = torch.tensor(sizes, device=self.device) / sum(sizes)
-        self._log("train", weights @ torch.stack(errors), sum(sizes))
+            errors.append(torch.stack([loss, mse]).detach())
+            weights.append(weight)
+        share = torch.tensor(weights, device=self.device) / sum(weights)
+        loss, mse = share @ torch.stack(errors)
+        self._log("train", loss, mse, sum(weights))
 
     def on_train_epoch_end(self) -> None:
         """Step the schedulers that count epochs."""
@@ -172,32 +224,26 @@ class Reconstructor(L.LightningModule, ABC):
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
         """Log the metrics of a batch of the validation split, in raw units."""
-        self._log("val", self.channel_errors(x), len(x))
+        self._log("val", *self.errors(x))
 
     def test_step(self, x: Tensor, batch_idx: int) -> None:
         """Log the metrics of a batch of the test split, in raw units."""
-        self._log("test", self.channel_errors(x), len(x))
+        self._log("test", *self.errors(x))
 
     def predict_step(self, x: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """`(x_hat, z)` of a batch in raw units."""
         x_hat, z = self(x)
         return x_hat, z
 
-    def raw_mse(self, channel_errors: Float[Tensor, " channels"]) -> Float[Tensor, ""]:
-        """MSE in the squared units of the raw data, from that of each channel in scaled units."""
-        return (channel_errors * self.scale.squeeze(1) ** 2).mean()
-
-    def _log(self, split: str, channel_errors: Tensor, windows: int) -> None:
-        mse = self.raw_mse(channel_errors)
+    def _log(self, split: str, loss: Tensor, mse: Tensor, weight: int) -> None:
         psnr = self.psnr[f"{split}/psnr"]
         assert isinstance(psnr, MeanPSNR)
-        psnr.update(mse, windows, self.value_range[1] - self.value_range[0])
-        values: dict[str, Metric | Tensor | float] = {f"{split}/loss": channel_errors.mean(), f"{split}/mse": mse}
-        values[f"{split}/psnr"] = psnr
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=windows, sync_dist=split != "train")
+        psnr.update(mse, weight, self.value_range[1] - self.value_range[0])
+        values: dict[str, Metric | Tensor | float] = {f"{split}/loss": loss, f"{split}/mse": mse, f"{split}/psnr": psnr}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=weight, sync_dist=split != "train")
         # "step" sets the x axis of the loggers, which would otherwise count calls of training_step
         step = torch.tensor(float(self.global_step))
-        self.log("step", step, on_step=False, on_epoch=True, batch_size=windows, reduce_fx="max")
+        self.log("step", step, on_step=False, on_epoch=True, batch_size=weight, reduce_fx="max")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam (paper III-C), all parameters in one fused update where the device has it."""

@@ -1,0 +1,446 @@
+"""Series out of a user's own files: `.csv`, `.parquet`, `.npy`, `.npz`."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import glob
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv as pa_csv
+from pyarrow import parquet
+
+from msae.errors import InputError
+
+SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
+BLOCK = 1 << 24
+"""Bytes of text, or values, read at a time."""
+SECONDS = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+@dataclass(frozen=True)
+class Format:
+    """How tables are written.
+
+    Args:
+        columns: names of the columns that become channels, in this order; by default all but the next two.
+        time_column: name of the column of time stamps or numbers that grow.
+        group_column: name of the column that tells the series of a long table apart.
+        separator: between the columns of a .csv.
+        decimal: point or comma, in a .csv.
+        time_format: of time stamps that are not ISO 8601, as for `strptime`, such as "%d/%m/%Y %H:%M".
+    """
+
+    columns: Sequence[str] | None = None
+    time_column: str | None = None
+    group_column: str | None = None
+    separator: str = ","
+    decimal: str = "."
+    time_format: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("separator", "decimal"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or len(value) != 1:
+                raise InputError(f"{name}={value}: expected one character")
+        if self.separator == self.decimal:
+            raise InputError(f"separator={self.separator}: is the decimal point too; set data.decimal or data.separator")
+        if isinstance(self.columns, str) or (self.columns is not None and not self.columns):
+            raise InputError(f"columns={self.columns or '[]'}: expected a list of names, such as [temperature,pressure]")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The content of one file.
+
+    Attributes:
+        path: of the file.
+        columns: the channels' names.
+        values: `(time, channels)`, sorted by group, memory-mapped; or windows already cut, `(n, channels, length)`.
+        times: of each row, in seconds or in the column's own units; None without a time column.
+        groups: name, first row and row after the last of each series; the name is empty without a group column.
+        order: the row in the file of each row here, where they differ.
+        first_line: what a message adds to a row's number here to say where it stands in the file.
+    """
+
+    path: Path
+    columns: list[str]
+    values: np.ndarray
+    times: np.ndarray | None = None
+    groups: list[tuple[str, int, int]] = field(default_factory=list)
+    order: np.ndarray | None = None
+    first_line: int = 0
+
+    def where(self, row: int) -> str:
+        """The file and the line (of text) or row (of other files, from 0) of a row here."""
+        row = int(row if self.order is None else self.order[row])
+        return f"{self.path}, line {row + self.first_line}" if self.first_line else f"{self.path}, row {row}"
+
+
+def find(path: str, key: str = "path") -> list[Path]:
+    """The files that a path means: a file, those of a folder that can be read, or those of a glob; sorted.
+
+    Raises:
+        InputError: no such file, none in the folder, or one of another kind.
+    """
+    if not isinstance(path, str) or not path:
+        raise InputError(f"{key}={path}: expected a file, a folder or a glob of {', '.join(SUFFIXES)} files")
+    place = Path(path).expanduser()
+    if place.is_dir():
+        files = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
+    elif place.exists():
+        files = [place]
+    else:
+        files = sorted(map(Path, glob.glob(str(place))))  # noqa: PTH207  (of a whole path, absolute or not)
+    if not files:
+        what = f"no {', '.join(SUFFIXES)} file in it" if place.is_dir() else "no such file or folder, and no match"
+        raise InputError(f"{key}={path}: {what}")
+    for file in files:
+        if file.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{key}={file}: expected one of {', '.join(SUFFIXES)}")
+    return files
+
+
+def read(path: Path, form: Format) -> Table:
+    """The table of a file; raises InputError that says where it cannot be used."""
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: empty file")
+    if path.suffix.lower() in (".npy", ".npz"):
+        for name in ("time_column", "group_column"):
+            if getattr(form, name) is not None:
+                raise InputError(f"{name}={getattr(form, name)}: {path} is an array, without columns of other kinds")
+        return read_array(path, form.columns)
+    return read_table(path, form)
+
+
+def read_array(path: Path, columns: Sequence[str] | None) -> Table:
+    """`.npy`, memory-mapped, or `.npz`: `(time,)`, `(time, channels)`, or windows `(n, channels, length)`."""
+    try:  # private pages, written to only where missing values are filled in
+        loaded = np.load(path, mmap_mode="c" if path.suffix.lower() == ".npy" else None)
+        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: not an array file of numbers: {' '.join(str(error).split())}") from None
+    if len(arrays) == 1:
+        [array] = arrays.values()
+        names = [""] if array.ndim == 1 else [str(i) for i in range(array.shape[1])] if array.ndim > 1 else []
+    else:
+        if len({array.shape for array in arrays.values()}) > 1 or next(iter(arrays.values())).ndim != 1:
+            sizes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            raise InputError(f"{path}: expected one array, or columns of one length, got {sizes}")
+        array, names = np.stack(list(arrays.values()), axis=1), list(arrays)
+    if array.ndim not in (1, 2, 3) or array.dtype.kind not in "fiub" or array.size == 0:
+        raise InputError(
+            f"{path}: expected numbers (time,), (time, channels) or (n, channels, length), "
+            f"got {array.dtype} {array.shape}"
+        )
+    if array.ndim == 1:
+        array = array[:, None]
+    if columns is not None:
+        array, names = array[:, [names.index(name) for name in chosen(path, columns, names)]], list(map(str, columns))
+    table = Table(path, names, mappable(array), groups=[("", 0, len(array))])
+    for start in range(0, len(array), step := max(1, BLOCK // math.prod(array.shape[1:]))):
+        check_numbers(table, table.values[start : start + step], start)
+    return table
+
+
+def mappable(array: np.ndarray) -> np.ndarray:
+    """The array in a type that torch reads; a copy only where it has to be one."""
+    if array.dtype.isnative and array.dtype.name in ("float16", "float32", "float64", "int16", "int32", "int64"):
+        return array
+    return array.astype(np.float32)
+
+
+def read_table(path: Path, form: Format) -> Table:
+    """`.csv` and `.parquet`, in pieces, into temporary memory-mapped files: neither has to fit in memory."""
+    source = Csv(path, form) if path.suffix.lower() == ".csv" else Parquet(path)
+    others = [name for name in (form.time_column, form.group_column) if name is not None]
+    columns = [name for name in source.names if name not in others] if form.columns is None else form.columns
+    columns = chosen(path, columns, source.names)
+    chosen(path, others, source.names)
+    if not columns:
+        raise InputError(f"{path}: no column is left; it has {', '.join(source.names)}")
+    table = Table(path, columns, np.empty((0, 0)), first_line=source.first_line)
+    values, times, groups = Spool(np.float32, len(columns)), Spool(np.float64), Spool(np.int64)
+    known: dict[str, int] = {}
+    for batch in source.batches(columns, others):
+        numbers = np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in columns], axis=1)
+        check_numbers(table, numbers, values.rows)
+        if form.time_column is not None:
+            times.append(seconds(table, batch.column(form.time_column), form.time_column, values.rows))
+        if form.group_column is not None:
+            names = batch.column(form.group_column).cast(pa.string()).fill_null("").to_pylist()
+            groups.append(np.array([known.setdefault(name, len(known)) for name in names], dtype=np.int64))
+        values.append(numbers)
+    if not values.rows:
+        raise InputError(f"{path}: no rows; expected numbers below the header {', '.join(source.names)}")
+    spans, order = [("", 0, values.rows)], None
+    if known:
+        ids = groups.array()[:, 0]
+        changes = np.flatnonzero(np.diff(ids))
+        if len(changes) >= len(known):  # rows of one series stand apart
+            order = np.argsort(ids, kind="stable")
+            values, times = values.reordered(order), times.reordered(order)
+        ends = np.cumsum(np.bincount(ids, minlength=len(known)))
+        spans = [(name, int(stop - n), int(stop)) for name, stop, n in zip(known, ends, np.bincount(ids), strict=True)]
+    return Table(
+        path, columns, values.array(), times.array()[:, 0] if form.time_column is not None else None,
+        spans, order, source.first_line,
+    )  # fmt: skip
+
+
+class Csv:
+    """A text table; a first line of numbers alone is data, and its columns are then called 0, 1, ...."""
+
+    def __init__(self, path: Path, form: Format) -> None:
+        self.path = path
+        self.form = form
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                line = next(csv.reader(file, delimiter=form.separator), [])
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        self.header = not all(is_number(text, form.decimal) for text in line)
+        self.first_line = 2 if self.header else 1
+        self.names = [text.strip() for text in line] if self.header else [str(i) for i in range(len(line))]
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise InputError(f"{path}: columns of one name: {', '.join(twice)}")
+        others = [sign for sign in ";\t|" if len(line) == 1 and sign in line[0]]
+        if others:
+            sign = others[0].replace("\t", "\\t")
+            raise InputError(f"{path}: one column, {line[0]!r}; is it separated by {sign!r}? then data.separator='{sign}'")
+
+    def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The chosen columns, `columns` as float64, in pieces."""
+        types = dict.fromkeys(columns, pa.float64())
+        if self.form.group_column is not None:
+            types[self.form.group_column] = pa.string()
+        try:
+            yield from self._read([*columns, *others], types)
+        except pa.ArrowInvalid as error:
+            raise self._explain(columns, error) from None
+
+    def _read(self, columns: Sequence[str], types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+        formats = {} if self.form.time_format is None else {"timestamp_parsers": [self.form.time_format]}
+        yield from pa_csv.open_csv(
+            self.path,
+            pa_csv.ReadOptions(block_size=BLOCK, column_names=self.names, skip_rows=int(self.header), use_threads=False),
+            pa_csv.ParseOptions(delimiter=self.form.separator),
+            pa_csv.ConvertOptions(
+                column_types=types, include_columns=list(columns), decimal_point=self.form.decimal, **formats
+            ),
+        )
+
+    def _explain(self, columns: Sequence[str], error: pa.ArrowInvalid) -> InputError:
+        """Where the first value stands that is not a number."""
+        line = self.first_line
+        try:
+            for batch in self._read(columns, dict.fromkeys(columns, pa.string())):
+                for name in columns:
+                    for row, text in enumerate(batch.column(name).to_pylist()):
+                        if text and not is_number(text, self.form.decimal) and text not in pa_csv.ConvertOptions().null_values:
+                            return self._not_a_number(name, line + row, text)
+                line += len(batch)
+        except pa.ArrowInvalid as second:
+            error = second
+        return InputError(f"{self.path}: {' '.join(str(error).split())}")
+
+    def _not_a_number(self, name: str, line: int, text: str) -> InputError:
+        hint = "leave the column out with data.columns=[...]"
+        if self.form.decimal == "." and is_number(text, ","):
+            hint = "is it a decimal comma? then data.decimal=','"
+        elif re.match(r"\d+[-/.]\d+[-/.]\d+", text):
+            hint = f"is it a time? then data.time_column={name}"
+        elif self.form.columns is None and self.form.group_column is None:
+            hint = f"{hint}, or if it names series: data.group_column={name}"
+        return InputError(f"{self.path}, line {line}, column {name}: {text!r} is not a number; {hint}")
+
+
+class Parquet:
+    """A parquet file, of which a row group at a time is read."""
+
+    first_line = 0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.file = parquet.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
+        self.schema = self.file.schema_arrow
+        self.names: list[str] = self.schema.names
+
+    def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The chosen columns, `columns` as float64, in pieces."""
+        for name in columns:
+            kind = self.schema.field(name).type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+                hint = f"; is it a time? then data.time_column={name}" if pa.types.is_temporal(kind) else ""
+                raise InputError(f"{self.path}, column {name}: of type {kind}, expected numbers{hint}")
+        wanted = [*columns, *others]
+        for batch in self.file.iter_batches(batch_size=max(1, BLOCK // (8 * len(wanted))), columns=wanted):
+            numbers = [pc.cast(batch.column(name), pa.float64(), safe=False) for name in columns]
+            yield pa.RecordBatch.from_arrays([*numbers, *(batch.column(name) for name in others)], wanted)
+
+
+class Spool:
+    """An array that grows in a temporary file without a name, and is then memory-mapped."""
+
+    def __init__(self, dtype: Any, width: int = 1) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  (closed, and gone, with the array that maps it)
+        self.dtype = np.dtype(dtype)
+        self.width = width
+        self.rows = 0
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows, `(n, width)` or `(n,)`."""
+        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
+        self.rows += len(rows)
+
+    def array(self) -> np.ndarray:
+        """All rows, `(rows, width)`."""
+        self.file.flush()
+        if not self.rows:
+            return np.empty((0, self.width), self.dtype)
+        return np.memmap(self.file, self.dtype, "r+", shape=(self.rows, self.width))
+
+    def reordered(self, order: np.ndarray) -> Spool:
+        """A new one with these rows."""
+        array, new = self.array(), Spool(self.dtype, self.width)
+        for start in range(0, len(array), step := max(1, BLOCK // self.width)):
+            new.append(array[order[start : start + step]])
+        return new
+
+
+def chosen(path: Path, columns: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """`columns` as text, if the file has them; InputError with the nearest of `names` otherwise."""
+    for name in map(str, columns):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 3) or names[:10]
+            raise InputError(f"{path}: no column {name}; it has {len(names)}, such as {', '.join(near)}")
+    return list(map(str, columns))
+
+
+def check_numbers(table: Table, numbers: np.ndarray, first: int) -> None:
+    """Raise InputError for an infinity, or for values whose differences are lost in float32, in which models work."""
+    bad = np.argwhere(np.isinf(numbers) | (np.abs(numbers) > np.finfo(np.float32).max))
+    if len(bad):
+        row, column = bad[0][:2]
+        value = numbers[tuple(bad[0])]
+        raise InputError(f"{table.where(first + row)}, column {table.columns[column]}: {value}: expected a finite number")
+    if numbers.dtype.name in ("float64", "int64", "int32") and numbers.ndim == 2:
+        lost = np.nanmax(np.abs(numbers - numbers.astype(np.float32)), axis=0, initial=0)
+        low, high = np.nanmin(numbers, axis=0, initial=np.inf), np.nanmax(numbers, axis=0, initial=-np.inf)
+        coarse = np.flatnonzero((high > low) & (lost > 1e-3 * (high - low)))
+        if len(coarse):
+            name, low, high = table.columns[coarse[0]], low[coarse[0]], high[coarse[0]]
+            raise InputError(
+                f"{table.path}, column {name}: from {low:.10g} to {high:.10g}; models work in float32, "
+                "with 7 digits: subtract the level first, or leave the column out with data.columns=[...]"
+            )
+
+
+def is_number(text: str, decimal: str) -> bool:
+    """Whether a text is a number, with this decimal point."""
+    try:
+        float(text.replace(decimal, "."))
+    except ValueError:
+        return False
+    return decimal == "." or "." not in text
+
+
+def seconds(table: Table, column: pa.Array, name: str, first: int) -> np.ndarray:
+    """Time stamps in seconds, float64; numbers as they are."""
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise InputError(f"{table.where(first + row)}, column {name}: no time; expected one in every row")
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        nanoseconds = column.cast(pa.timestamp("ns", getattr(kind, "tz", None))).cast(pa.int64()).to_numpy()
+        return np.asarray(nanoseconds / 1e9)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return np.asarray(column.cast(pa.float64(), safe=False).to_numpy())
+    raise InputError(
+        f"{table.where(first)}, column {name}: {column[0].as_py()!r} is neither a number nor an ISO 8601 time; "
+        "data.time_format says how it is written, such as '%d/%m/%Y %H:%M'"
+    )
+
+
+def duration(text: Any) -> float:
+    """Seconds of a text such as `90s`, `5min`, `1h`, `4d`; a number is left as it is.
+
+    Raises:
+        InputError: anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d|w)?", str(text))
+    if not match or float(match[1]) == 0:
+        raise InputError(f"max_gap={text}: expected a time such as 90s, 5min, 1h, 4d, or a number in the column's units")
+    return float(match[1]) * SECONDS[match[2] or "s"]
+
+
+def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
+    """Name, first row and row after the last of the series of a table, broken where time has a gap above `max_gap`.
+
+    Raises:
+        InputError: time goes backwards or repeats, or, without `max_gap`, has a step of more than 1.5 usual ones.
+    """
+    limit = None if max_gap is None else duration(max_gap)
+    if table.times is None:
+        if limit is not None:
+            raise InputError(f"max_gap={max_gap}: {table.path} has no data.time_column to see gaps by")
+        return table.groups
+    parts = []
+    for name, start, stop in table.groups:
+        usual = float(np.median(np.diff(table.times[start : min(stop, start + 100_000)]))) if stop > start + 1 else 0.0
+        breaks = [start]
+        for first in range(start, stop - 1, BLOCK):
+            times = np.asarray(table.times[first : min(stop, first + BLOCK + 1)])
+            steps = np.diff(times)
+            for kind, bad in (("goes backwards", steps < 0), ("repeats", steps == 0), ("is no number", np.isnan(steps))):
+                if bad.any():
+                    row = first + int(np.flatnonzero(bad)[0]) + 1
+                    hint = "" if name or kind != "goes backwards" else "; many series in one table need data.group_column"
+                    raise InputError(f"{table.where(row)}: time {kind}{f' in {name}' if name else ''}{hint}")
+            gaps = np.flatnonzero(steps > (1.5 * usual if limit is None else limit))
+            if limit is None and len(gaps):
+                step, row = steps[gaps[0]], first + int(gaps[0]) + 1
+                raise InputError(
+                    f"{table.where(row)}: a gap of {step:g} where steps are of {usual:g}; windows cross gaps up to "
+                    f"data.max_gap, such as {math.ceil(step)}, and break at longer ones"
+                )
+            breaks += [first + int(gap) + 1 for gap in gaps]
+        parts += [(name, a, b) for a, b in zip(breaks, [*breaks[1:], stop], strict=True)]
+    return parts
+
+
+def first_hole(values: np.ndarray, start: int, stop: int) -> tuple[int, int] | None:
+    """Row and column of the first NaN in these rows, or None."""
+    step = max(1, BLOCK // math.prod(values.shape[1:]))
+    for first in range(start, stop, step):
+        holes = np.isnan(values[first : min(first + step, stop)])
+        if holes.any():
+            row, column = np.argwhere(holes)[0][:2]
+            return first + int(row), int(column)
+    return None
+
+
+def interpolate(values: np.ndarray) -> None:
+    """Fill in NaN, in place: on straight lines between the values beside it, at an end with the nearest value.
+
+    Args:
+        values: `(time, channels)`, or windows `(n, channels, length)`; lines without any value stay as they are.
+    """
+    for line in values.T if values.ndim == 2 else (line for window in values for line in window):
+        missing = np.isnan(line)
+        if missing.any() and not missing.all():
+            there = np.flatnonzero(~missing)
+            line[missing] = np.interp(np.flatnonzero(missing), there, line[there])

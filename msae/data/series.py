@@ -1,0 +1,196 @@
+"""A user's own series as windows: split in time first, then cut, then scaled by the training split's statistics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from msae.data import files
+from msae.data.base import SCALES, DataModule, Windows
+from msae.data.files import Format, Table
+from msae.data.windows import Views
+from msae.errors import InputError, check_choice, check_int
+
+log = logging.getLogger(__name__)
+MISSING = ("error", "interpolate", "mask")
+Span = tuple[int, int, int]
+"""Number of the table, first row, row after the last."""
+
+
+def series(
+    path: str,
+    window: int | None = None,
+    stride: int = 1,
+    columns: Sequence[str] | None = None,
+    time_column: str | None = None,
+    group_column: str | None = None,
+    max_gap: str | float | None = None,
+    missing: str = "error",
+    scale: str = "standard",
+    split: str = "time",
+    split_seed: int = 0,
+    val_size: float = 0.15,
+    test_size: float = 0.15,
+    test_path: str | None = None,
+    separator: str = ",",
+    decimal: str = ".",
+    time_format: str | None = None,
+    **loader: Any,
+) -> DataModule:
+    """Windows `(channels, window)` of the series in `.csv`, `.parquet`, `.npy` and `.npz` files.
+
+    Each series is split in time, the first part to train on, then validation, then test; each part is cut into windows
+    of its own. Arrays `(n, channels, length)` are windows already, which `split=random` deals out.
+
+    Args:
+        path: a file, a folder of files, or a glob.
+        window: time steps of a window.
+        stride: time steps from the start of a window to that of the next.
+        columns, time_column, group_column, separator, decimal, time_format: see `msae.data.files.Format`.
+        max_gap: longest step in time that a window may cross, such as `90s` or `4d`, or in the units of a time column
+            of numbers; without it, a step of more than 1.5 usual ones is an error.
+        missing: what to do about NaN and empty fields: `error`; `interpolate`, on straight lines and never from one
+            split to another; or `mask`, out of loss and metrics.
+        scale: see `msae.data.base.DataModule`.
+        split: `time`, or `random` for windows already cut.
+        split_seed: of the random split.
+        val_size: share of the validation split; 0 for none.
+        test_size: share of the test split; unused with `test_path`.
+        test_path: files that are the test split.
+        loader: `batch_size` and `seed` of `DataModule`.
+
+    Raises:
+        InputError: files or values that cannot be used, or too few rows for a window in each split.
+    """
+    check_choice("missing", missing, MISSING)
+    check_choice("scale", scale, SCALES)
+    check_choice("split", split, ("time", "random"))
+    check_int("split_seed", split_seed, 0, 2**32 - 1)
+    check_int("stride", stride)
+    if window is not None:
+        check_int("window", window, 2)
+    shares = (check_share("val_size", val_size), 0.0 if test_path else check_share("test_size", test_size))
+    if not test_path and not shares[1] or sum(shares) >= 1:
+        raise InputError(f"test_size={test_size}: expected a share above 0 that with val_size={val_size} is below 1")
+    form = Format(columns, time_column, group_column, separator, decimal, time_format)
+    tables = read_all(path, form)
+    ours = len(tables)
+    tables += read_all(test_path, form, "test_path") if test_path else []
+    check_alike(tables)
+
+    if tables[0].values.ndim == 3:
+        length = tables[0].values.shape[2]
+        if window not in (None, length) or stride != 1:
+            raise InputError(f"window={window} stride={stride}: {tables[0].path} holds windows of {length} steps already")
+        if split != "random" and not test_path:
+            raise InputError(f"split={split}: {tables[0].path} holds windows already: data.split=random or data.test_path")
+        spans = deal(tables[:ours], shares, split_seed)
+        window_ = None
+    else:
+        if split == "random":
+            raise InputError("split=random: windows of one series share values; expected split=time, or data.test_path")
+        if window is None:
+            raise InputError("window=null: expected the time steps of a window, such as data.window=96")
+        length = window_ = window
+        spans = in_time([files.stretches(table, max_gap) for table in tables[:ours]], shares)
+    if test_path:
+        whole = [(n, a, b) for n in range(ours, len(tables)) for _, a, b in files.stretches(tables[n], max_gap)]
+        spans["test"] = whole
+    if window_:
+        spans = long_enough(tables, spans, window_)
+    holes = fill(tables, spans, missing)
+    blocks = [torch.from_numpy(table.values) for table in tables]
+    splits = {name: Windows(Views(blocks, parts, window_, stride)) for name, parts in spans.items()}
+    return DataModule(
+        splits["training"], splits["test"], val=splits["validation"], scale=scale, missing=holes, **loader
+    )
+
+
+def check_share(name: str, value: Any) -> float:
+    """Return `value` if it is a number from 0 to 1, 1 excluded; raises InputError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InputError(f"{name}={value}: expected a share from 0 to 1, such as 0.15")
+    return float(value)
+
+
+def read_all(path: str, form: Format, key: str = "path") -> list[Table]:
+    """The tables of all files that a path means."""
+    return [files.read(file, form) for file in files.find(path, key)]
+
+
+def check_alike(tables: list[Table]) -> None:
+    """Raise InputError unless all tables have the same channels, and are all series or all windows of one length."""
+    first = tables[0]
+    for table in tables[1:]:
+        if table.columns != first.columns or table.values.shape[1:] != first.values.shape[1:]:
+            theirs, ours = (f"{t.columns[:8] or 'windows'} {t.values.shape[1:]}" for t in (table, first))
+            raise InputError(f"{table.path}: {theirs}, where {first.path} has {ours}; data.columns chooses common columns")
+
+
+def in_time(tables: list[list[tuple[str, int, int]]], shares: tuple[float, float]) -> dict[str, list[Span]]:
+    """Each series split at the same shares of its rows; its stretches between gaps go to the split they lie in."""
+    spans: dict[str, list[Span]] = {"training": [], "validation": [], "test": []}
+    for number, stretches in enumerate(tables):
+        rows: dict[str, tuple[int, int]] = {}
+        for name, start, stop in stretches:
+            rows[name] = (min(start, rows.get(name, (start, 0))[0]), stop)
+        for name, start, stop in stretches:
+            first, last = rows[name]
+            test = last - round(shares[1] * (last - first))
+            val = test - round(shares[0] * (last - first))
+            for split, a, b in (("training", first, val), ("validation", val, test), ("test", test, last)):
+                if max(a, start) < min(b, stop):
+                    spans[split].append((number, max(a, start), min(b, stop)))
+    return spans
+
+
+def deal(tables: list[Table], shares: tuple[float, float], seed: int) -> dict[str, list[Span]]:
+    """Windows already cut, dealt out to the splits at random."""
+    every = [(number, row, row + 1) for number, table in enumerate(tables) for row in range(len(table.values))]
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)).tolist()
+    val, test = (max(1, round(share * len(every))) if share else 0 for share in shares)
+    if val + test >= len(every):
+        raise InputError(f"{tables[0].path}: {len(every)} windows; too few to train, validate and test on")
+    cuts = {"test": order[:test], "validation": order[test : test + val], "training": order[test + val :]}
+    return {name: [every[i] for i in sorted(cuts[name])] for name in ("training", "validation", "test")}
+
+
+def long_enough(tables: list[Table], spans: dict[str, list[Span]], window: int) -> dict[str, list[Span]]:
+    """The stretches that hold a window; InputError where a split has stretches, but none that does."""
+    kept = {split: [span for span in parts if span[2] - span[1] >= window] for split, parts in spans.items()}
+    for split, parts in spans.items():
+        longest = max((stop - start for _, start, stop in parts), default=0)
+        if not kept[split] and (parts or split != "validation"):
+            rows = max(stop - start for table in tables for _, start, stop in table.groups)
+            raise InputError(
+                f"{tables[0].path}: no window of {window} steps in the {split} split, whose longest stretch has {longest} "
+                f"(longest series: {rows}); expected data.window={longest} or less, or another data.val_size or data.test_size"
+            )
+        if len(kept[split]) < len(parts):
+            few = len(parts) - len(kept[split])
+            log.info("%s split: %d of %d stretches are shorter than a window: left out", split, few, len(parts))
+    return kept
+
+
+def fill(tables: list[Table], spans: dict[str, list[Span]], missing: str) -> bool:
+    """Fill in what is missing in each stretch by itself, if asked to; returns whether NaN is left, to be masked.
+
+    Raises:
+        InputError: a value is missing and `missing` is `error`, or all of a channel's are and there is no straight line.
+    """
+    left = False
+    for number, start, stop in (span for parts in spans.values() for span in parts):
+        table = tables[number]
+        hole = files.first_hole(table.values, start, stop)
+        if hole is not None and missing == "interpolate":
+            files.interpolate(table.values[start:stop])
+            hole = files.first_hole(table.values, start, stop)
+        if hole is not None and missing != "mask":
+            row, column = hole
+            hint = "data.missing=interpolate or data.missing=mask" if missing == "error" else "data.missing=mask"
+            raise InputError(f"{table.where(row)}, column {table.columns[column]}: no value; {hint} would do")
+        left |= hole is not None
+    return left

@@ -1,0 +1,137 @@
+"""The UCR/UEA archive of labelled time series (Dau et al., arXiv:1810.07758; Bagnall et al., arXiv:1811.00075)."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from msae.data.base import SCALES, DataModule, Windows
+from msae.data.files import first_hole, interpolate
+from msae.data.mnist import cache_folder
+from msae.errors import InputError, check_choice
+
+SUFFIXES = (".ts", ".tsv")
+
+
+def ucr(
+    name: str,
+    root: str | None = None,
+    pad: str | None = None,
+    missing: str = "error",
+    scale: str = "standard",
+    **loader: Any,
+) -> DataModule:
+    """The official training and test split of a set, windows `(channels, length)`, with labels.
+
+    Labels are the numbers, from 0, of the class names in sorted order.
+
+    Args:
+        name: of the set, such as GunPoint.
+        root: folder of a local archive, `NAME/NAME_TRAIN.ts` or `NAME_TRAIN.ts`, or the same with `.tsv`; by default a
+            set that comes with aeon, or else aeon's download into the user's cache.
+        pad: `end` or `start`, where windows shorter than the longest are padded; the padding is masked.
+        missing: `error`; `interpolate`, on straight lines; or `mask`, out of loss and metrics.
+        scale: see `msae.data.base.DataModule`.
+        loader: `batch_size`, `val_size`, `val_seed` and `seed` of `DataModule`.
+
+    Raises:
+        InputError: no such set, aeon is not installed or cannot download, or lengths that differ and values that are
+            missing where no option says what to do with them.
+    """
+    check_choice("pad", pad, (None, "end", "start"))
+    check_choice("missing", missing, ("error", "interpolate", "mask"))
+    check_choice("scale", scale, SCALES)
+    splits = read(str(name), root)
+    lengths = [[x.shape[1] for x in windows] for windows, _ in splits.values()]
+    shortest, longest = min(map(min, lengths)), max(map(max, lengths))
+    if pad is None and shortest < longest:
+        raise InputError(
+            f"name={name}: series of {shortest} to {longest} steps; data.pad=end or data.pad=start pads them to {longest}"
+        )
+    classes = sorted({label for _, labels in splits.values() for label in labels})
+    found = {}
+    for split, (windows, labels) in splits.items():
+        x = np.full((len(windows), windows[0].shape[0], longest), np.nan, dtype=np.float32)
+        for i, window in enumerate(windows):
+            x[i] = padded(window, longest, pad, f"name={name}: series {i} of the {split} split", missing)
+        found[split] = Windows(torch.from_numpy(x), torch.tensor([classes.index(label) for label in labels]))
+    holes = any(bool(windows.x.isnan().any()) for windows in found.values())
+    return DataModule(found["training"], found["test"], scale=scale, missing=holes, **loader)
+
+
+def padded(window: np.ndarray, length: int, pad: str | None, name: str, missing: str) -> np.ndarray:
+    """A window `(channels, time)`, its missing values dealt with, as `(channels, length)` with NaN for padding."""
+    window = window.astype(np.float32)
+    if missing == "interpolate":
+        interpolate(window[None])
+    if missing != "mask" and (hole := first_hole(window[None], 0, 1)) is not None:
+        step = int(np.flatnonzero(np.isnan(window[hole[1]]))[0])
+        hint = "data.missing=interpolate or data.missing=mask" if missing == "error" else "data.missing=mask"
+        raise InputError(f"{name}: no value in channel {hole[1]} at step {step}; {hint} would do")
+    extra = length - window.shape[1]
+    before, after = (extra, 0) if pad == "start" else (0, extra)
+    return np.pad(window, ((0, 0), (before, after)), constant_values=np.nan)
+
+
+def read(name: str, root: str | None) -> dict[str, tuple[list[np.ndarray], list[str]]]:
+    """Windows `(channels, time)` and class names of the training and the test split."""
+    try:
+        from aeon import datasets
+        from aeon.datasets import tsc_datasets
+    except ImportError:
+        raise InputError("data=ucr needs the library aeon: pip install 'msae[ucr]'") from None
+    if root is not None:
+        return {split: read_file(path) for split, path in in_folder(name, Path(root).expanduser()).items()}
+    known = sorted({*tsc_datasets.univariate, *tsc_datasets.multivariate})
+    wheel = Path(datasets.__file__).parent / "data"
+    within = {path.name for path in wheel.iterdir() if (path / f"{path.name}_TRAIN.ts").is_file()}
+    if name not in {*known, *within}:
+        raise InputError(f"name={name}: no such set{nearest(name, {*known, *within})}")
+    folder = None if name in within else str(cache_folder() / "ucr")
+    splits = {}
+    for split, official in (("training", "train"), ("test", "test")):
+        try:
+            windows, labels = datasets.load_classification(name, split=official, extract_path=folder)
+        except (OSError, ValueError) as error:  # aeon's own, whatever went wrong with the download
+            reason = " ".join(str(error).split())
+            raise InputError(f"name={name}: aeon cannot download it ({reason}); data.root reads a local archive") from None
+        splits[split] = (list(windows), [str(label) for label in labels])
+    return splits
+
+
+def in_folder(name: str, root: Path) -> dict[str, Path]:
+    """The files of a set in a local archive."""
+    if not root.is_dir():
+        raise InputError(f"root={root}: no such folder")
+    for suffix in SUFFIXES:
+        for folder in (root / name, root):
+            files = {split: folder / f"{name}_{part}{suffix}" for split, part in (("training", "TRAIN"), ("test", "TEST"))}
+            if all(file.is_file() for file in files.values()):
+                return files
+    names = {path.name.rpartition("_")[0] for suffix in SUFFIXES for path in root.glob(f"**/*_TRAIN{suffix}")}
+    raise InputError(f"name={name}: no {name}_TRAIN and {name}_TEST, .ts or .tsv, in {root}{nearest(name, names)}")
+
+
+def read_file(path: Path) -> tuple[list[np.ndarray], list[str]]:
+    """A `.ts` or `.tsv` file; NaN that ends all channels of a `.tsv` series is the release's padding, and cut off."""
+    from aeon.datasets import load_from_ts_file, load_from_tsv_file
+
+    try:
+        windows, labels = (load_from_ts_file if path.suffix == ".ts" else load_from_tsv_file)(str(path))
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: not a file of the archive: {' '.join(str(error).split())}") from None
+    windows = [np.asarray(window) for window in windows]
+    if path.suffix == ".tsv":
+        windows = [window[:, : int(np.flatnonzero(~np.isnan(window).all(0))[-1]) + 1] for window in windows]
+    return windows, [str(label) for label in labels]
+
+
+def nearest(name: str, names: set[str]) -> str:
+    """`; nearest: ...`, whatever the case of the letters, or nothing."""
+    lower = {known.lower(): known for known in sorted(names)}
+    near = difflib.get_close_matches(name.lower(), lower, n=5, cutoff=0.5)
+    return f"; nearest: {', '.join(lower[key] for key in near)}" if near else ""
