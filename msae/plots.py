@@ -20,7 +20,8 @@ def reconstructions(
     Windows are drawn as images where `image_shape`, (rows, columns), is given, else as lines, one a channel. Inputs and
     outputs have one scale, images of errors too; lines of errors have one of their own.
     """
-    greatest = max((float((x - x_hat).abs().max()) for x_hat in outputs.values()), default=0.0) or 1.0
+    greatest = max((float((x - x_hat).abs().nan_to_num().max()) for x_hat in outputs.values()), default=0.0) or 1.0
+    low, high = (float(bound) for bound in x[~x.isnan()].aminmax())
     rows = [("input", x)]
     for name, x_hat in outputs.items():
         rows += [(name, x_hat), (f"{name}: error" if name else "error", (x - x_hat).abs())]
@@ -30,10 +31,10 @@ def reconstructions(
     for (name, windows), line in zip(rows, axes, strict=True):
         for window, axis in zip(windows, line, strict=True):
             if image_shape:
-                axis.imshow(window.reshape(image_shape).numpy(), cmap="gray", vmin=float(x.min()), vmax=float(x.max()))
+                axis.imshow(window.reshape(image_shape).numpy(), cmap="gray", vmin=low, vmax=high)
             else:
                 axis.plot(window.T.numpy(), linewidth=0.8)
-                axis.set_ylim(*((0.0, greatest) if name.endswith("error") else (float(x.min()), float(x.max()))))
+                axis.set_ylim(*((0.0, greatest) if name.endswith("error") else (low, high)))
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name or "output", rotation=0, ha="right", va="center", fontsize=8)
     return figure

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
@@ -31,23 +33,23 @@ def read_runs(folder: Path) -> tuple[list[Run], dict[str, str]]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     runs, missing = [], {}
-    for run in sorted(path.parent for path in folder.glob("*/train.log")):
+    for run in sorted(path.parent for path in folder.glob("**/train.log")):
         if (run / "metrics.json").exists():
             runs.append(json.loads((run / "metrics.json").read_text()) | {"folder": run})
         elif (run / "error.txt").exists():
-            missing[run.name] = "failed: " + (run / "error.txt").read_text().splitlines()[0]
+            missing[str(run.relative_to(folder))] = "failed: " + (run / "error.txt").read_text().splitlines()[0]
         else:
-            missing[run.name] = "not finished"
+            missing[str(run.relative_to(folder))] = "not finished"
     if not runs and not missing:
-        raise InputError(f"{folder}: no runs in it; expected the folder of a sweep")
-    return sorted(runs, key=lambda run: run["job"]), missing
+        raise InputError(f"{folder}: no runs in it; expected the folder of a sweep, or of several")
+    return sorted(runs, key=lambda run: (run["folder"].parent, run["job"])), missing
 
 
 def name_runs(runs: list[Run]) -> None:
-    """Name each run by the overrides that tell it from the others, seed apart."""
+    """Name each run by the overrides that tell it from the others of its data set, seed apart."""
     common = set.intersection(*(set(run["overrides"]) for run in runs))
     for run in runs:
-        own = [o for o in run["overrides"] if o not in common and not o.startswith(("seed=", "data="))]
+        own = [o for o in run["overrides"] if o not in common and not re.match(r"seed=|data=|data\.(?!batch_size)", o)]
         run["name"] = " ".join(o.removeprefix("model=") for o in own) or run["model"]
 
 
@@ -62,19 +64,19 @@ def interval(values: list[float]) -> tuple[float, float] | None:
 
 
 def paired(runs: list[Run], others: list[Run]) -> list[float]:
-    """Differences of test MSE, seed by seed, over the seeds that both have."""
-    theirs = {run["seed"]: run["metrics"]["test/mse"] for run in others}
-    return [run["metrics"]["test/mse"] - theirs[run["seed"]] for run in runs if run["seed"] in theirs]
+    """Differences of the test loss, seed by seed, over the seeds that both have."""
+    theirs = {run["seed"]: run["metrics"]["test/loss"] for run in others}
+    return [run["metrics"]["test/loss"] - theirs[run["seed"]] for run in runs if run["seed"] in theirs]
 
 
 def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
     """A row for each model, and the paired differences against the first and against controls of equal latent size."""
     first = next(iter(models))
-    goals = {run["seed"]: run["history"][-1]["test/mse"] for run in models[first]}
+    goals = {run["seed"]: run["history"][-1]["test/loss"] for run in models[first]}
     rows = []
     differences: dict[tuple[str, str], dict[str, Any]] = {}
     for name, runs in models.items():
-        mse = [run["metrics"]["test/mse"] for run in runs]
+        mse, loss = ([run["metrics"][f"test/{name}"] for run in runs] for name in ("mse", "loss"))
         epochs = [epoch for run in runs if (epoch := epochs_to(run, goals.get(run["seed"], fmean(goals.values()))))]
         rows.append(
             {
@@ -84,6 +86,8 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
                 "latent": runs[0]["latent_dim"],
                 "test_mse": fmean(mse),
                 "test_mse_sd": stdev(mse) if len(mse) > 1 else None,
+                "test_loss": fmean(loss),
+                "test_loss_sd": stdev(loss) if len(loss) > 1 else None,
                 "psnr": fmean(run["metrics"]["test/psnr"] for run in runs),
                 "epochs_to_first": fmean(epochs) if epochs else None,
                 "reached_first": len(epochs),
@@ -103,30 +107,57 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
 
 
 def epochs_to(run: Run, goal: float) -> int | None:
-    """The first epoch after which a run's test MSE is at most `goal`, or None."""
-    return next((epoch for epoch, metrics in enumerate(run["history"], 1) if metrics["test/mse"] <= goal), None)
+    """The first epoch after which a run's test loss is at most `goal`, or None."""
+    return next((epoch for epoch, metrics in enumerate(run["history"], 1) if metrics["test/loss"] <= goal), None)
 
 
-def pca_rows(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
-    """Test MSE of PCA, fitted to the training split, at each latent size: raw, and clipped to the data's range."""
-    import numpy as np
-    from sklearn.decomposition import PCA
+def over_data_sets(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Mean rank of each model over the data sets that all have, 1 for the best, and Wilcoxon's signed-rank tests.
 
-    train, test = (windows.x.flatten(1).double().numpy() for windows in (data.train, data.test))
-    low, high = data.value_range.tolist()
-    latents = [k for k in latents if k <= len(train) and k < train.shape[1]]  # as many as values would copy them
-    if not latents:
-        return []
-    pca = PCA(max(latents), svd_solver="covariance_eigh").fit(train)
-    z = pca.transform(test)
-    rows = []
-    for k in latents:
-        x_hat = z[:, :k] @ pca.components_[:k] + pca.mean_
-        for name, output in (("PCA", x_hat), ("PCA, clipped", np.clip(x_hat, low, high))):
-            mse = float(np.mean((output - test) ** 2))
-            psnr = float(10 * np.log10((high - low) ** 2 / mse)) if mse else None
-            rows.append({"model": name, "latent": k, "test_mse": mse, "psnr": psnr})
-    return rows
+    What is ranked and tested is the mean of the test loss over seeds; tested its logarithm, so that data sets weigh
+    alike (Demsar, JMLR 7, 2006). PCA has the latent size of the first model.
+    """
+    from scipy.stats import rankdata, wilcoxon
+
+    losses: dict[str, dict[str, float]] = {}
+    for data, result in results.items():
+        latent = result["rows"][0]["latent"]
+        for row in [*result["rows"], *(row for row in result["pca"] if row["latent"] == latent)]:
+            losses.setdefault(row["model"], {})[data] = row["test_loss"]
+    models = [model for model, found in losses.items() if len(found) == len(results)]
+    ranks = {data: rankdata([losses[model][data] for model in models]) for data in results}
+    rows = [
+        {"model": model, "mean_rank": fmean(float(ranks[data][i]) for data in results)}
+        for i, model in enumerate(models)
+    ]
+    tests = []
+    for i, model in enumerate(models):
+        for other in models[:i]:
+            ratios = [math.log(losses[model][data] / losses[other][data]) for data in results]
+            p = float(wilcoxon(ratios).pvalue) if any(ratios) else 1.0
+            won = sum(ratio < 0 for ratio in ratios)
+            geometric = math.exp(fmean(ratios))
+            tests.append({"model": model, "against": other, "won": won, "ratio": geometric, "p": p})
+    return {"n": len(results), "ranks": rows, "tests": tests}
+
+
+def markdown_over(result: dict[str, Any]) -> str:
+    """The report's text over data sets."""
+    n = result["n"]
+    ranks = [[row["model"], f"{row['mean_rank']:.2f}"] for row in result["ranks"]]
+    tests = [
+        [f"{t['model']} against {t['against']}", f"{t['won']} of {n}", f"{t['ratio']:.3g}", f"{t['p']:.2g}"]
+        for t in result["tests"]
+    ]
+    return "\n\n".join(
+        [
+            f"## Over {n} data sets",
+            "Of the mean test MSE over seeds, in scaled units: rank among the models, 1 for the best; geometric mean of the "
+            "ratio; two-sided p of Wilcoxon's signed-rank test of its logarithm, which five data sets cannot bring below .06.",
+            table(["model", "mean rank"], ranks),
+            table(["pair", "lower MSE on", "ratio of MSE", "p"], tests),
+        ]
+    )
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -136,39 +167,23 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def markdown(data: str, result: dict[str, Any]) -> str:
-    """The report's text for one data set."""
+    """The report's text for one data set; a column of scaled units where they are not the raw ones."""
+    in_units = any(not math.isclose(row["test_mse"], row["test_loss"], rel_tol=1e-3) for row in result["rows"])
     rows = []
-    for row in result["rows"]:
-        spread = "" if row["test_mse_sd"] is None else f" ± {row['test_mse_sd']:.2g}"
+    for row in [*result["rows"], *result["pca"]]:
+        psnr = "" if row["psnr"] is None else f"{row['psnr']:.2f}"
+        errors = [with_spread(row, "test_loss")] * in_units + [with_spread(row, "test_mse")]
+        if "n" not in row:
+            rows.append([row["model"], "", f"{row['latent']}", "", *errors, psnr, "", ""])
+            continue
         reached = "never" if row["epochs_to_first"] is None else f"{row['epochs_to_first']:.3g}"
         if 0 < row["reached_first"] < row["n"]:
             reached += f" ({row['reached_first']} of {row['n']})"
-        rows.append(
-            [
-                row["model"],
-                f"{row['n']}",
-                f"{row['latent']}",
-                f"{row['parameters']:,}",
-                f"{row['test_mse']:.4g}{spread}",
-                f"{row['psnr']:.2f}",
-                reached,
-                f"{row['seconds']:.3g}",
-            ]
-        )
-    for row in result["pca"]:
-        psnr = "" if row["psnr"] is None else f"{row['psnr']:.2f}"
-        rows.append([row["model"], "", f"{row['latent']}", "", f"{row['test_mse']:.4g}", psnr, "", ""])
+        sizes = [f"{row['n']}", f"{row['latent']}", f"{row['parameters']:,}"]
+        rows.append([row["model"], *sizes, *errors, psnr, reached, f"{row['seconds']:.3g}"])
     first = result["rows"][0]["model"]
-    header = [
-        "model",
-        "n",
-        "latent",
-        "parameters",
-        "test MSE",
-        "PSNR, dB",
-        f"epochs to {first}'s last",
-        "training, s",
-    ]
+    columns = ["test MSE, scaled", "test MSE, raw units"] if in_units else ["test MSE"]
+    header = ["model", "n", "latent", "parameters", *columns, "PSNR, dB", f"epochs to {first}'s last", "training, s"]
     text = [f"## {data}", table(header, rows)]
     text.append(
         "Test MSE: mean ± standard deviation over n seeds; PCA is fitted to the same training split. "
@@ -179,9 +194,16 @@ def markdown(data: str, result: dict[str, Any]) -> str:
         low_high = "n = 1" if d["interval"] is None else f"{d['interval'][0]:.3g} to {d['interval'][1]:.3g}"
         differences.append([f"{d['model']} - {d['against']}", f"{d['n']}", f"{d['mean']:.3g}", low_high])
     if differences:
-        text.append("Differences of test MSE, paired by seed; below 0 the first of the two is better.")
+        units = ", scaled" if in_units else ""
+        text.append(f"Differences of test MSE{units}, paired by seed; below 0 the first of the two is better.")
         text.append(table(["difference", "n", "mean", "95 % interval"], differences))
     return "\n\n".join(text)
+
+
+def with_spread(row: dict[str, Any], key: str) -> str:
+    """A mean and, where there is one, its standard deviation."""
+    spread = "" if row.get(f"{key}_sd") is None else f" ± {row[f'{key}_sd']:.2g}"
+    return f"{row[key]:.4g}{spread}"
 
 
 def pictures(folder: Path, data: DataModule, models: dict[str, list[Run]]) -> None:
@@ -194,12 +216,12 @@ def pictures(folder: Path, data: DataModule, models: dict[str, list[Run]]) -> No
     histories: dict[str, dict[str, Any]] = {}
     for name, runs in models.items():
         epochs = min(len(run["history"]) for run in runs)
-        splits = [split for split in ("train", "val", "test") if f"{split}/mse" in runs[0]["history"][0]]
+        splits = [split for split in ("train", "val", "test") if f"{split}/loss" in runs[0]["history"][0]]
         histories[name] = {
-            s: np.array([[epoch[f"{s}/mse"] for epoch in run["history"][:epochs]] for run in runs]) for s in splits
+            s: np.array([[epoch[f"{s}/loss"] for epoch in run["history"][:epochs]] for run in runs]) for s in splits
         }
     plots.curves(histories).savefig(folder / "curves.png", dpi=110)
-    x = data.test.x[:8]
+    x, _ = data.shown(8)
     with torch.no_grad():
         outputs = {name: load(runs[0]["folder"] / runs[0]["checkpoint"])(x)[0] for name, runs in models.items()}
     plots.reconstructions(x, outputs, data.image_shape).savefig(folder / "reconstructions.png", dpi=110)
@@ -216,24 +238,27 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
     Raises:
         InputError: no such folder, or no run in it.
     """
+    from msae import baselines
+
     runs, missing = read_runs(folder)
     texts, results = [], {}
     for run in runs:  # what is compared has the same windows in the same splits
         config = OmegaConf.merge(OmegaConf.load(run["folder"] / "config.yaml").data, {"seed": 0, "batch_size": 1})
+        run["title"] = config.get("name", run["data"])
         run["config"] = json.dumps(OmegaConf.to_container(config), sort_keys=True)
-    runs.sort(key=lambda run: (run["data"], run["config"]))
+    runs.sort(key=lambda run: (run["title"], run["config"]))
     for config, group in groupby(runs, key=lambda run: run["config"]):
-        of_data = sorted(group, key=lambda run: run["job"])
-        same_name = {run["config"] for run in runs if run["data"] == of_data[0]["data"]}
-        varied = [o for o in of_data[0]["overrides"] if o.startswith("data.")] if len(same_name) > 1 else []
-        name = " ".join([of_data[0]["data"], *varied])
+        of_data = sorted(group, key=lambda run: (run["folder"].parent, run["job"]))
+        same = {run["config"] for run in runs if run["title"] == of_data[0]["title"]}
+        varied = [o for o in of_data[0]["overrides"] if o.startswith("data.")] if len(same) > 1 else []
+        name = " ".join([of_data[0]["title"], *varied])
         name_runs(of_data)
         models: dict[str, list[Run]] = {}
         for run in of_data:
             models.setdefault(run["name"], []).append(run)
         data = instantiate(OmegaConf.create({"data": json.loads(config)}).data)
         result = compare(models)
-        result["pca"] = pca_rows(data, sorted({run["latent_dim"] for run in of_data}))
+        result["pca"] = baselines.pca(data, sorted({run["latent_dim"] for run in of_data}))
         results[name] = result
         place = folder if len(of_data) == len(runs) else folder / cli.folder_name([name], "")
         place.mkdir(exist_ok=True)
@@ -243,11 +268,14 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
         about = of_data[0]
         versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
         texts += [f"Device {about['device']}, {about['threads']} thread(s) a run; {versions}.", *images]
+    over = over_data_sets(results) if len(results) > 1 else None
+    if over:
+        texts.append(markdown_over(over))
     if missing:
         texts.append("## Missing runs\n\n" + "\n".join(f"- {name}: {reason}" for name, reason in missing.items()))
     text = "\n\n".join([f"# {folder.resolve().name}", *texts]) + "\n"
     (folder / "report.md").write_text(text)
-    cli.write_json(folder / "report.json", {"data": results, "missing": missing})
+    cli.write_json(folder / "report.json", {"data": results, "over_data_sets": over, "missing": missing})
     return text, missing
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import FAST, Command
 
-from msae import InputError, report
+from msae import InputError, baselines, report
 from msae.data.base import DataModule, Windows
 
 SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
@@ -22,8 +22,8 @@ def run(overrides: str, seed: int, mse: float, curve: list[float], **more: Any) 
         "overrides": [*overrides.split(), f"seed={seed}"], "model": "ae", "job": seed, "data": "digits",
         "class": "AutoEncoder", "seed": seed, "parameters": 10, "latent_dim": 4,
         "seconds": 1.0 + seed, "samples_per_second": 100.0,
-        "metrics": {"test/mse": mse, "test/psnr": -10 * math.log10(mse)},
-        "history": [{"test/mse": value} for value in curve],
+        "metrics": {"test/mse": mse, "test/loss": mse, "test/psnr": -10 * math.log10(mse)},
+        "history": [{"test/loss": value} for value in curve],
     } | more  # fmt: skip
 
 
@@ -87,7 +87,9 @@ def test_one_seed_has_neither_spread_nor_interval(models: dict[str, list[report.
 
 def test_text(models: dict[str, list[report.Run]]) -> None:
     text = report.markdown(
-        "digits", report.compare(models) | {"pca": [{"model": "PCA", "latent": 8, "test_mse": 0.1, "psnr": 10.0}]}
+        "digits",
+        report.compare(models)
+        | {"pca": [{"model": "PCA", "latent": 8, "test_mse": 0.1, "test_loss": 0.1, "psnr": 10.0}]},
     )
     assert "| ae | 3 | 4 | 10 | 0.5 ± 0.1 | 3.07 | 1.67 | 2 |" in text
     assert "| other | 3 | 8 | 10 | 0.3 ± 0.1 | 5.40 | 1.5 (2 of 3) | 2 |" in text
@@ -113,7 +115,7 @@ def test_pca_is_the_best_linear_reconstruction() -> None:
     rng = np.random.default_rng(0)
     train, test = (rng.normal(size=(n, 2, 3)).astype(np.float32) for n in (40, 20))
     data = DataModule(Windows(torch.from_numpy(train)), Windows(torch.from_numpy(test)), value_range=(-1.0, 1.0))
-    rows = report.pca_rows(data, [2, 5, 100])
+    rows = baselines.pca(data, [2, 5, 100])
     assert [(row["model"], row["latent"]) for row in rows] == [
         ("PCA", 2), ("PCA, clipped", 2), ("PCA", 5), ("PCA, clipped", 5),
     ]  # fmt: skip
@@ -124,7 +126,7 @@ def test_pca_is_the_best_linear_reconstruction() -> None:
         assert raw["test_mse"] == pytest.approx(((x_hat - x_test) ** 2).mean())
         assert clipped["test_mse"] == pytest.approx(((x_hat.clip(-1, 1) - x_test) ** 2).mean())
         assert raw["psnr"] == pytest.approx(10 * math.log10(4 / raw["test_mse"]))
-    assert report.pca_rows(data, [100]) == []
+    assert baselines.pca(data, [100]) == []
 
 
 class TestCommand:

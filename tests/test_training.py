@@ -61,7 +61,10 @@ def test_what_a_run_writes(command: Command) -> None:
     assert result["parameters"] == sum(p.numel() for p in msae.load(run / "best.ckpt").parameters())
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     assert [sorted(epoch) for epoch in result["history"]] == [
-        sorted([f"{split}/{name}" for split in ("train", "val") for name in ("loss", "mse", "psnr")] + ["test/loss", "test/mse"])
+        sorted(
+            [f"{split}/{name}" for split in ("train", "val") for name in ("loss", "mse", "psnr")]
+            + ["test/loss", "test/mse"]
+        )
     ] * 2
 
 

@@ -53,9 +53,13 @@ class Format:
             if not isinstance(value, str) or len(value) != 1:
                 raise InputError(f"{name}={value}: expected one character")
         if self.separator == self.decimal:
-            raise InputError(f"separator={self.separator}: is the decimal point too; set data.decimal or data.separator")
+            raise InputError(
+                f"separator={self.separator}: is the decimal point too; set data.decimal or data.separator"
+            )
         if isinstance(self.columns, str) or (self.columns is not None and not self.columns):
-            raise InputError(f"columns={self.columns or '[]'}: expected a list of names, such as [temperature,pressure]")
+            raise InputError(
+                f"columns={self.columns or '[]'}: expected a list of names, such as [temperature,pressure]"
+            )
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,9 @@ class Csv:
         others = [sign for sign in ";\t|" if len(line) == 1 and sign in line[0]]
         if others:
             sign = others[0].replace("\t", "\\t")
-            raise InputError(f"{path}: one column, {line[0]!r}; is it separated by {sign!r}? then data.separator='{sign}'")
+            raise InputError(
+                f"{path}: one column, {line[0]!r}; is it separated by {sign!r}? then data.separator='{sign}'"
+            )
 
     def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The chosen columns, `columns` as float64, in pieces."""
@@ -233,7 +239,9 @@ class Csv:
         formats = {} if self.form.time_format is None else {"timestamp_parsers": [self.form.time_format]}
         yield from pa_csv.open_csv(
             self.path,
-            pa_csv.ReadOptions(block_size=BLOCK, column_names=self.names, skip_rows=int(self.header), use_threads=False),
+            pa_csv.ReadOptions(
+                block_size=BLOCK, column_names=self.names, skip_rows=int(self.header), use_threads=False
+            ),
             pa_csv.ParseOptions(delimiter=self.form.separator),
             pa_csv.ConvertOptions(
                 column_types=types, include_columns=list(columns), decimal_point=self.form.decimal, **formats
@@ -247,7 +255,11 @@ class Csv:
             for batch in self._read(columns, dict.fromkeys(columns, pa.string())):
                 for name in columns:
                     for row, text in enumerate(batch.column(name).to_pylist()):
-                        if text and not is_number(text, self.form.decimal) and text not in pa_csv.ConvertOptions().null_values:
+                        if (
+                            text
+                            and not is_number(text, self.form.decimal)
+                            and text not in pa_csv.ConvertOptions().null_values
+                        ):
                             return self._not_a_number(name, line + row, text)
                 line += len(batch)
         except pa.ArrowInvalid as second:
@@ -336,7 +348,9 @@ def check_numbers(table: Table, numbers: np.ndarray, first: int) -> None:
     if len(bad):
         row, column = bad[0][:2]
         value = numbers[tuple(bad[0])]
-        raise InputError(f"{table.where(first + row)}, column {table.columns[column]}: {value}: expected a finite number")
+        raise InputError(
+            f"{table.where(first + row)}, column {table.columns[column]}: {value}: expected a finite number"
+        )
     if numbers.dtype.name in ("float64", "int64", "int32") and numbers.ndim == 2:
         lost = np.nanmax(np.abs(numbers - numbers.astype(np.float32)), axis=0, initial=0)
         low, high = np.nanmin(numbers, axis=0, initial=np.inf), np.nanmax(numbers, axis=0, initial=-np.inf)
@@ -383,7 +397,9 @@ def duration(text: Any) -> float:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d|w)?", str(text))
     if not match or float(match[1]) == 0:
-        raise InputError(f"max_gap={text}: expected a time such as 90s, 5min, 1h, 4d, or a number in the column's units")
+        raise InputError(
+            f"max_gap={text}: expected a time such as 90s, 5min, 1h, 4d, or a number in the column's units"
+        )
     return float(match[1]) * SECONDS[match[2] or "s"]
 
 
@@ -405,10 +421,16 @@ def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
         for first in range(start, stop - 1, BLOCK):
             times = np.asarray(table.times[first : min(stop, first + BLOCK + 1)])
             steps = np.diff(times)
-            for kind, bad in (("goes backwards", steps < 0), ("repeats", steps == 0), ("is no number", np.isnan(steps))):
+            for kind, bad in (
+                ("goes backwards", steps < 0),
+                ("repeats", steps == 0),
+                ("is no number", np.isnan(steps)),
+            ):
                 if bad.any():
                     row = first + int(np.flatnonzero(bad)[0]) + 1
-                    hint = "" if name or kind != "goes backwards" else "; many series in one table need data.group_column"
+                    hint = (
+                        "" if name or kind != "goes backwards" else "; many series in one table need data.group_column"
+                    )
                     raise InputError(f"{table.where(row)}: time {kind}{f' in {name}' if name else ''}{hint}")
             gaps = np.flatnonzero(steps > (1.5 * usual if limit is None else limit))
             if limit is None and len(gaps):

@@ -73,7 +73,7 @@ def series(
     if window is not None:
         check_int("window", window, 2)
     shares = (check_share("val_size", val_size), 0.0 if test_path else check_share("test_size", test_size))
-    if not test_path and not shares[1] or sum(shares) >= 1:
+    if (not test_path and not shares[1]) or sum(shares) >= 1:
         raise InputError(f"test_size={test_size}: expected a share above 0 that with val_size={val_size} is below 1")
     form = Format(columns, time_column, group_column, separator, decimal, time_format)
     tables = read_all(path, form)
@@ -84,9 +84,13 @@ def series(
     if tables[0].values.ndim == 3:
         length = tables[0].values.shape[2]
         if window not in (None, length) or stride != 1:
-            raise InputError(f"window={window} stride={stride}: {tables[0].path} holds windows of {length} steps already")
+            raise InputError(
+                f"window={window} stride={stride}: {tables[0].path} holds windows of {length} steps already"
+            )
         if split != "random" and not test_path:
-            raise InputError(f"split={split}: {tables[0].path} holds windows already: data.split=random or data.test_path")
+            raise InputError(
+                f"split={split}: {tables[0].path} holds windows already: data.split=random or data.test_path"
+            )
         spans = deal(tables[:ours], shares, split_seed)
         window_ = None
     else:
@@ -127,7 +131,9 @@ def check_alike(tables: list[Table]) -> None:
     for table in tables[1:]:
         if table.columns != first.columns or table.values.shape[1:] != first.values.shape[1:]:
             theirs, ours = (f"{t.columns[:8] or 'windows'} {t.values.shape[1:]}" for t in (table, first))
-            raise InputError(f"{table.path}: {theirs}, where {first.path} has {ours}; data.columns chooses common columns")
+            raise InputError(
+                f"{table.path}: {theirs}, where {first.path} has {ours}; data.columns chooses common columns"
+            )
 
 
 def in_time(tables: list[list[tuple[str, int, int]]], shares: tuple[float, float]) -> dict[str, list[Span]]:

@@ -98,7 +98,9 @@ def read(name: str, root: str | None) -> dict[str, tuple[list[np.ndarray], list[
             windows, labels = datasets.load_classification(name, split=official, extract_path=folder)
         except (OSError, ValueError) as error:  # aeon's own, whatever went wrong with the download
             reason = " ".join(str(error).split())
-            raise InputError(f"name={name}: aeon cannot download it ({reason}); data.root reads a local archive") from None
+            raise InputError(
+                f"name={name}: aeon cannot download it ({reason}); data.root reads a local archive"
+            ) from None
         splits[split] = (list(windows), [str(label) for label in labels])
     return splits
 
@@ -109,7 +111,9 @@ def in_folder(name: str, root: Path) -> dict[str, Path]:
         raise InputError(f"root={root}: no such folder")
     for suffix in SUFFIXES:
         for folder in (root / name, root):
-            files = {split: folder / f"{name}_{part}{suffix}" for split, part in (("training", "TRAIN"), ("test", "TEST"))}
+            files = {
+                split: folder / f"{name}_{part}{suffix}" for split, part in (("training", "TRAIN"), ("test", "TEST"))
+            }
             if all(file.is_file() for file in files.values()):
                 return files
     names = {path.name.rpartition("_")[0] for suffix in SUFFIXES for path in root.glob(f"**/*_TRAIN{suffix}")}

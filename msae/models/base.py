@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from msae.errors import InputError, check_int, check_positive
+from msae.models.layers import window_level
 
 
 class MeanPSNR(Metric):
@@ -133,15 +134,8 @@ class Reconstructor(L.LightningModule, ABC):
     def level(
         self, x: Float[Tensor, "batch channels length"]
     ) -> tuple[Float[Tensor, "levels channels 1"], Float[Tensor, "levels channels 1"]]:
-        """Offset and scale of raw windows, one for all or one for each window; NaN is left out.
-
-        Where a window hardly varies, within the 5 digits that float32 leaves sure, its scale is 1.
-        """
-        if not self.per_window:
-            return self.offset[None], self.scale[None]
-        mean = x.nanmean(2, keepdim=True).nan_to_num()
-        deviation = (x - mean).square().nanmean(2, keepdim=True).sqrt()
-        return mean, deviation.where(deviation > 1e-5 * mean.abs(), 1.0)
+        """Offset and scale of raw windows: one for all, or one for each."""
+        return window_level(x) if self.per_window else (self.offset[None], self.scale[None])
 
     def encode(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
         """Latents of windows in raw units; InputError where they are not of the model's shape."""

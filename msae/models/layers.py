@@ -2,7 +2,8 @@
 
 from itertools import pairwise
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -11,3 +12,15 @@ def mlp(*sizes: int) -> nn.Sequential:
     for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def window_level(
+    x: Float[Tensor, "batch channels length"],
+) -> tuple[Float[Tensor, "batch channels 1"], Float[Tensor, "batch channels 1"]]:
+    """Mean and deviation of each channel of each window; NaN is left out.
+
+    Where a window hardly varies, within the 5 digits that float32 leaves sure, its deviation is given as 1.
+    """
+    mean = x.nanmean(2, keepdim=True).nan_to_num()
+    deviation = (x - mean).square().nanmean(2, keepdim=True).sqrt()
+    return mean, deviation.where(deviation > 1e-5 * mean.abs(), 1.0)

@@ -1,0 +1,62 @@
+"""What a model has to beat: PCA, the best linear autoencoder, on the same windows at the same latent size."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from msae.data.base import DataModule
+from msae.models.layers import window_level
+
+VALUES = 100_000_000
+"""As many values of training windows are fitted at most, evenly spread."""
+
+
+def scaled(
+    data: DataModule, x: Tensor
+) -> tuple[Float[np.ndarray, "n values"], Float[np.ndarray, "n values"], Bool[np.ndarray, "n values"]]:
+    """Windows `(n, values)` as models see them, what they were divided by, and which of their values are missing."""
+    offset, scale = window_level(x) if data.per_window else (data.offset, data.scale)
+    values, widths, missing = (t.expand_as(x).flatten(1) for t in ((x - offset) / scale, scale, x.isnan()))
+    return values.double().numpy(), widths.double().numpy(), missing.numpy()
+
+
+def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
+    """Test MSE of PCA, fitted to scaled training windows, at each latent size; also clipped to a data set's range.
+
+    Windows scaled each by itself have their mean and deviation in the latent, for PCA as for a model. Of many windows,
+    as many as hold `VALUES` are fitted, evenly spread.
+    """
+    train, size, level = data.train.x, data.shape[0] * data.shape[1], 2 * data.shape[0] * data.per_window
+    n = min(len(train), VALUES // size)
+    latents = [k for k in latents if 0 < k - level <= n and k - level < size]  # as many as values would copy them
+    if not latents:
+        return []
+    x, _, missing = scaled(data, train[torch.linspace(0, len(train) - 1, n, dtype=torch.float64).long()])
+    fitted = PCA(max(latents) - level, svd_solver="covariance_eigh" if n > size else "full").fit(
+        np.where(missing, 0, x)
+    )
+    low, high = data.value_range.tolist()
+    outputs = ["PCA", "PCA, clipped"] if data.bounded else ["PCA"]
+    sums = {(k, name): np.zeros(2) for k in latents for name in outputs}
+    count = 0
+    for start in range(0, len(data.test), 4096):
+        x, scale, missing = scaled(data, data.test.x[start : start + 4096])
+        z = fitted.transform(np.where(missing, 0, x))
+        count += (~missing).sum()
+        for (k, name), total in sums.items():
+            x_hat = z[:, : k - level] @ fitted.components_[: k - level] + fitted.mean_
+            if name != "PCA":  # bounded data has one range and one scale for all windows
+                offset = data.offset.numpy().repeat(data.shape[1], 1).reshape(-1)
+                x_hat = np.clip(x_hat, (low - offset) / scale, (high - offset) / scale)
+            error = np.where(missing, 0, x_hat - x)
+            total += (error**2).sum(), ((error * scale) ** 2).sum()
+    rows = []
+    for (k, name), total in sums.items():
+        loss, mse = (total / count).tolist()
+        psnr = float(10 * np.log10((high - low) ** 2 / mse)) if mse else None
+        rows.append({"model": name, "latent": k, "test_mse": mse, "test_loss": loss, "psnr": psnr})
+    return rows
