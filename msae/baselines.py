@@ -35,10 +35,10 @@ def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
     latents = [k for k in latents if 0 < k - level <= n and k - level < size]  # as many as values would copy them
     if not latents:
         return []
-    x, _, missing = scaled(data, train[torch.linspace(0, len(train) - 1, n, dtype=torch.float64).long()])
-    fitted = PCA(max(latents) - level, svd_solver="covariance_eigh" if n > size else "full").fit(
-        np.where(missing, 0, x)
-    )
+    spread = torch.linspace(0, len(train) - 1, n, dtype=torch.float64).long()
+    x, _, missing = scaled(data, train[spread])
+    fitted = PCA(max(latents) - level, svd_solver="covariance_eigh" if n > size else "full")
+    fitted.fit(np.where(missing, 0, x))
     low, high = data.value_range.tolist()
     outputs = ["PCA", "PCA, clipped"] if data.bounded else ["PCA"]
     sums = {(k, name): np.zeros(2) for k in latents for name in outputs}
@@ -47,13 +47,13 @@ def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
         x, scale, missing = scaled(data, data.test.x[start : start + 4096])
         z = fitted.transform(np.where(missing, 0, x))
         count += (~missing).sum()
-        for (k, name), total in sums.items():
+        for k, name in sums:
             x_hat = z[:, : k - level] @ fitted.components_[: k - level] + fitted.mean_
             if name != "PCA":  # bounded data has one range and one scale for all windows
                 offset = data.offset.numpy().repeat(data.shape[1], 1).reshape(-1)
                 x_hat = np.clip(x_hat, (low - offset) / scale, (high - offset) / scale)
             error = np.where(missing, 0, x_hat - x)
-            total += (error**2).sum(), ((error * scale) ** 2).sum()
+            sums[k, name] += (error**2).sum(), ((error * scale) ** 2).sum()
     rows = []
     for (k, name), total in sums.items():
         loss, mse = (total / count).tolist()

@@ -164,6 +164,7 @@ class Progress(ProgressBar):
         self.bar = bar and sys.stderr.isatty()
         self.enabled = True
         self.tqdm: tqdm[None] | None = None
+        self.tenths: int | None = None
 
     def disable(self) -> None:
         self.enabled = False
@@ -191,9 +192,12 @@ class Progress(ProgressBar):
         if self.tqdm is not None:
             self.tqdm.set_postfix(metrics)
             return
-        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
-        if self.enabled and (epoch == epochs or epoch % max(1, (epochs or 10) // 10) == 0):
-            log.info("%s: epoch %s/%s %s", self.name, epoch, epochs, " ".join(f"{k}={v}" for k, v in metrics.items()))
+        step, steps = trainer.global_step, self._total(trainer)
+        tenths = steps and 10 * step // steps
+        if self.enabled and tenths != self.tenths:
+            self.tenths = tenths
+            epoch = f"epoch {trainer.current_epoch + 1}, step {step}{f' of {steps}' if steps else ''}"
+            log.info("%s: %s %s", self.name, epoch, " ".join(f"{k}={v}" for k, v in metrics.items()))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()

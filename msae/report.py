@@ -152,8 +152,8 @@ def markdown_over(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"## Over {n} data sets",
-            "Of the mean test MSE over seeds, in scaled units: rank among the models, 1 for the best; geometric mean of the "
-            "ratio; two-sided p of Wilcoxon's signed-rank test of its logarithm, which five data sets cannot bring below .06.",
+            "Of the mean test MSE over seeds, in scaled units: rank among the models, 1 for the best; geometric mean "
+            "of the ratio; two-sided p of Wilcoxon's signed-rank test of its logarithm, at least .06 for five sets.",
             table(["model", "mean rank"], ranks),
             table(["pair", "lower MSE on", "ratio of MSE", "p"], tests),
         ]
@@ -244,7 +244,7 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
     texts, results = [], {}
     for run in runs:  # what is compared has the same windows in the same splits
         config = OmegaConf.merge(OmegaConf.load(run["folder"] / "config.yaml").data, {"seed": 0, "batch_size": 1})
-        run["title"] = config.get("name", run["data"])
+        run["title"] = OmegaConf.select(config, "name") or run["data"]
         run["config"] = json.dumps(OmegaConf.to_container(config), sort_keys=True)
     runs.sort(key=lambda run: (run["title"], run["config"]))
     for config, group in groupby(runs, key=lambda run: run["config"]):

@@ -74,6 +74,7 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
 
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     kept = "best" if validate else "last"
+    epochs, seconds, windows = history.epochs, history.seconds, history.windows  # a test takes back those of `kept`
     [metrics] = trainer.test(model, data, ckpt_path=str(run / f"{kept}.ckpt"), weights_only=True, verbose=False)
 
     hydra = HydraConfig.get()
@@ -86,16 +87,16 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
         "seed": cfg.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "latent_dim": model.latent_dim,
-        "epochs": len(history.epochs),
+        "epochs": len(epochs),
         "steps": trainer.global_step,
         "checkpoint": f"{kept}.ckpt",
         "metrics": {key: value for key, value in metrics.items() if "/" in key},
-        "samples_per_second": history.windows / history.seconds,
-        "seconds": history.seconds,
+        "samples_per_second": windows / seconds,
+        "seconds": seconds,
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
         "threads": cfg.threads,
         "versions": {"python": sys.version.split()[0]} | {p: version(p) for p in ("msae", "torch", "lightning")},
-        "history": history.epochs,
+        "history": epochs,
     }
     flat = cli.flat(OmegaConf.to_container(cfg, resolve=True))
     knobs = {key: value for key, value in flat.items() if "._" not in key and key not in cli.UNNAMED}

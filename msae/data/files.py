@@ -250,16 +250,12 @@ class Csv:
 
     def _explain(self, columns: Sequence[str], error: pa.ArrowInvalid) -> InputError:
         """Where the first value stands that is not a number."""
-        line = self.first_line
+        line, nulls = self.first_line, {None, *pa_csv.ConvertOptions().null_values}
         try:
             for batch in self._read(columns, dict.fromkeys(columns, pa.string())):
                 for name in columns:
                     for row, text in enumerate(batch.column(name).to_pylist()):
-                        if (
-                            text
-                            and not is_number(text, self.form.decimal)
-                            and text not in pa_csv.ConvertOptions().null_values
-                        ):
+                        if text not in nulls and not is_number(text, self.form.decimal):
                             return self._not_a_number(name, line + row, text)
                 line += len(batch)
         except pa.ArrowInvalid as second:
@@ -421,17 +417,11 @@ def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
         for first in range(start, stop - 1, BLOCK):
             times = np.asarray(table.times[first : min(stop, first + BLOCK + 1)])
             steps = np.diff(times)
-            for kind, bad in (
-                ("goes backwards", steps < 0),
-                ("repeats", steps == 0),
-                ("is no number", np.isnan(steps)),
-            ):
-                if bad.any():
-                    row = first + int(np.flatnonzero(bad)[0]) + 1
-                    hint = (
-                        "" if name or kind != "goes backwards" else "; many series in one table need data.group_column"
-                    )
-                    raise InputError(f"{table.where(row)}: time {kind}{f' in {name}' if name else ''}{hint}")
+            bad = np.flatnonzero(~(steps > 0))
+            if len(bad):
+                row, kind = first + int(bad[0]) + 1, "goes backwards" if steps[bad[0]] < 0 else "repeats"
+                hint = f" in {name}" if name else "; many series in one table need data.group_column"
+                raise InputError(f"{table.where(row)}: time {kind}{hint}; without data.time_column rows count as even")
             gaps = np.flatnonzero(steps > (1.5 * usual if limit is None else limit))
             if limit is None and len(gaps):
                 step, row = steps[gaps[0]], first + int(gaps[0]) + 1

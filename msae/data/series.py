@@ -49,7 +49,9 @@ def series(
         path: a file, a folder of files, or a glob.
         window: time steps of a window.
         stride: time steps from the start of a window to that of the next.
-        columns, time_column, group_column, separator, decimal, time_format: see `msae.data.files.Format`.
+        columns: the channels, in this order; by default all but the next two.
+        time_column: name of the column of times, which have to grow.
+        group_column: name of the column that tells the series of a long table apart.
         max_gap: longest step in time that a window may cross, such as `90s` or `4d`, or in the units of a time column
             of numbers; without it, a step of more than 1.5 usual ones is an error.
         missing: what to do about NaN and empty fields: `error`; `interpolate`, on straight lines and never from one
@@ -60,6 +62,9 @@ def series(
         val_size: share of the validation split; 0 for none.
         test_size: share of the test split; unused with `test_path`.
         test_path: files that are the test split.
+        separator: between the columns of a .csv.
+        decimal: point or comma, in a .csv.
+        time_format: of times that are not ISO 8601, as for `strptime`.
         loader: `batch_size` and `seed` of `DataModule`.
 
     Raises:
@@ -172,8 +177,8 @@ def long_enough(tables: list[Table], spans: dict[str, list[Span]], window: int) 
         if not kept[split] and (parts or split != "validation"):
             rows = max(stop - start for table in tables for _, start, stop in table.groups)
             raise InputError(
-                f"{tables[0].path}: no window of {window} steps in the {split} split, whose longest stretch has {longest} "
-                f"(longest series: {rows}); expected data.window={longest} or less, or another data.val_size or data.test_size"
+                f"{tables[0].path}: no window of {window} steps in the {split} split, whose longest stretch has "
+                f"{longest} of {rows} steps; expected a shorter data.window, or other data.val_size and data.test_size"
             )
         if len(kept[split]) < len(parts):
             few = len(parts) - len(kept[split])
@@ -185,7 +190,7 @@ def fill(tables: list[Table], spans: dict[str, list[Span]], missing: str) -> boo
     """Fill in what is missing in each stretch by itself, if asked to; returns whether NaN is left, to be masked.
 
     Raises:
-        InputError: a value is missing and `missing` is `error`, or all of a channel's are and there is no straight line.
+        InputError: a value is missing and `missing` is `error`, or all of a channel's are and no line can be drawn.
     """
     left = False
     for number, start, stop in (span for parts in spans.values() for span in parts):

@@ -15,6 +15,7 @@ from msae.data.mnist import cache_folder
 from msae.errors import InputError, check_choice
 
 SUFFIXES = (".ts", ".tsv")
+PARTS = {"training": "TRAIN", "test": "TEST"}
 
 
 def ucr(
@@ -50,16 +51,16 @@ def ucr(
     shortest, longest = min(map(min, lengths)), max(map(max, lengths))
     if pad is None and shortest < longest:
         raise InputError(
-            f"name={name}: series of {shortest} to {longest} steps; data.pad=end or data.pad=start pads them to {longest}"
+            f"name={name}: series of {shortest} to {longest} steps; data.pad=end or data.pad=start pads them"
         )
     classes = sorted({label for _, labels in splits.values() for label in labels})
-    found = {}
+    found, holes = {}, False
     for split, (windows, labels) in splits.items():
         x = np.full((len(windows), windows[0].shape[0], longest), np.nan, dtype=np.float32)
         for i, window in enumerate(windows):
             x[i] = padded(window, longest, pad, f"name={name}: series {i} of the {split} split", missing)
+        holes |= bool(np.isnan(x).any())
         found[split] = Windows(torch.from_numpy(x), torch.tensor([classes.index(label) for label in labels]))
-    holes = any(bool(windows.x.isnan().any()) for windows in found.values())
     return DataModule(found["training"], found["test"], scale=scale, missing=holes, **loader)
 
 
@@ -93,9 +94,9 @@ def read(name: str, root: str | None) -> dict[str, tuple[list[np.ndarray], list[
         raise InputError(f"name={name}: no such set{nearest(name, {*known, *within})}")
     folder = None if name in within else str(cache_folder() / "ucr")
     splits = {}
-    for split, official in (("training", "train"), ("test", "test")):
+    for split, part in PARTS.items():
         try:
-            windows, labels = datasets.load_classification(name, split=official, extract_path=folder)
+            windows, labels = datasets.load_classification(name, split=part.lower(), extract_path=folder)
         except (OSError, ValueError) as error:  # aeon's own, whatever went wrong with the download
             reason = " ".join(str(error).split())
             raise InputError(
@@ -111,9 +112,7 @@ def in_folder(name: str, root: Path) -> dict[str, Path]:
         raise InputError(f"root={root}: no such folder")
     for suffix in SUFFIXES:
         for folder in (root / name, root):
-            files = {
-                split: folder / f"{name}_{part}{suffix}" for split, part in (("training", "TRAIN"), ("test", "TEST"))
-            }
+            files = {split: folder / f"{name}_{part}{suffix}" for split, part in PARTS.items()}
             if all(file.is_file() for file in files.values()):
                 return files
     names = {path.name.rpartition("_")[0] for suffix in SUFFIXES for path in root.glob(f"**/*_TRAIN{suffix}")}
