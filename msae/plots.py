@@ -1,6 +1,6 @@
 """Pictures of reconstructions and of learning curves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -58,3 +58,41 @@ def curves(runs: Mapping[str, Mapping[str, Float[np.ndarray, "seeds epochs"]]]) 
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
     return figure
+
+
+def series(
+    x: Float[np.ndarray, "time channels"] | Float[np.ndarray, "n channels length"],
+    x_hat: Float[np.ndarray, "time channels"] | Float[np.ndarray, "n channels length"],
+    names: Sequence[str],
+    length: int,
+) -> Figure:
+    """A row for each of the first four channels: all of a series with its reconstruction, and four windows up close.
+
+    The whole is drawn from the least and greatest value of each of up to 1,000 stretches. Windows already cut are
+    drawn one after the other.
+    """
+    if x.ndim == 3:
+        x, x_hat = (array.transpose(0, 2, 1).reshape(-1, array.shape[1]) for array in (x, x_hat))
+    shown = min(4, x.shape[1])
+    figure = Figure(figsize=(11, 0.6 + 2 * shown), layout="constrained")
+    axes = figure.subplots(shown, 2, squeeze=False, width_ratios=(3, 2))
+    middle = slice(max(0, len(x) // 2 - 2 * length), len(x) // 2 + 2 * length)
+    for channel, (whole, near) in enumerate(axes):
+        for array, label, width in ((x, "input", 1.4), (x_hat, "reconstruction", 0.8)):
+            whole.plot(*envelope(array[:, channel]), label=label, linewidth=width)
+            near.plot(np.arange(len(x))[middle], array[middle, channel], linewidth=width)
+        whole.set_ylabel(names[channel] if channel < len(names) else f"channel {channel}")
+    axes[0, 0].legend(fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("row")
+    return figure
+
+
+def envelope(values: Float[np.ndarray, " time"]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and values of a line that shows the least and greatest value of each of up to 1,000 stretches."""
+    if len(values) <= 2000:
+        return np.arange(len(values)), np.asarray(values)
+    edges = np.linspace(0, len(values), 1001).astype(int)
+    with np.errstate(all="ignore"):
+        bounds = [(np.fmin.reduce(piece), np.fmax.reduce(piece)) for piece in np.split(values, edges[1:-1])]
+    return np.repeat(edges[:-1], 2), np.array(bounds).reshape(-1)

@@ -2,64 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import glob
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import csv as pa_csv
-from pyarrow import parquet
 
+from msae.data.tables import BLOCK, Csv, Format, Parquet
 from msae.errors import InputError
 
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
-BLOCK = 1 << 24
-"""Bytes of text, or values, read at a time."""
 SECONDS = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-@dataclass(frozen=True)
-class Format:
-    """How tables are written.
-
-    Args:
-        columns: names of the columns that become channels, in this order; by default all but the next two.
-        time_column: name of the column of time stamps or numbers that grow.
-        group_column: name of the column that tells the series of a long table apart.
-        separator: between the columns of a .csv.
-        decimal: point or comma, in a .csv.
-        time_format: of time stamps that are not ISO 8601, as for `strptime`, such as "%d/%m/%Y %H:%M".
-    """
-
-    columns: Sequence[str] | None = None
-    time_column: str | None = None
-    group_column: str | None = None
-    separator: str = ","
-    decimal: str = "."
-    time_format: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("separator", "decimal"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or len(value) != 1:
-                raise InputError(f"{name}={value}: expected one character")
-        if self.separator == self.decimal:
-            raise InputError(
-                f"separator={self.separator}: is the decimal point too; set data.decimal or data.separator"
-            )
-        if isinstance(self.columns, str) or (self.columns is not None and not self.columns):
-            raise InputError(
-                f"columns={self.columns or '[]'}: expected a list of names, such as [temperature,pressure]"
-            )
 
 
 @dataclass(frozen=True)
@@ -163,13 +123,20 @@ def mappable(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32)
 
 
+def open_table(path: Path, form: Format) -> Csv | Parquet:
+    """The reader, and writer, of a table's format."""
+    return Csv(path, form) if path.suffix.lower() == ".csv" else Parquet(path)
+
+
 def read_table(path: Path, form: Format) -> Table:
     """`.csv` and `.parquet`, in pieces, into temporary memory-mapped files: neither has to fit in memory."""
-    source = Csv(path, form) if path.suffix.lower() == ".csv" else Parquet(path)
+    source = open_table(path, form)
     others = [name for name in (form.time_column, form.group_column) if name is not None]
     columns = [name for name in source.names if name not in others] if form.columns is None else form.columns
     columns = chosen(path, columns, source.names)
     chosen(path, others, source.names)
+    if "" in columns:
+        raise InputError(f"{path}: a column without a name, perhaps an index; data.columns=[...] chooses the channels")
     if not columns:
         raise InputError(f"{path}: no column is left; it has {', '.join(source.names)}")
     table = Table(path, columns, np.empty((0, 0)), first_line=source.first_line)
@@ -199,105 +166,6 @@ def read_table(path: Path, form: Format) -> Table:
         path, columns, values.array(), times.array()[:, 0] if form.time_column is not None else None,
         spans, order, source.first_line,
     )  # fmt: skip
-
-
-class Csv:
-    """A text table; a first line of numbers alone is data, and its columns are then called 0, 1, ...."""
-
-    def __init__(self, path: Path, form: Format) -> None:
-        self.path = path
-        self.form = form
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                line = next(csv.reader(file, delimiter=form.separator), [])
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-        self.header = not all(is_number(text, form.decimal) for text in line)
-        self.first_line = 2 if self.header else 1
-        self.names = [text.strip() for text in line] if self.header else [str(i) for i in range(len(line))]
-        twice = sorted({name for name in self.names if self.names.count(name) > 1})
-        if twice:
-            raise InputError(f"{path}: columns of one name: {', '.join(twice)}")
-        others = [sign for sign in ";\t|" if len(line) == 1 and sign in line[0]]
-        if others:
-            sign = others[0].replace("\t", "\\t")
-            raise InputError(
-                f"{path}: one column, {line[0]!r}; is it separated by {sign!r}? then data.separator='{sign}'"
-            )
-
-    def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The chosen columns, `columns` as float64, in pieces."""
-        types = dict.fromkeys(columns, pa.float64())
-        if self.form.group_column is not None:
-            types[self.form.group_column] = pa.string()
-        try:
-            yield from self._read([*columns, *others], types)
-        except pa.ArrowInvalid as error:
-            raise self._explain(columns, error) from None
-
-    def _read(self, columns: Sequence[str], types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-        formats = {} if self.form.time_format is None else {"timestamp_parsers": [self.form.time_format]}
-        yield from pa_csv.open_csv(
-            self.path,
-            pa_csv.ReadOptions(
-                block_size=BLOCK, column_names=self.names, skip_rows=int(self.header), use_threads=False
-            ),
-            pa_csv.ParseOptions(delimiter=self.form.separator),
-            pa_csv.ConvertOptions(
-                column_types=types, include_columns=list(columns), decimal_point=self.form.decimal, **formats
-            ),
-        )
-
-    def _explain(self, columns: Sequence[str], error: pa.ArrowInvalid) -> InputError:
-        """Where the first value stands that is not a number."""
-        line, nulls = self.first_line, {None, *pa_csv.ConvertOptions().null_values}
-        try:
-            for batch in self._read(columns, dict.fromkeys(columns, pa.string())):
-                for name in columns:
-                    for row, text in enumerate(batch.column(name).to_pylist()):
-                        if text not in nulls and not is_number(text, self.form.decimal):
-                            return self._not_a_number(name, line + row, text)
-                line += len(batch)
-        except pa.ArrowInvalid as second:
-            error = second
-        return InputError(f"{self.path}: {' '.join(str(error).split())}")
-
-    def _not_a_number(self, name: str, line: int, text: str) -> InputError:
-        hint = "leave the column out with data.columns=[...]"
-        if self.form.decimal == "." and is_number(text, ","):
-            hint = "is it a decimal comma? then data.decimal=','"
-        elif re.match(r"\d+[-/.]\d+[-/.]\d+", text):
-            hint = f"is it a time? then data.time_column={name}"
-        elif self.form.columns is None and self.form.group_column is None:
-            hint = f"{hint}, or if it names series: data.group_column={name}"
-        return InputError(f"{self.path}, line {line}, column {name}: {text!r} is not a number; {hint}")
-
-
-class Parquet:
-    """A parquet file, of which a row group at a time is read."""
-
-    first_line = 0
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.file = parquet.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
-        self.schema = self.file.schema_arrow
-        self.names: list[str] = self.schema.names
-
-    def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The chosen columns, `columns` as float64, in pieces."""
-        for name in columns:
-            kind = self.schema.field(name).type
-            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
-                hint = f"; is it a time? then data.time_column={name}" if pa.types.is_temporal(kind) else ""
-                raise InputError(f"{self.path}, column {name}: of type {kind}, expected numbers{hint}")
-        wanted = [*columns, *others]
-        for batch in self.file.iter_batches(batch_size=max(1, BLOCK // (8 * len(wanted))), columns=wanted):
-            numbers = [pc.cast(batch.column(name), pa.float64(), safe=False) for name in columns]
-            yield pa.RecordBatch.from_arrays([*numbers, *(batch.column(name) for name in others)], wanted)
 
 
 class Spool:
@@ -357,15 +225,6 @@ def check_numbers(table: Table, numbers: np.ndarray, first: int) -> None:
                 f"{table.path}, column {name}: from {low:.10g} to {high:.10g}; models work in float32, "
                 "with 7 digits: subtract the level first, or leave the column out with data.columns=[...]"
             )
-
-
-def is_number(text: str, decimal: str) -> bool:
-    """Whether a text is a number, with this decimal point."""
-    try:
-        float(text.replace(decimal, "."))
-    except ValueError:
-        return False
-    return decimal == "." or "." not in text
 
 
 def seconds(table: Table, column: pa.Array, name: str, first: int) -> np.ndarray:

@@ -10,7 +10,8 @@ import torch
 
 from msae.data import files
 from msae.data.base import SCALES, DataModule, Windows
-from msae.data.files import Format, Table
+from msae.data.files import Table
+from msae.data.tables import Format
 from msae.data.windows import Views
 from msae.errors import InputError, check_choice, check_int
 

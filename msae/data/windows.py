@@ -82,13 +82,17 @@ def starts(time: int, length: int, stride: int) -> Int[Tensor, " n"]:
     return regular if regular[-1] == time - length else torch.cat([regular, torch.tensor([time - length])])
 
 
-def cut(series: Shaped[Tensor, "channels time"], length: int, stride: int) -> Shaped[Tensor, "n channels length"]:
-    """The windows of a series that `stitch` makes a series of again.
+def cut(
+    series: Shaped[Tensor, "channels time"], length: int, stride: int, size: int | None = None
+) -> Iterator[Shaped[Tensor, "m channels length"]]:
+    """The windows of a series that `stitch` makes a series of again, in batches of `size`, or all at once.
 
     Raises:
         InputError: a length or stride that is not a whole number above 0, or a series shorter than a window.
     """
-    return series.unfold(1, length, 1)[:, starts(series.shape[1], length, stride)].movedim(0, 1)
+    where, views = starts(series.shape[1], length, stride), series.unfold(1, length, 1)
+    for batch in where.split(size or len(where)):
+        yield views[:, batch].movedim(0, 1)
 
 
 def stitch(

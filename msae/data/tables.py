@@ -1,0 +1,208 @@
+"""Tables in files, read and written in pieces: `.csv` and `.parquet`."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv as pa_csv
+from pyarrow import parquet
+
+from msae.errors import InputError
+
+BLOCK = 1 << 24
+"""Bytes of text, or values, read at a time."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How tables are written.
+
+    Args:
+        columns: names of the columns that become channels, in this order; by default all but the next two.
+        time_column: name of the column of time stamps or numbers that grow.
+        group_column: name of the column that tells the series of a long table apart.
+        separator: between the columns of a .csv.
+        decimal: point or comma, in a .csv.
+        time_format: of time stamps that are not ISO 8601, as for `strptime`, such as "%d/%m/%Y %H:%M".
+    """
+
+    columns: Sequence[str] | None = None
+    time_column: str | None = None
+    group_column: str | None = None
+    separator: str = ","
+    decimal: str = "."
+    time_format: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("separator", "decimal"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or len(value) != 1:
+                raise InputError(f"{name}={value}: expected one character")
+        if self.separator == self.decimal:
+            raise InputError(
+                f"separator={self.separator}: is the decimal point too; set data.decimal or data.separator"
+            )
+        if isinstance(self.columns, str) or (self.columns is not None and not self.columns):
+            raise InputError(
+                f"columns={self.columns or '[]'}: expected a list of names, such as [temperature,pressure]"
+            )
+
+
+class Csv:
+    """A text table; a first line of numbers alone is data, and its columns are then called 0, 1, ...."""
+
+    def __init__(self, path: Path, form: Format) -> None:
+        self.path = path
+        self.form = form
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                line = next(csv.reader(file, delimiter=form.separator), [])
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        numbers = [is_number(text, form.decimal) for text in line]
+        self.header = not all(numbers) or (len(line) > 1 and line == [str(i) for i in range(len(line))])
+        self.first_line = 2 if self.header else 1
+        data = [text for text in line if re.match(r"[-+]?\d+[-/.,:]\d", text)]
+        if self.header and data:
+            raise InputError(f"{path}, line 1: {data[0]!r} is no name; expected a header of names, or numbers alone")
+        self.names = [text.strip() for text in line] if self.header else [str(i) for i in range(len(line))]
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise InputError(f"{path}: columns of one name: {', '.join(twice)}")
+        others = [sign for sign in ";\t|" if len(line) == 1 and sign in line[0]]
+        if others:
+            sign = others[0].replace("\t", "\\t")
+            raise InputError(
+                f"{path}: one column, {line[0]!r}; is it separated by {sign!r}? then data.separator='{sign}'"
+            )
+
+    def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The chosen columns, `columns` as float64, in pieces."""
+        types = dict.fromkeys(columns, pa.float64())
+        if self.form.group_column is not None:
+            types[self.form.group_column] = pa.string()
+        try:
+            yield from self._read([*columns, *others], types)
+        except pa.ArrowInvalid as error:
+            raise self._explain(columns, error) from None
+
+    def write(self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray) -> None:
+        """A table like this one of its `kept` columns as they are, and new values `(rows, columns)`; NaN is empty."""
+        names = [name for name in self.names if name in kept or name in columns]
+        with path.open("w", encoding="utf-8", newline="") as file:
+            out, row = csv.writer(file, delimiter=self.form.separator, lineterminator="\n"), 0
+            if self.header:
+                out.writerow(names)
+            texts = self._read(kept or columns[:1], dict.fromkeys(kept or columns[:1], pa.string()), nulls=[])
+            for batch in texts:
+                new = {name: self._texts(values[row : row + len(batch), i]) for i, name in enumerate(columns)}
+                old = {name: batch.column(name).to_pylist() for name in kept}
+                out.writerows(zip(*(new.get(name) or old[name] for name in names), strict=True))
+                row += len(batch)
+
+    def _texts(self, numbers: np.ndarray) -> list[str]:
+        return [
+            "" if number != number else str(number).replace(".", self.form.decimal)  # noqa: PLR0124  (NaN)
+            for number in numbers.astype(np.float32)
+        ]
+
+    def _read(
+        self, columns: Sequence[str], types: dict[str, pa.DataType], nulls: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        formats = {} if self.form.time_format is None else {"timestamp_parsers": [self.form.time_format]}
+        yield from pa_csv.open_csv(
+            self.path,
+            pa_csv.ReadOptions(
+                block_size=BLOCK, column_names=self.names, skip_rows=int(self.header), use_threads=False
+            ),
+            pa_csv.ParseOptions(delimiter=self.form.separator),
+            pa_csv.ConvertOptions(
+                column_types=types,
+                include_columns=list(columns),
+                decimal_point=self.form.decimal,
+                null_values=nulls,
+                **formats,
+            ),
+        )
+
+    def _explain(self, columns: Sequence[str], error: pa.ArrowInvalid) -> InputError:
+        """Where the first value stands that is not a number."""
+        line, nulls = self.first_line, {None, *pa_csv.ConvertOptions().null_values}
+        try:
+            for batch in self._read(columns, dict.fromkeys(columns, pa.string())):
+                for name in columns:
+                    for row, text in enumerate(batch.column(name).to_pylist()):
+                        if text not in nulls and not is_number(text, self.form.decimal):
+                            return self._not_a_number(name, line + row, text)
+                line += len(batch)
+        except pa.ArrowInvalid as second:
+            error = second
+        return InputError(f"{self.path}: {' '.join(str(error).split())}")
+
+    def _not_a_number(self, name: str, line: int, text: str) -> InputError:
+        hint = "leave the column out with data.columns=[...]"
+        if self.form.decimal == "." and is_number(text, ","):
+            hint = "is it a decimal comma? then data.decimal=','"
+        elif re.match(r"\d+[-/.]\d+[-/.]\d+", text):
+            hint = f"is it a time? then data.time_column={name}"
+        elif self.form.columns is None and self.form.group_column is None:
+            hint = f"{hint}, or if it names series: data.group_column={name}"
+        return InputError(f"{self.path}, line {line}, column {name}: {text!r} is not a number; {hint}")
+
+
+class Parquet:
+    """A parquet file, of which a row group at a time is read."""
+
+    first_line = 0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.file = parquet.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
+        self.schema = self.file.schema_arrow
+        self.names: list[str] = self.schema.names
+
+    def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The chosen columns, `columns` as float64, in pieces."""
+        for name in columns:
+            kind = self.schema.field(name).type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+                hint = f"; is it a time? then data.time_column={name}" if pa.types.is_temporal(kind) else ""
+                raise InputError(f"{self.path}, column {name}: of type {kind}, expected numbers{hint}")
+        wanted = [*columns, *others]
+        for batch in self.file.iter_batches(batch_size=max(1, BLOCK // (8 * len(wanted))), columns=wanted):
+            numbers = [pc.cast(batch.column(name), pa.float64(), safe=False) for name in columns]
+            yield pa.RecordBatch.from_arrays([*numbers, *(batch.column(name) for name in others)], wanted)
+
+    def write(self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray) -> None:
+        """A table like this one of its `kept` columns as they are, and new values `(rows, columns)`; NaN is null."""
+        names = [name for name in self.names if name in kept or name in columns]
+        floats = {name: pa.field(name, pa.float32()) for name in columns}
+        schema, row = pa.schema([floats.get(name) or self.schema.field(name) for name in names]), 0
+        with parquet.ParquetWriter(path, schema) as out:
+            for batch in self.file.iter_batches(batch_size=BLOCK // (8 * len(names)), columns=kept or columns[:1]):
+                new = values[row : row + len(batch)].astype(np.float32)
+                arrays = [
+                    pa.array(new[:, columns.index(name)], from_pandas=True) if name in columns else batch.column(name)
+                    for name in names
+                ]
+                out.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+                row += len(batch)
+
+
+def is_number(text: str, decimal: str) -> bool:
+    """Whether a text is a number, with this decimal point."""
+    try:
+        float(text.replace(decimal, "."))
+    except ValueError:
+        return False
+    return decimal == "." or "." not in text
