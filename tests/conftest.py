@@ -16,11 +16,16 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))" 
 with install_import_hook(["msae.models", "msae.data", "msae.plots"], CHECKER):
     import msae.data.base
     import msae.data.digits
+    import msae.data.files
     import msae.data.mnist
+    import msae.data.series
+    import msae.data.tables
+    import msae.data.ucr
+    import msae.data.windows
     import msae.models.ae
     import msae.models.msae
     import msae.plots
-    from msae import report, train
+    from msae import reconstruct, report, train
 
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
 
@@ -46,7 +51,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setattr(sys, "argv", [f"msae.{module}", *args])
         code = 0
         try:
-            {"train": train, "report": report}[module].main()
+            {"train": train, "report": report, "reconstruct": reconstruct}[module].main()
         except SystemExit as end:
             code = int(end.code or 0)
         return Result(code, *capsys.readouterr())

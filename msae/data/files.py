@@ -140,39 +140,37 @@ def read_table(path: Path, form: Format) -> Table:
     if not columns:
         raise InputError(f"{path}: no column is left; it has {', '.join(source.names)}")
     table = Table(path, columns, np.empty((0, 0)), first_line=source.first_line)
-    values, times, groups = Spool(np.float32, len(columns)), Spool(np.float64), Spool(np.int64)
     known: dict[str, int] = {}
-    for batch in source.batches(columns, others):
-        numbers = np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in columns], axis=1)
-        check_numbers(table, numbers, values.rows)
-        if form.time_column is not None:
-            times.append(seconds(table, batch.column(form.time_column), form.time_column, values.rows))
-        if form.group_column is not None:
-            names = batch.column(form.group_column).cast(pa.string()).fill_null("").to_pylist()
-            groups.append(np.array([known.setdefault(name, len(known)) for name in names], dtype=np.int64))
-        values.append(numbers)
-    if not values.rows:
+    with Spool(np.float32, len(columns)) as values, Spool(np.float64) as times, Spool(np.int64) as groups:
+        for batch in source.batches(columns, others):
+            numbers = np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in columns], axis=1)
+            check_numbers(table, numbers, values.rows)
+            if form.time_column is not None:
+                times.append(seconds(table, batch.column(form.time_column), form.time_column, values.rows))
+            if form.group_column is not None:
+                names = batch.column(form.group_column).cast(pa.string()).fill_null("").to_pylist()
+                groups.append(np.array([known.setdefault(name, len(known)) for name in names], dtype=np.int64))
+            values.append(numbers)
+        rows, stamps, ids = values.array(), times.array()[:, 0], groups.array()[:, 0]
+    if not len(rows):
         raise InputError(f"{path}: no rows; expected numbers below the header {', '.join(source.names)}")
-    spans, order = [("", 0, values.rows)], None
+    spans, order = [("", 0, len(rows))], None
     if known:
-        ids = groups.array()[:, 0]
-        changes = np.flatnonzero(np.diff(ids))
-        if len(changes) >= len(known):  # rows of one series stand apart
+        if np.count_nonzero(np.diff(ids)) >= len(known):  # rows of one series stand apart
             order = np.argsort(ids, kind="stable")
-            values, times = values.reordered(order), times.reordered(order)
-        ends = np.cumsum(np.bincount(ids, minlength=len(known)))
-        spans = [(name, int(stop - n), int(stop)) for name, stop, n in zip(known, ends, np.bincount(ids), strict=True)]
-    return Table(
-        path, columns, values.array(), times.array()[:, 0] if form.time_column is not None else None,
-        spans, order, source.first_line,
-    )  # fmt: skip
+            rows, stamps = reordered(rows, order), reordered(stamps, order)
+        sizes = np.bincount(ids, minlength=len(known))
+        ends = np.cumsum(sizes)
+        spans = [(name, int(end - size), int(end)) for name, end, size in zip(known, ends, sizes, strict=True)]
+    found = None if form.time_column is None else stamps
+    return Table(path, columns, rows, found, spans, order, source.first_line)
 
 
 class Spool:
     """An array that grows in a temporary file without a name, and is then memory-mapped."""
 
     def __init__(self, dtype: Any, width: int = 1) -> None:
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115  (closed, and gone, with the array that maps it)
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  (closed on leaving the `with`)
         self.dtype = np.dtype(dtype)
         self.width = width
         self.rows = 0
@@ -183,18 +181,27 @@ class Spool:
         self.rows += len(rows)
 
     def array(self) -> np.ndarray:
-        """All rows, `(rows, width)`."""
+        """All rows, `(rows, width)`; the file is gone when the array is."""
         self.file.flush()
         if not self.rows:
             return np.empty((0, self.width), self.dtype)
         return np.memmap(self.file, self.dtype, "r+", shape=(self.rows, self.width))
 
-    def reordered(self, order: np.ndarray) -> Spool:
-        """A new one with these rows."""
-        array, new = self.array(), Spool(self.dtype, self.width)
-        for start in range(0, len(array), step := max(1, BLOCK // self.width)):
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+
+def reordered(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The rows of an array in another order."""
+    if not len(array):
+        return array
+    with Spool(array.dtype, math.prod(array.shape[1:])) as new:
+        for start in range(0, len(array), step := max(1, BLOCK // new.width)):
             new.append(array[order[start : start + step]])
-        return new
+        return new.array().reshape(array.shape)
 
 
 def chosen(path: Path, columns: Sequence[Any], names: Sequence[str]) -> list[str]:

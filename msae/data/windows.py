@@ -26,7 +26,7 @@ class Views:
 
     def __init__(
         self,
-        blocks: Sequence[Shaped[Tensor, "time channels"] | Shaped[Tensor, "n channels length"]],
+        blocks: Sequence[Shaped[Tensor, "_ channels"] | Shaped[Tensor, "_ channels length"]],
         spans: Sequence[tuple[int, int, int]],
         length: int | None = None,
         stride: int = 1,
