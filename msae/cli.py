@@ -75,8 +75,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself
     sys.argv[1:] = sorted(sys.argv[1:], key=is_override)  # argparse wants them side by side
-    # the project's own folder names hold signs that Hydra's grammar wants quoted
-    sys.argv[1:] = [re.sub(r"^ckpt_path=([^'\"].*[=, ].*)$", r"ckpt_path='\1'", text) for text in sys.argv[1:]]
+    sys.argv[1:] = [quoted(text) for text in sys.argv[1:]]
     if keyless := next((text for text in sys.argv[1:] if text.startswith("=")), None):
         fail(f"{keyless}: expected key=value")
     given = [text.partition("=")[2].strip("'\"") for text in sys.argv if text.startswith("hydra.sweep.dir=")]
@@ -105,6 +104,18 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         started = any(sweep.glob("*/train.log"))
         print("\ninterrupted; the same command with resume=true goes on" if started else "\ninterrupted")
         sys.exit(130)
+
+
+def quoted(text: str) -> str:
+    """An override with the quotes that Hydra's grammar wants around signs in paths and formats, if it has none."""
+    key, _, value = text.partition("=")
+    own = {"ckpt_path": "[=, ]", "ckpt": "[=, ]", "output": "[=, ]"}  # the project's folders have commas in their names
+    users = dict.fromkeys(("data.path", "data.test_path", "data.root"), r"[= ()\[\]{}]")  # a comma is a sweep
+    signs = dict.fromkeys(("data.separator", "data.decimal", "data.time_format"), "^(?!null$)")
+    pattern = (own | users | signs).get(key)
+    if pattern is None or value[:1] in ("", "'", '"') or not re.search(pattern, value):
+        return text
+    return "{}='{}'".format(key, value.replace("'", "\\'"))
 
 
 def is_override(text: str) -> bool:

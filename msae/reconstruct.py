@@ -112,11 +112,8 @@ def write(table: Table, form: Format, x_hat: np.ndarray, path: Path) -> None:
         back = np.empty_like(x_hat)
         back[table.order] = x_hat
         x_hat = back
-    if path.suffix.lower() == ".npy":
-        np.save(path, x_hat[:, 0] if table.columns == [""] else x_hat)
-    elif path.suffix.lower() == ".npz":
-        named = zip(table.columns, x_hat.T, strict=True)
-        np.savez(path, **({name or "x": column for name, column in named} if x_hat.ndim == 2 else {"x": x_hat}))
+    if path.suffix.lower() in (".npy", ".npz"):
+        files.write_array(table.path, path, table.columns, x_hat)
     else:
         kept = [name for name in (form.time_column, form.group_column) if name is not None]
         files.open_table(table.path, form).write(path, kept, table.columns, x_hat)

@@ -1,9 +1,11 @@
 """Splits, order and batches of the DataModule."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import msae.data.windows
 from msae import InputError
 from msae.data.base import DataModule, Windows
 from msae.data.digits import digits
@@ -72,6 +74,40 @@ def test_batches() -> None:
     assert torch.equal(torch.cat(list(module.predict_dataloader())), module.test.x)
 
 
+def test_a_share_for_validation() -> None:
+    assert len(data(val_size=0.25).val) == 25
+    assert len(data(val_size=0.001).val) == 1
+
+
+def test_statistics_of_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against numpy's, over pieces of any size; NaN is left out, a constant channel scales to 0."""
+    x = torch.randn(50, 3, 7, generator=torch.Generator().manual_seed(0)) * 5 + 100
+    x[:, 1] = 8
+    x[3:9, 2, 4:] = torch.nan
+    flat = x.movedim(1, 0).flatten(1).double().numpy()
+    low, high, mean, deviation = (f(flat, axis=1) for f in (np.nanmin, np.nanmax, np.nanmean, np.nanstd))
+    expected = {
+        "none": (np.zeros(3), np.ones(3)),
+        "minmax": (low, [high[0] - low[0], 1, high[2] - low[2]]),
+        "standard": (mean, [deviation[0], 1, deviation[2]]),
+        "window": (np.zeros(3), np.ones(3)),
+    }
+    for piece in (1 << 22, 40):
+        monkeypatch.setattr(msae.data.windows, "PIECE", piece)
+        for scale, (offset, width) in expected.items():
+            module = DataModule(Windows(x), Windows(x[:9]), scale=scale, missing=True)
+            assert module.offset[:, 0].numpy() == pytest.approx(offset, abs=1e-4)
+            assert module.scale[:, 0].numpy() == pytest.approx(width)
+            assert module.value_range.tolist() == pytest.approx([np.nanmin(flat), np.nanmax(flat)])
+            assert (module.per_window, module.missing, module.bounded) == (scale == "window", True, False)
+
+
+def test_pictures_show_all_of_the_test_split() -> None:
+    x, y = data().shown(4)
+    assert (x[:, 0, 0].tolist(), y.tolist()) == ([0, 2, 4, 6], [0, 2, 4, 6])
+    assert len(data().shown(100)[0]) == 7
+
+
 def test_statistics() -> None:
     module = DataModule(numbered(10, channels=2), numbered(20, channels=2), scale=(1.0, 3.0))
     assert module.shape == (2, 2)
@@ -92,6 +128,8 @@ def test_the_range_is_that_of_the_training_split_alone() -> None:
         ({"batch_size": 0}, "batch_size=0: expected a whole number, at least 1"),
         ({"val_size": 100}, "val_size=100: expected a whole number, from 0 to 99"),
         ({"val_size": -1}, "val_size=-1: expected"),
+        ({"val_size": 1.5}, "val_size=1.5: expected"),
+        ({"scale": "log"}, "scale=log: expected one of none, minmax, standard, window"),
         ({"val_seed": -1}, "val_seed=-1: expected"),
         ({"seed": 2**32}, "seed=4294967296: expected"),
     ],

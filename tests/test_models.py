@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import msae
 from msae import InputError
@@ -100,6 +101,61 @@ def test_units() -> None:
     torch.testing.assert_close(loss, torch.tensor(0.25))
     torch.testing.assert_close(mse, torch.tensor(2.5))
     torch.testing.assert_close(mse, (x_hat - x).square().mean())
+
+
+LEVELS = torch.tensor([[[5.0], [-300.0]], [[0.1], [1e4]]])
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_windows_scaled_each_by_itself(missing: bool) -> None:
+    """The nets see shapes without a level; the level is in the latent, and brings raw units back."""
+    model = Shift((2, 4), 0.5)
+    model.set_statistics(
+        torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.0, 1.0]), per_window=True, missing=missing
+    )
+    shape = torch.tensor([[1.0, -1.0, 1.0, -1.0], [2.0, 0.0, -2.0, 0.0]])
+    x = LEVELS + shape * torch.tensor([[[3.0], [4.0]], [[1.0], [2.0]]])
+    x_hat, z = model(x)
+    assert model.codes == {"whole": slice(0, 8), "level": slice(8, 12)}
+    assert model.latent_dim == z.shape[1] == 12
+    torch.testing.assert_close(z[:, 8:10], LEVELS.squeeze(2))
+    torch.testing.assert_close(z[:, 10:], torch.tensor([[3.0, 4 * 2**0.5], [1.0, 2 * 2**0.5]]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(z[:, :8].unflatten(1, (2, 4))[:, 0], shape[0].expand(2, 4), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(x_hat - x, 0.5 * z[:, 10:, None].expand(2, 2, 4), rtol=1e-2, atol=1e-3)
+    loss, mse, _ = model.errors(x)
+    torch.testing.assert_close(loss, torch.tensor(0.25), rtol=1e-3, atol=0)
+    torch.testing.assert_close(mse, (x_hat - x).square().mean(), rtol=1e-3, atol=0)
+    flat = torch.full((1, 2, 4), 7.0)  # a constant window has no shape
+    torch.testing.assert_close(model(flat)[0], flat + 0.5)
+
+
+def test_missing_values_are_left_out() -> None:
+    """Loss, metrics and gradients are those of the values that are there; NaN counts as the channel's mean."""
+    model = Lines((1, 4))
+    model.set_statistics(torch.tensor([[2.0]]), torch.tensor([[4.0]]), torch.tensor([0.0, 1.0]), missing=True)
+    x = torch.tensor([[[6.0, torch.nan, 10.0, torch.nan]], [[2.0, 2.0, 2.0, torch.nan]]])
+    loss, mse, weight = model.errors(x)  # scaled: 1, 2; 0, 0, 0; and the model says 0
+    assert (loss.item(), mse.item(), weight) == (1.0, 16.0, 5)
+    loss.backward()
+    assert model.w.grad == -2 * (1 + 2) / 5
+    assert model.encode(x).tolist() == [[1.0], [0.0]]
+    assert model(x)[0].isfinite().all()
+    padded = torch.cat([x, torch.full((3, 1, 4), torch.nan)])
+    assert [torch.as_tensor(value).item() for value in model.errors(padded)] == [1.0, 16.0, 5]
+
+
+def test_means_over_batches_are_exact_where_values_are_missing(tmp_path: Path) -> None:
+    """Batches hold unequal numbers of values: each value weighs alike."""
+    x = torch.arange(28.0).reshape(7, 1, 4)
+    x[0, 0, :3] = torch.nan
+    data = DataModule(Windows(x), Windows(x), batch_size=2, missing=True, scale="standard")
+    model = Lines((1, 4))
+    model.set_statistics(**data.statistics)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    [metrics] = trainer.test(model, DataLoader(list(x.split(2)), batch_size=None), verbose=False)
+    expected = ((x - data.offset) / data.scale).square().nanmean()  # the model says 0
+    assert metrics["test/loss"] == pytest.approx(expected.item())
+    assert metrics["test/mse"] == pytest.approx((x - data.offset).square().nanmean().item())
 
 
 def test_psnr_is_that_of_the_mean_mse() -> None:
@@ -245,11 +301,12 @@ class TestLoad:
     def test_statistics_come_back(self, tmp_path: Path) -> None:
         model = Shift((2, 4))
         statistics = (torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]]), torch.tensor([-1.0, 5.0]))
-        model.set_statistics(*statistics)
+        model.set_statistics(*statistics, per_window=True, missing=True)
         trainer = fit(model, DataModule(windows(channels=2), windows(channels=2)), tmp_path)
         trainer.save_checkpoint(tmp_path / "a.ckpt")
         loaded = msae.load(tmp_path / "a.ckpt")
         assert not loaded.training
+        assert (loaded.per_window, loaded.missing) == (True, True)
         for mine, theirs in zip(statistics, (loaded.offset, loaded.scale, loaded.value_range), strict=True):
             assert torch.equal(mine, theirs)
 

@@ -86,7 +86,7 @@ def read(path: Path, form: Format) -> Table:
     return read_table(path, form)
 
 
-def read_array(path: Path, columns: Sequence[str] | None) -> Table:
+def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
     """`.npy`, memory-mapped, or `.npz`: `(time,)`, `(time, channels)`, or windows `(n, channels, length)`."""
     try:  # private pages, written to only where missing values are filled in
         loaded = np.load(path, mmap_mode="c" if path.suffix.lower() == ".npy" else None)
@@ -95,7 +95,7 @@ def read_array(path: Path, columns: Sequence[str] | None) -> Table:
         raise InputError(f"{path}: not an array file of numbers: {' '.join(str(error).split())}") from None
     if len(arrays) == 1:
         [array] = arrays.values()
-        names = [""] if array.ndim == 1 else [str(i) for i in range(array.shape[1])] if array.ndim > 1 else []
+        names = [str(i) for i in range(array.shape[1] if array.ndim > 1 else 1)]
     else:
         if len({array.shape for array in arrays.values()}) > 1 or next(iter(arrays.values())).ndim != 1:
             sizes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
@@ -114,6 +114,18 @@ def read_array(path: Path, columns: Sequence[str] | None) -> Table:
     for start in range(0, len(array), step := max(1, BLOCK // math.prod(array.shape[1:]))):
         check_numbers(table, table.values[start : start + step], start)
     return table
+
+
+def write_array(like: Path, path: Path, columns: Sequence[str], values: np.ndarray) -> None:
+    """An array file of the form that another has, with new values; several arrays stay several."""
+    loaded = np.load(like, mmap_mode="r" if like.suffix.lower() == ".npy" else None)
+    if isinstance(loaded, np.ndarray):
+        np.save(path, values.reshape(-1) if loaded.ndim == 1 else values)
+    elif len(loaded.files) == 1:
+        [name] = loaded.files
+        np.savez(path, **{name: values.reshape(-1) if loaded[name].ndim == 1 else values})
+    else:
+        np.savez(path, **dict(zip(columns, values.T, strict=True)))
 
 
 def mappable(array: np.ndarray) -> np.ndarray:
@@ -217,12 +229,13 @@ def check_numbers(table: Table, numbers: np.ndarray, first: int) -> None:
     """Raise InputError for an infinity, or for values whose differences are lost in float32, in which models work."""
     bad = np.argwhere(np.isinf(numbers) | (np.abs(numbers) > np.finfo(np.float32).max))
     if len(bad):
-        row, column = bad[0][:2]
+        row, column = bad[0][:2].tolist()
         value = numbers[tuple(bad[0])]
         raise InputError(
             f"{table.where(first + row)}, column {table.columns[column]}: {value}: expected a finite number"
         )
     if numbers.dtype.name in ("float64", "int64", "int32") and numbers.ndim == 2:
+        numbers = numbers.astype(np.float64)
         lost = np.nanmax(np.abs(numbers - numbers.astype(np.float32)), axis=0, initial=0)
         low, high = np.nanmin(numbers, axis=0, initial=np.inf), np.nanmax(numbers, axis=0, initial=-np.inf)
         coarse = np.flatnonzero((high > low) & (lost > 1e-3 * (high - low)))

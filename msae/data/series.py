@@ -25,7 +25,7 @@ def series(
     path: str,
     window: int | None = None,
     stride: int = 1,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str | int] | None = None,
     time_column: str | None = None,
     group_column: str | None = None,
     max_gap: str | float | None = None,

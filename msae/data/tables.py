@@ -33,7 +33,7 @@ class Format:
         time_format: of time stamps that are not ISO 8601, as for `strptime`, such as "%d/%m/%Y %H:%M".
     """
 
-    columns: Sequence[str] | None = None
+    columns: Sequence[str | int] | None = None
     time_column: str | None = None
     group_column: str | None = None
     separator: str = ","
@@ -41,6 +41,8 @@ class Format:
     time_format: str | None = None
 
     def __post_init__(self) -> None:
+        if self.separator == "\\t":  # as it is typed
+            object.__setattr__(self, "separator", "\t")
         for name in ("separator", "decimal"):
             value = getattr(self, name)
             if not isinstance(value, str) or len(value) != 1:
@@ -76,7 +78,7 @@ class Csv:
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
             raise InputError(f"{path}: columns of one name: {', '.join(twice)}")
-        others = [sign for sign in ";\t|" if len(line) == 1 and sign in line[0]]
+        others = [sign for sign in ",;\t|" if len(line) == 1 and sign in line[0]]
         if others:
             sign = others[0].replace("\t", "\\t")
             raise InputError(

@@ -125,9 +125,9 @@ def read_file(path: Path) -> tuple[list[np.ndarray], list[str]]:
 
     try:
         windows, labels = (load_from_ts_file if path.suffix == ".ts" else load_from_tsv_file)(str(path))
+        windows = [np.asarray(window, dtype=np.float64) for window in windows]
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{path}: not a file of the archive: {' '.join(str(error).split())}") from None
-    windows = [np.asarray(window) for window in windows]
     if path.suffix == ".tsv":
         windows = [window[:, : int(np.flatnonzero(~np.isnan(window).all(0))[-1]) + 1] for window in windows]
     return windows, [str(label) for label in labels]

@@ -1,0 +1,367 @@
+"""A user's own files: what is read, how it is split, and what is said of files that cannot be used."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import Command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from msae import InputError
+from msae.data import files, tables
+from msae.data.base import Windows
+from msae.data.series import series
+
+SPLITS = ("train", "val", "test")
+
+
+def write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]], separator: str = ",") -> str:
+    lines = ([separator.join(header)] if header else []) + [separator.join(map(str, row)) for row in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def ramp(path: Path, n: int = 100) -> str:
+    """Rows a = 0, 1, ..., b = 1000, 999, ...."""
+    return write(path, "ab", [(i, 1000 - i) for i in range(n)])
+
+
+def starts(windows: Windows) -> list[int]:
+    """First value of each window, which for a ramp is its first row."""
+    return [int(x[0, 0]) for x in windows.x[:]]
+
+
+class TestSplit:
+    def test_in_time_then_windows_then_statistics(self, tmp_path: Path) -> None:
+        data = series(ramp(tmp_path / "a.csv"), window=5, stride=3, val_size=0.2, test_size=0.1)
+        assert data.shape == (2, 5)
+        assert starts(data.train) == [*range(0, 66, 3)]  # of rows 0 to 69
+        assert starts(data.val) == [70, 73, 76, 79, 82, 85]  # of rows 70 to 89
+        assert starts(data.test) == [90, 93]  # of rows 90 to 99
+        for split in SPLITS:
+            for x in getattr(data, split).x[:]:
+                assert torch.equal(x[0], x[0, 0] + torch.arange(5))
+                assert torch.equal(x[1], 1000 - x[0])
+        rows = torch.arange(70.0)
+        torch.testing.assert_close(data.offset, torch.stack([rows.mean(), 1000 - rows.mean()])[:, None])
+        torch.testing.assert_close(data.scale, rows.std(correction=0).expand(2, 1))
+        assert data.value_range.tolist() == [0, 1000]
+
+    @given(
+        st.integers(40, 120), st.integers(2, 6), st.integers(1, 4), st.sampled_from(["none", "minmax", "standard"]),
+        st.sampled_from(["interpolate", "mask"]), st.sets(st.integers(0, 39), max_size=12),
+    )  # fmt: skip
+    @settings(deadline=None, max_examples=40)
+    def test_nothing_of_validation_and_test_reaches_training(
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        n: int,
+        window: int,
+        stride: int,
+        scale: str,
+        missing: str,
+        holes: set[int],
+    ) -> None:
+        """Whatever stands in the later rows, holes too, training windows and statistics are the same."""
+        rng = np.random.default_rng(n)
+        x = rng.normal(size=(n, 2))
+        x[[hole for hole in holes if hole < n], 0] = np.nan
+        first = n - round(0.15 * n) - round(0.15 * n)
+        x[[0, -1, first - 2, first]] = 1.0
+        x[first - 1, 0] = np.nan  # the last training row: a line to the next would leak
+        folder = tmp_path_factory.mktemp("series")
+        found = []
+        for after in (x[first:], 1e6 * (1 + x[first:])):
+            np.save(folder / "a.npy", np.concatenate([x[:first], after]))
+            data = series(str(folder / "a.npy"), window, stride, scale=scale, missing=missing)
+            found.append((data.train.x[:].nan_to_num(-9e9), data.offset, data.scale, data.value_range))
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one, other)
+
+    def test_series_of_groups_and_files(self, tmp_path: Path) -> None:
+        """Each is split by itself, in time; no window has values of two."""
+        for number, file in enumerate(("x.csv", "y.csv")):
+            rows = [(i, f"g{g}", 1000 * number + 100 * g + i) for i in range(20) for g in (0, 1)]  # interleaved
+            write(tmp_path / file, ["t", "g", "v"], rows)
+        data = series(str(tmp_path / "*.csv"), 3, time_column="t", group_column="g", val_size=0.2, test_size=0.2)
+        bases = (0, 100, 1000, 1100)
+        assert starts(data.train) == [base + i for base in bases for i in range(10)]
+        assert starts(data.val) == [base + i for base in bases for i in (12, 13)]
+        assert starts(data.test) == [base + i for base in bases for i in (16, 17)]
+        for x in data.train.x[:]:
+            assert torch.equal(x[0], x[0, 0] + torch.arange(3))
+
+    def test_no_window_crosses_a_gap(self, tmp_path: Path) -> None:
+        times = [*range(30), *range(40, 120)]
+        path = write(tmp_path / "a.csv", "tv", [(t, t) for t in times])
+        data = series(path, 4, time_column="t", max_gap=5)
+        assert all(torch.equal(x[0], x[0, 0] + torch.arange(4)) for x in data.train.x[:])
+        assert {26, 40} <= set(starts(data.train))
+        assert not {27, 28, 29} & set(starts(data.train))
+        crossing = series(path, 4, time_column="t", max_gap=11)
+        assert {27, 28, 29} <= set(starts(crossing.train))
+
+    def test_windows_already_cut(self, tmp_path: Path) -> None:
+        x = np.arange(40.0)[:, None, None] + np.zeros((40, 2, 5))
+        np.save(tmp_path / "x.npy", x)
+        path = str(tmp_path / "x.npy")
+        data = series(path, split="random", val_size=0.25, test_size=0.1)
+        assert [len(getattr(data, split)) for split in SPLITS] == [26, 10, 4]
+        assert data.shape == (2, 5)
+        every = [starts(getattr(data, split)) for split in SPLITS]
+        assert sorted(every[0] + every[1] + every[2]) == [*range(40)]
+        assert starts(series(path, split="random", val_size=0.25, test_size=0.1, seed=5).test) == every[2]
+        assert starts(series(path, split="random", val_size=0.25, test_size=0.1, split_seed=5).test) != every[2]
+        np.save(tmp_path / "test.npy", x[:3] + 100)
+        data = series(path, test_path=str(tmp_path / "test.npy"), val_size=0.25)
+        assert [len(data.train), len(data.val), starts(data.test)] == [30, 10, [100, 101, 102]]
+
+    def test_a_test_file(self, tmp_path: Path) -> None:
+        ramp(tmp_path / "a.csv")
+        write(tmp_path / "b.csv", "ab", [(500 + i, 0) for i in range(8)])
+        data = series(str(tmp_path / "a.csv"), 5, test_path=str(tmp_path / "b.csv"), val_size=0.3)
+        assert (len(data.train), len(data.val), starts(data.test)) == (66, 26, [500, 501, 502, 503])
+
+    def test_without_validation(self, tmp_path: Path) -> None:
+        data = series(ramp(tmp_path / "a.csv"), 5, val_size=0)
+        assert (len(data.train), len(data.val), len(data.test)) == (81, 0, 11)
+        assert data.val_dataloader() == []
+
+    def test_short_stretches_are_left_out_and_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        rows = [(g, i) for g, n in (("long", 60), ("short", 10)) for i in range(n)]
+        with caplog.at_level("INFO"):
+            data = series(write(tmp_path / "a.csv", "gv", rows), 8, group_column="g", val_size=0.2, test_size=0.2)
+        assert len(data.train) == 29
+        assert "training split: 1 of 2 stretches are shorter than a window: left out" in caplog.text
+
+
+class TestFormats:
+    X = np.round(np.random.default_rng(0).normal(size=(60, 2)), 3)
+
+    def read(self, path: Path, **options: Any) -> torch.Tensor:
+        """The training windows of length 1 in a row, which are rows."""
+        module = series(str(path), 2, stride=2, val_size=0, test_size=0.1, **options)
+        return module.train.x[:].movedim(1, 2).flatten(0, 1)
+
+    @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy", ".npz"])
+    def test_all_hold_the_same(self, suffix: str, tmp_path: Path) -> None:
+        path = tmp_path / f"a{suffix}"
+        if suffix == ".csv":
+            write(path, "ab", self.X.tolist())
+        elif suffix == ".parquet":
+            parquet.write_table(pa.table({"a": self.X[:, 0], "b": self.X[:, 1]}), path, row_group_size=7)
+        elif suffix == ".npy":
+            np.save(path, self.X)
+        else:
+            np.savez(path, a=self.X[:, 0], b=self.X[:, 1])
+        torch.testing.assert_close(self.read(path), torch.from_numpy(self.X[:54]).float())
+        columns = [1] if suffix == ".npy" else ["b"]
+        torch.testing.assert_close(self.read(path, columns=columns), torch.from_numpy(self.X[:54, 1:]).float())
+
+    @pytest.mark.parametrize("dtype", [">f8", "u2", "?", "f2", "i8"])
+    def test_arrays_of_other_types(self, dtype: str, tmp_path: Path) -> None:
+        x = (np.arange(60) % 7 % 2).astype(dtype)
+        np.save(tmp_path / "a.npy", x)
+        assert torch.equal(self.read(tmp_path / "a.npy")[:, 0], torch.from_numpy(x[:54].astype("f4")))
+
+    def test_no_header(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.csv", [], self.X.tolist())
+        torch.testing.assert_close(
+            self.read(tmp_path / "a.csv", columns=["1", 0])[0], torch.tensor(self.X[0, ::-1].copy()).float()
+        )
+
+    def test_a_header_of_numbers(self, tmp_path: Path) -> None:
+        """As pandas writes it for columns without names."""
+        write(tmp_path / "a.csv", ["0", "1"], self.X.tolist())
+        torch.testing.assert_close(self.read(tmp_path / "a.csv")[0], torch.tensor(self.X[0]).float())
+
+    def test_other_signs_and_times(self, tmp_path: Path) -> None:
+        rows = [
+            (f"{1 + i // 24:02}.03.2024 {i % 24:02}:00", *(str(v).replace(".", ",") for v in row))
+            for i, row in enumerate(self.X)
+        ]
+        path = write(tmp_path / "a.csv", ["t", "a", "b"], rows, ";")
+        options = {"separator": ";", "decimal": ",", "time_column": "t", "time_format": "%d.%m.%Y %H:%M"}
+        torch.testing.assert_close(self.read(Path(path), **options), torch.from_numpy(self.X[:54]).float())
+
+    def test_pieces(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Files are read in pieces: where these end changes nothing."""
+        rng = np.random.default_rng(0)
+        names = rng.choice(["x", "y", "z"], 400)
+        rows = [(i, name, f"{v:.4f}") for i, (name, v) in enumerate(zip(names, rng.normal(size=400), strict=True))]
+        path = write(tmp_path / "a.csv", "tgv", rows)
+        form = tables.Format(None, "t", "g")
+        whole = files.read(Path(path), form)
+        for module in (files, tables):
+            monkeypatch.setattr(module, "BLOCK", 100)
+        pieces = files.read(Path(path), form)
+        assert whole.groups == pieces.groups
+        for one, other in ((whole.values, pieces.values), (whole.times, pieces.times), (whole.order, pieces.order)):
+            assert np.array_equal(one, other)
+        assert files.stretches(whole, 1000) == files.stretches(pieces, 1000)
+
+    def test_missing_values(self, tmp_path: Path) -> None:
+        rows = [(i, "" if i in (0, 5, 6) else 10 * i) for i in range(60)]
+        path = tmp_path / "a.csv"
+        write(path, "ab", rows)
+        x = self.read(path, missing="interpolate")
+        assert x[:8, 1].tolist() == [10, 10, 20, 30, 40, 50, 60, 70]
+        module = series(str(path), 2, missing="mask")
+        assert module.missing
+        assert module.train.x[:].isnan().sum() == 5  # row 0 once, rows 5 and 6 in two windows each
+        assert not series(str(path), 2, missing="interpolate").missing
+
+
+def npy(array: np.ndarray) -> Callable[[Path], str]:
+    def make(folder: Path) -> str:
+        np.save(folder / "a.npy", array)
+        return str(folder / "a.npy")
+
+    return make
+
+
+def text(content: str) -> Callable[[Path], str]:
+    def make(folder: Path) -> str:
+        (folder / "a.csv").write_text(content)
+        return str(folder / "a.csv")
+
+    return make
+
+
+def lines(n: int = 50, **changed: str) -> Callable[[Path], str]:
+    """A file of columns t, a, b, of which some lines are other ones."""
+    return text("t,a,b\n" + "\n".join(changed.get(f"line{i + 2}", f"{i},{i}.5,1") for i in range(n)) + "\n")
+
+
+NAN, INF = float("nan"), float("inf")
+BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
+    (lines(line4="2,x,1"), {}, "line 4, column a: 'x' is not a number; leave the column out with data.columns"),
+    (lines(line4='2,"1,5",1'), {}, r"line 4, column a: '1,5' is not a.*; is it a decimal comma\? then data.decimal"),
+    (lines(line4="2,,1"), {}, "line 4, column a: no value; data.missing=interpolate or data.missing=mask would do"),
+    (lines(line4="2,inf,1"), {}, "line 4, column a: inf: expected a finite number"),
+    (lines(line4="2,1e39,1"), {}, r"line 4, column a: 1e\+39: expected a finite number"),
+    (lines(line4="2,1"), {}, "Expected 3 columns, got 2"),
+    (lines(line4="0,1,1"), {"time_column": "t"}, "line 4: time goes backwards; many series .* data.group"),
+    (lines(line4="1,1,1"), {"time_column": "t"}, "line 4: time repeats"),
+    (lines(line51="90,1,1"), {"time_column": "t"}, "line 51: a gap of 42 where steps are of 1; windows cross"),
+    (lines(line4=",1,1"), {"time_column": "t"}, "line 4, column t: no time; expected one in every row"),
+    (lines(line4="noon,1,1"), {"time_column": "t"}, "neither a number nor an ISO 8601 time|'noon'"),
+    (lines(), {"time_column": "u"}, "no column u; it has 3, such as t, a, b"),
+    (lines(), {"columns": ["aa"]}, "no column aa; it has 3, such as a"),
+    (lines(), {"columns": "a"}, "columns=a: expected a list of names"),
+    (lines(), {"max_gap": "5min"}, "max_gap=5min: .* has no data.time_column"),
+    (lines(), {"max_gap": "soon", "time_column": "t"}, "max_gap=soon: expected a time such as 90s"),
+    (lines(), {"separator": ";"}, "one column, 't,a,b'; .*then data.separator=','"),
+    (lines(), {"window": 20}, "no window of 20 steps in the validation split, whose longest stretch has 8 of 50 steps"),
+    (lines(), {"window": 60}, "no window of 60 steps in the training split"),
+    (lines(), {"window": None}, "window=null: expected"),
+    (lines(), {"window": 1}, "window=1: expected a whole number, at least 2"),
+    (lines(), {"stride": 0}, "stride=0: expected"),
+    (lines(), {"missing": "skip"}, "missing=skip: expected one of error, interpolate, mask"),
+    (lines(), {"scale": "log"}, "scale=log: expected one of none, minmax, standard, window"),
+    (lines(), {"split": "random"}, "split=random: windows of one series share values"),
+    (lines(), {"val_size": 0.5, "test_size": 0.5}, "test_size=0.5: expected a share above 0 that with val_size=0.5"),
+    (lines(), {"test_size": 0}, "test_size=0: expected a share above 0"),
+    (lines(), {"val_size": 10}, "val_size=10: expected a share from 0 to 1"),
+    (lines(), {"decimal": ""}, "decimal=: expected one character"),
+    (lines(), {"separator": "."}, "separator=.: is the decimal point too"),
+    (lines(), {"test_path": "nowhere.csv"}, "test_path=nowhere.csv: no such file or folder"),
+    (text(""), {}, "a.csv: empty file"),
+    (text("a,b\n"), {}, "no rows; expected numbers below the header a, b"),
+    (text("a,a\n1,2\n"), {}, "columns of one name: a"),
+    (text(",a\n0,2\n"), {}, "a column without a name, perhaps an index"),
+    (text("a;b\n1;2\n"), {}, r"one column, 'a;b'; .*data.separator=';'"),
+    (text("2020-01-01,1.5\n2020-01-02,2.5\n"), {}, "line 1: '2020-01-01' is no name; expected a header of names"),
+    (text("t,a\n2020-01-01,1.5\n2020-01-02,2.5\n"), {}, r"'2020-01-01' .*is it a time\? then data.time_column=t"),
+    (text("a\n" + "\n".join(str(10**9 + i % 2) for i in range(50))), {}, "from 1000000000 to 1000000001; models"),
+    (npy(np.array(["a", "b"])), {}, r"expected numbers \(time,\), .* got <U1"),
+    (npy(np.zeros((2, 2, 2, 2))), {}, r"got float64 \(2, 2, 2, 2\)"),
+    (npy(np.zeros((0, 2))), {}, r"got float64 \(0, 2\)"),
+    (npy(np.zeros(50, complex)), {}, r"got complex128"),
+    (npy(np.array([None, 1])), {}, "not an array file of numbers"),
+    (npy(np.r_[np.zeros(30), NAN, np.zeros(30)]), {}, "row 30, column 0: no value"),
+    (npy(np.r_[np.zeros(30), INF, np.zeros(30)]), {}, "row 30, column 0: inf: expected a finite number"),
+    (npy(np.full((60, 1), NAN)), {"missing": "interpolate"}, "row 0, column 0: no value; data.missing=mask"),
+    (npy(np.zeros((9, 1, 4))), {}, "split=time: .* holds windows already: data.split=random or data.test_path"),
+    (npy(np.zeros((9, 1, 4))), {"window": 5, "split": "random"}, "window=5 stride=1: .* holds windows of 4 steps"),
+    (npy(np.zeros((2, 1, 4))), {"window": None, "split": "random"}, "2 windows; too few to train, validate"),
+    (npy(np.zeros(60)), {"time_column": "t"}, "time_column=t: .*a.npy is an array"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "options", "message"), BAD)
+def test_what_cannot_be_used(
+    make: Callable[[Path], str], options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        series(make(tmp_path), **({"window": 4} | options))
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    for path, message in [
+        (tmp_path, r"no .csv, .parquet, .npy, .npz file in it"),
+        (tmp_path / "a.txt", "no such file or folder, and no match"),
+        (tmp_path / "b.txt", "expected one of .csv, .parquet, .npy, .npz"),
+        (tmp_path / "b.npz", "not an array file of numbers"),
+        (tmp_path / "b.npy", "not an array file of numbers"),
+        (tmp_path / "b.parquet", "not a parquet file"),
+        (tmp_path / "b.csv", "not UTF-8 text"),
+    ]:
+        if path.name.startswith("b"):
+            path.write_bytes(b"\xff\xfe1\x00")
+        with pytest.raises(InputError, match=message):
+            series(str(path), 4)
+    parquet.write_table(pa.table({"a": ["x"], "t": [pa.scalar(0, pa.timestamp("s")).as_py()]}), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match="column a: of type string, expected numbers"):
+        series(str(tmp_path / "c.parquet"), 4)
+    with pytest.raises(InputError, match=r"column t: of type timestamp.*then data.time_column=t"):
+        series(str(tmp_path / "c.parquet"), 4, columns=["t"])
+    ramp(tmp_path / "d.csv")
+    write(tmp_path / "e.csv", "ac", [(1, 2)])
+    with pytest.raises(InputError, match=r"e.csv: \['a', 'c'\] .* where .*d.csv has \['a', 'b'\]"):
+        series(str(tmp_path / "[de].csv"), 4)
+    np.savez(tmp_path / "f.npz", a=np.zeros(3), b=np.zeros(4))
+    with pytest.raises(InputError, match=r"expected one array, or columns of one length, got a \(3,\), b \(4,\)"):
+        series(str(tmp_path / "f.npz"), 4)
+
+
+def test_constant_channels_and_many(tmp_path: Path) -> None:
+    """A constant channel scales to 0; a thousand channels are a thousand."""
+    np.save(tmp_path / "a.npy", np.full((80, 1000), 3.0))
+    for scale, expected in (("standard", 0.0), ("minmax", 0.0), ("none", 3.0)):
+        data = series(str(tmp_path / "a.npy"), 4, scale=scale)
+        assert data.shape == (1000, 4)
+        assert torch.equal((data.test.x[:] - data.offset) / data.scale, torch.full((9, 1000, 4), expected))
+
+
+def test_one_window_a_split(tmp_path: Path) -> None:
+    data = series(ramp(tmp_path / "a.csv", 12), 4, val_size=1 / 3, test_size=1 / 3)
+    assert [starts(getattr(data, split)) for split in SPLITS] == [[0], [4], [8]]
+
+
+def test_the_files_of_the_command(command: Command, tmp_path: Path) -> None:
+    """From a file to a run, with raw units on both sides; a mistake is one line and leaves nothing."""
+    t = np.arange(400)
+    write(tmp_path / "a.csv", ["time", "level", "heat"], [(i, 500 + 20 * np.sin(i / 5), np.cos(i / 7)) for i in t])
+    args = ("data=series", "data.path=a.csv", "data.window=16", "trainer=cpu", "model=msae16", "trainer.max_epochs=30")
+    code, out, err = command(*args, "data.time_column=time", "hydra.run.dir=run")
+    assert code == 0, err
+    import msae
+
+    model = msae.load("run/best.ckpt")
+    x = series("a.csv", 16, time_column="time").test.x[:]
+    x_hat, _ = model(x)
+    error = (x_hat - x).square().mean((0, 2)).sqrt()
+    assert error[0] < 20 * 0.7  # in the units of the file; a model of nothing is off by 14
+    assert x_hat[:, 0].mean() > 450
+    code, out, err = command(*args, "data.columns=[heet]", "hydra.run.dir=other")
+    assert (code, out) == (2, "")
+    assert err.strip() == "error: a.csv: no column heet; it has 3, such as heat"
+    assert not Path("other").exists()

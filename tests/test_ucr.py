@@ -1,0 +1,148 @@
+"""The UCR/UEA archive: what comes with aeon, local archives, and what is said of sets that cannot be used."""
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from msae import InputError
+from msae.data.base import DataModule
+from msae.data.ucr import ucr
+
+
+def tsv(folder: Path, name: str, train: str, test: str = "1\t1\t2\t3\n2\t4\t5\t6\n") -> None:
+    """The 2018 release: a label, then values; NaN for what is missing, and at the end for padding."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}_TRAIN.tsv").write_text(train)
+    (folder / f"{name}_TEST.tsv").write_text(test)
+
+
+def test_a_set_that_comes_with_aeon() -> None:
+    data = ucr("GunPoint", val_size=0.2)
+    assert [len(split) for split in (data.train, data.val, data.test)] == [40, 10, 150]
+    assert data.shape == (1, 150)
+    assert not data.missing
+    for split in (data.train, data.val, data.test):
+        assert split.y is not None
+        assert set(split.y.tolist()) == {0, 1}
+    values = data.train.x[:].double()
+    torch.testing.assert_close(data.offset[0, 0].double(), values.mean(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(data.scale[0, 0].double(), values.std(correction=0), rtol=1e-4, atol=0)
+
+
+def test_several_channels() -> None:
+    assert ucr("BasicMotions", scale="window").shape == (6, 100)
+
+
+def test_unequal_lengths_are_padded_and_masked() -> None:
+    with pytest.raises(InputError, match=r"series of 7 to 29 steps; data.pad=end or data.pad=start"):
+        ucr("JapaneseVowels")
+    end, start = (ucr("JapaneseVowels", pad=pad) for pad in ("end", "start"))
+    assert end.missing
+    assert end.shape == (12, 29)
+    for last, first in zip(end.train.x[:5], start.train.x[:5], strict=True):
+        there = int((~last[0].isnan()).sum())
+        assert torch.equal(last[:, :there], first[:, 29 - there :])
+        assert last[:, there:].isnan().all()
+        assert first[:, : 29 - there].isnan().all()
+    values = end.train.x[:].movedim(1, 0).flatten(1)
+    torch.testing.assert_close(end.offset[:, 0], values.nanmean(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_local_archive(nested: bool, tmp_path: Path) -> None:
+    tsv(tmp_path / "Small" if nested else tmp_path, "Small", "2\t0.5\t1\t2\n1\t3\t4\t5\n2\t6\t7\t9\n")
+    data = ucr("Small", root=str(tmp_path), scale="none")
+    assert data.train.x[:].tolist() == [[[0.5, 1, 2]], [[3, 4, 5]], [[6, 7, 9]]]
+    assert data.train.y is not None
+    assert data.train.y.tolist() == [1, 0, 1]
+    assert data.test.x[:].tolist() == [[[1, 2, 3]], [[4, 5, 6]]]
+
+
+def test_a_local_archive_of_ts_files(tmp_path: Path) -> None:
+    head = (
+        "@problemName Small\n@timeStamps false\n@missing false\n@univariate true\n@equalLength true\n@seriesLength 3\n"
+    )
+    for split, rows in (("TRAIN", "1,2,3:a\n4,5,6:b\n"), ("TEST", "7,8,9:b\n")):
+        (tmp_path / f"Small_{split}.ts").write_text(f"{head}@classLabel true a b\n@data\n{rows}")
+    data = ucr("Small", root=str(tmp_path), scale="none")
+    assert data.train.x[:].tolist() == [[[1, 2, 3]], [[4, 5, 6]]]
+    assert data.test.y is not None
+    assert data.test.y.tolist() == [1]
+
+
+def test_missing_values_and_padding_of_the_release(tmp_path: Path) -> None:
+    tsv(tmp_path, "Holes", "1\t1\tNaN\t3\n2\t4\t5\tNaN\n")
+    root = str(tmp_path)
+    with pytest.raises(InputError, match=r"series of 2 to 3 steps; data.pad"):
+        ucr("Holes", root)
+    with pytest.raises(
+        InputError, match=r"series 0 of the training split: no value in channel 0 at step 1; data.missing"
+    ):
+        ucr("Holes", root, pad="end")
+    filled = ucr("Holes", root, pad="end", missing="interpolate", scale="none").train.x[:]
+    assert filled.nan_to_num(-1).tolist() == [[[1, 2, 3]], [[4, 5, -1]]]
+    masked = ucr("Holes", root, pad="end", missing="mask", scale="none").train.x[:]
+    assert masked.nan_to_num(-1).tolist() == [[[1, -1, 3]], [[4, 5, -1]]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "gunpont"}, r"name=gunpont: no such set; nearest: GunPoint, GunPoint\w+"),
+        ({"name": "Q"}, "name=Q: no such set$"),
+        ({"name": "GunPoint", "root": "nowhere"}, "root=nowhere: no such folder"),
+        ({"name": "Smal", "root": "."}, r"no Smal_TRAIN and Smal_TEST, .ts or .tsv, in \.; nearest: Small"),
+        ({"name": "Text", "root": "."}, r"Text_TRAIN.tsv: not a file of the archive"),
+        ({"name": "Small", "pad": "both"}, "pad=both: expected one of None, end, start"),
+        ({"name": "Small", "missing": "drop"}, "missing=drop: expected one of error, interpolate, mask"),
+        ({"name": "Small", "scale": "log"}, "scale=log: expected one of"),
+        ({"name": "Small", "root": ".", "val_size": 9}, "val_size=9: expected a whole number, from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_used(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tsv(tmp_path, "Small", "1\t1\t2\t3\n2\t4\t5\t6\n")
+    tsv(tmp_path, "Text", "1\ta\tb\tc\n2\td\te\tf\n")
+    with pytest.raises(InputError, match=message):
+        ucr(**options)
+
+
+def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import aeon.datasets
+
+    def refuse(_: str, **options: object) -> None:
+        assert str(options["extract_path"]).startswith(str(tmp_path))
+        raise ValueError("Could not download\nfiles")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(aeon.datasets, "load_classification", refuse)
+    with pytest.raises(
+        InputError, match=r"name=ECG200: aeon cannot download it \(Could not download files\); data.root reads"
+    ):
+        ucr("ECG200")
+
+
+def test_without_aeon(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "aeon":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match=r"data=ucr needs the library aeon: pip install 'msae\[ucr\]'"):
+        ucr("GunPoint")
+
+
+def test_it_is_a_data_module() -> None:
+    data = ucr("ItalyPowerDemand", batch_size=8, val_size=7)
+    assert isinstance(data, DataModule)
+    assert len(data.val) == 7
+    assert np.prod(data.shape) == 24
