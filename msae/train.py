@@ -73,7 +73,7 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     OmegaConf.save(cfg, run / "config.yaml", resolve=True)
 
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    kept = "best" if validate else "last"
+    kept = "best" if (run / "best.ckpt").exists() else "last"  # without validation, or ended within the first epoch
     epochs, seconds, windows = history.epochs, history.seconds, history.windows  # a test takes back those of `kept`
     [metrics] = trainer.test(model, data, ckpt_path=str(run / f"{kept}.ckpt"), weights_only=True, verbose=False)
 
@@ -179,6 +179,7 @@ def quiet() -> None:
         ".*does not have many workers.*",  # batches are slices of a tensor
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # so it calls that of the start
         ".*LeafSpec.*is deprecated.*",  # Lightning's own call
+        ".*could not find the monitored key in the returned metrics.*",  # max_steps ended the first epoch
         "Checkpoint directory .* exists and is not empty.*",  # the run's folder
         "Total length of `list` across ranks is zero.*",  # no validation split
         "The number of training batches .* is smaller than the logging interval.*",  # logged once an epoch

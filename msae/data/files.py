@@ -121,11 +121,12 @@ def write_array(like: Path, path: Path, columns: Sequence[str], values: np.ndarr
     loaded = np.load(like, mmap_mode="r" if like.suffix.lower() == ".npy" else None)
     if isinstance(loaded, np.ndarray):
         np.save(path, values.reshape(-1) if loaded.ndim == 1 else values)
-    elif len(loaded.files) == 1:
+        return
+    named = dict(zip(columns, values.T, strict=True))
+    if len(loaded.files) == 1:
         [name] = loaded.files
-        np.savez(path, **{name: values.reshape(-1) if loaded[name].ndim == 1 else values})
-    else:
-        np.savez(path, **dict(zip(columns, values.T, strict=True)))
+        named = {name: values.reshape(-1) if loaded[name].ndim == 1 else values}
+    np.savez(path, allow_pickle=False, **named)
 
 
 def mappable(array: np.ndarray) -> np.ndarray:

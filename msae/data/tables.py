@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from msae.errors import InputError
 
-BLOCK = 1 << 24
+BLOCK = 1 << 22
 """Bytes of text, or values, read at a time."""
 
 
@@ -181,9 +181,14 @@ class Parquet:
                 hint = f"; is it a time? then data.time_column={name}" if pa.types.is_temporal(kind) else ""
                 raise InputError(f"{self.path}, column {name}: of type {kind}, expected numbers{hint}")
         wanted = [*columns, *others]
-        for batch in self.file.iter_batches(batch_size=max(1, BLOCK // (8 * len(wanted))), columns=wanted):
+        for batch in self._read(wanted):
             numbers = [pc.cast(batch.column(name), pa.float64(), safe=False) for name in columns]
             yield pa.RecordBatch.from_arrays([*numbers, *(batch.column(name) for name in others)], wanted)
+
+    def _read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """A row group at a time: pyarrow's own batches, across row groups, keep what they have read."""
+        for number in range(self.file.num_row_groups):
+            yield from self.file.read_row_group(number, columns).to_batches(max(1, BLOCK // (8 * len(columns))))
 
     def write(self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray) -> None:
         """A table like this one of its `kept` columns as they are, and new values `(rows, columns)`; NaN is null."""
@@ -191,7 +196,7 @@ class Parquet:
         floats = {name: pa.field(name, pa.float32()) for name in columns}
         schema, row = pa.schema([floats.get(name) or self.schema.field(name) for name in names]), 0
         with parquet.ParquetWriter(path, schema) as out:
-            for batch in self.file.iter_batches(batch_size=BLOCK // (8 * len(names)), columns=kept or columns[:1]):
+            for batch in self._read(kept or columns[:1]):
                 new = values[row : row + len(batch)].astype(np.float32)
                 arrays = [
                     pa.array(new[:, columns.index(name)], from_pandas=True) if name in columns else batch.column(name)
