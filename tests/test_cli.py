@@ -27,7 +27,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            ("model=msea", "model=msea: no such option; nearest: msae; there are ae, ae128, ae128wide, msae"),
+            ("model=msea", "model=msea: no such option; nearest: msae, msae16; there are ae, ae128, ae128wide, ae16, msae, msae16"),
             ("dataa=digits", "dataa: no such key; nearest: data"),
             ("model.latent_dmi=3", "model.latent_dmi: no such key; nearest: model.large_dim, "),
             ("model=ae model.latent_dmi=3", "model.latent_dmi: no such key; nearest: model.latent_dim, "),
@@ -226,7 +226,7 @@ def test_help(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert result.stdout.endswith("set()\n")
     for text in (
-        "model: ae, ae128, ae128wide, msae",
+        "model: ae, ae128, ae128wide, ae16, msae, msae16",
         "data: digits, mnist",
         "max_epochs: 20",
         "python -m msae.train -m",
