@@ -27,7 +27,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            ("model=msea", "model=msea: no such option; nearest: msae, msae16; there are ae, ae128, ae128wide, ae16, msae, msae16"),
+            (
+                "model=msea",
+                "model=msea: no such option; nearest: msae, msae16; there are ae, ae128, ae128wide, ae16, msae, msae16",
+            ),
             ("dataa=digits", "dataa: no such key; nearest: data"),
             ("model.latent_dmi=3", "model.latent_dmi: no such key; nearest: model.large_dim, "),
             ("model=ae model.latent_dmi=3", "model.latent_dmi: no such key; nearest: model.latent_dim, "),
@@ -227,7 +230,7 @@ def test_help(tmp_path: Path) -> None:
     assert result.stdout.endswith("set()\n")
     for text in (
         "model: ae, ae128, ae128wide, ae16, msae, msae16",
-        "data: digits, mnist",
+        "data: digits, ecg, finance, mnist, sensor, series, ucr",
         "max_epochs: 20",
         "python -m msae.train -m",
     ):
