@@ -46,7 +46,7 @@ def read_runs(folder: Path) -> tuple[list[Run], dict[str, str]]:
 
 
 def name_runs(runs: list[Run]) -> None:
-    """Name each run by the overrides that tell it from the others of its data set, seed apart."""
+    """Name each run by the overrides that tell it from the others, seed and data set apart."""
     common = set.intersection(*(set(run["overrides"]) for run in runs))
     for run in runs:
         own = [o for o in run["overrides"] if o not in common and not re.match(r"seed=|data=|data\.(?!batch_size)", o)]
@@ -241,6 +241,7 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
     from msae import baselines
 
     runs, missing = read_runs(folder)
+    name_runs(runs)
     texts, results = [], {}
     for run in runs:  # what is compared has the same windows in the same splits
         config = OmegaConf.merge(OmegaConf.load(run["folder"] / "config.yaml").data, {"seed": 0, "batch_size": 1})
@@ -252,7 +253,6 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
         same = {run["config"] for run in runs if run["title"] == of_data[0]["title"]}
         varied = [o for o in of_data[0]["overrides"] if o.startswith("data.")] if len(same) > 1 else []
         name = " ".join([of_data[0]["title"], *varied])
-        name_runs(of_data)
         models: dict[str, list[Run]] = {}
         for run in of_data:
             models.setdefault(run["name"], []).append(run)

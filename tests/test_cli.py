@@ -212,6 +212,25 @@ class TestNames:
         assert cli.n_jobs("auto") == -1
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ckpt_path=runs/a,model=ae/last.ckpt", "ckpt_path='runs/a,model=ae/last.ckpt'"),
+        ("ckpt=runs/a b/best.ckpt", "ckpt='runs/a b/best.ckpt'"),
+        ("data.path=my data (1)/[a]=b.csv", "data.path='my data (1)/[a]=b.csv'"),
+        ("data.path=it's here.csv", "data.path='it\\'s here.csv'"),
+        ("data.path=a.csv,b.csv", "data.path=a.csv,b.csv"),  # a sweep over two files
+        ("data.path='a.csv'", "data.path='a.csv'"),
+        ("data.separator=;", "data.separator=';'"),
+        ("data.time_format=null", "data.time_format=null"),
+        ("data.columns=[a,b]", "data.columns=[a,b]"),
+        ("-m", "-m"),
+    ],
+)
+def test_paths_need_no_quotes_of_hydra(text: str, expected: str) -> None:
+    assert cli.quoted(text) == expected
+
+
 def test_flags_stand_anywhere(command: Command) -> None:
     code, out, _ = command("model=ae", "--cfg", "job", "data=digits", "--package", "model")
     assert code == 0

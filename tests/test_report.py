@@ -129,6 +129,88 @@ def test_pca_is_the_best_linear_reconstruction() -> None:
     assert baselines.pca(data, [100]) == []
 
 
+def of_data(losses: dict[str, float], pca: float) -> dict[str, Any]:
+    """What the report knows of one data set."""
+    rows = [{"model": model, "latent": 4, "test_loss": loss} for model, loss in losses.items()]
+    others = [{"model": "PCA", "latent": latent, "test_loss": value} for latent, value in ((4, pca), (8, 0.001))]
+    return {"rows": rows, "pca": others}
+
+
+def test_ranks_and_wilcoxon_by_hand() -> None:
+    """Five data sets; PCA of the first model's latent size, 4, is a model among the others, that of 8 is not."""
+    results = {
+        "a": of_data({"ae": 0.1, "b": 0.2}, 0.3),  # ranks 1, 2, 3; ratio 2
+        "b": of_data({"ae": 0.1, "b": 0.4}, 0.1),  # 1.5, 3, 1.5; 4
+        "c": of_data({"ae": 8.0, "b": 64.0}, 9.0),  # 1, 3, 2; 8
+        "d": of_data({"ae": 1.0, "b": 16.0}, 0.5),  # 2, 3, 1; 16
+        "e": of_data({"ae": 3.0, "b": 1.5}, 1.0),  # 3, 2, 1; 1/2
+    }
+    over = report.over_data_sets(results)
+    assert over["n"] == 5
+    assert {row["model"]: row["mean_rank"] for row in over["ranks"]} == pytest.approx({"ae": 1.7, "b": 2.6, "PCA": 1.7})
+    found = {(t["model"], t["against"]): t for t in over["tests"]}
+    assert set(found) == {("b", "ae"), ("PCA", "ae"), ("PCA", "b")}
+    assert found["b", "ae"]["won"] == 1
+    assert found["b", "ae"]["ratio"] == pytest.approx(2**1.8)  # exponents 1, 2, 3, 4, -1
+    # |exponents| 1, 1, 2, 3, 4 have ranks 1.5, 1.5, 3, 4, 5, the negative one 1.5; of the 32 choices of signs, three
+    # have a sum of the negative ranks of at most 1.5 (none, either one of the two), and as many lie at the other end
+    assert found["b", "ae"]["p"] == pytest.approx(6 / 32)
+    assert "| b against ae | 1 of 5 | 3.48 | 0.19 |" in report.markdown_over(over)
+
+
+def test_wilcoxon_where_all_agree_and_where_all_tie() -> None:
+    agree = report.over_data_sets({str(i): of_data({"ae": 1.0, "b": 1 / (2 + i)}, 1.0) for i in range(5)})
+    p = {(t["model"], t["against"]): t["p"] for t in agree["tests"]}
+    assert p["b", "ae"] == pytest.approx(2 / 2**5)
+    assert p["PCA", "ae"] == 1
+
+
+def test_models_that_a_data_set_lacks_have_no_rank() -> None:
+    results = {"a": of_data({"ae": 1.0, "b": 2.0}, 3.0), "b": of_data({"ae": 1.0}, 3.0)}
+    assert [row["model"] for row in report.over_data_sets(results)["ranks"]] == ["ae", "PCA"]
+
+
+def test_pca_of_windows_each_scaled_by_itself() -> None:
+    """Against the same PCA of windows standardized by hand; mean and deviation are two of the latent values."""
+    rng = np.random.default_rng(0)
+    train, test = (rng.normal(5, rng.uniform(1, 9, (n, 1, 1)), (n, 1, 6)).astype(np.float32) for n in (40, 20))
+    data = DataModule(Windows(torch.from_numpy(train)), Windows(torch.from_numpy(test)), scale="window")
+    [row] = baselines.pca(data, [5])
+    (x, _), (x_test, width) = (
+        ((w[:, 0] - w[:, 0].mean(1, keepdims=True)) / w[:, 0].std(1, keepdims=True), w[:, 0].std(1, keepdims=True))
+        for w in (train.astype(float), test.astype(float))
+    )
+    axes = np.linalg.svd(x - x.mean(0))[2][:3]
+    error = (x_test - x.mean(0)) @ axes.T @ axes + x.mean(0) - x_test
+    assert row["test_loss"] == pytest.approx((error**2).mean(), rel=1e-4)
+    assert row["test_mse"] == pytest.approx(((error * width) ** 2).mean(), rel=1e-4)
+
+
+def test_pca_leaves_missing_values_out() -> None:
+    """What is missing is the channel's mean when it is coded, and nothing when errors are counted."""
+    rng = np.random.default_rng(0)
+    train, test = (rng.normal(3, 2, (n, 1, 6)).astype(np.float32) for n in (40, 20))
+    train[::3, 0, 1], test[::2, 0, 4] = np.nan, np.nan
+    windows = (Windows(torch.from_numpy(x)) for x in (train, test))
+    [row] = baselines.pca(DataModule(*windows, scale="standard", missing=True), [2])
+    mean, width = np.nanmean(train), np.nanstd(train)
+    x, x_test = (np.nan_to_num((w[:, 0] - mean) / width) for w in (train, test))
+    axes = np.linalg.svd(x - x.mean(0))[2][:2]
+    error = ((x_test - x.mean(0)) @ axes.T @ axes + x.mean(0) - x_test)[~np.isnan(test[:, 0])]
+    assert row["test_loss"] == pytest.approx((error**2).mean(), rel=1e-4)
+    assert row["test_mse"] == pytest.approx((error**2).mean() * width**2, rel=1e-4)
+
+
+def test_scaled_units_have_a_column_where_they_are_not_the_raw_ones(models: dict[str, list[report.Run]]) -> None:
+    for runs in models.values():
+        for one in runs:
+            one["metrics"]["test/mse"] *= 9
+    text = report.markdown("a", report.compare(models) | {"pca": []})
+    assert "| test MSE, scaled | test MSE, raw units |" in text
+    assert "| ae | 3 | 4 | 10 | 0.5 ± 0.1 | 4.5 ± 0.9 |" in text
+    assert "Differences of test MSE, scaled, paired by seed" in text
+
+
 class TestCommand:
     def test_again_at_any_later_time(self, command: Command) -> None:
         _, first, _ = command(*SWEEP)
@@ -187,6 +269,22 @@ class TestCommand:
         raw, fewer = (result["pca"][0]["test_mse"] for result in found.values())
         assert raw != fewer
         assert (folder / "digits_data.val_size=400" / "curves.png").exists()
+
+    def test_several_sweeps_under_one_folder(self, command: Command) -> None:
+        """Each with its own data; runs of one data set are together, whatever sweep they come from."""
+        for i, name in enumerate(("GunPoint", "ItalyPowerDemand", "GunPoint")):
+            model = ("model=ae", "model.latent_dim=4") if i < 2 else ("model=msae", "model.small_dim=2")
+            args = ("data=ucr", f"data.name={name}", *model, "seed=0,1")
+            assert command("-m", *args, *FAST[1:], "hydra.launcher.n_jobs=1", f"hydra.sweep.dir=all/{i}").code == 0
+        code, out, _ = command("all", module="report")
+        assert code == 0
+        found = json.loads(Path("all/report.json").read_text())
+        ae = "ae model.latent_dim=4"
+        models = {data: [(row["model"], row["n"]) for row in result["rows"]] for data, result in found["data"].items()}
+        assert models == {"GunPoint": [(ae, 2), ("msae model.small_dim=2", 2)], "ItalyPowerDemand": [(ae, 2)]}
+        assert {row["model"] for row in found["over_data_sets"]["ranks"]} == {ae, "PCA"}
+        assert "## Over 2 data sets" in out
+        assert Path("all/GunPoint/curves.png").exists()
 
     @pytest.mark.usefixtures("tiny_mnist")
     def test_data_that_is_gone(self, command: Command, tmp_path: Path) -> None:

@@ -90,6 +90,29 @@ def test_the_best_checkpoint_is_chosen_on_validation_data(command: Command) -> N
     assert checkpoint["epoch"] == losses.index(min(losses))
 
 
+def test_the_history_is_whole_though_an_earlier_epoch_is_tested(command: Command) -> None:
+    args = ("data=digits", "trainer=cpu", "trainer.max_epochs=6", "model=ae", "data.val_size=2", "model.lr=0.05")
+    run = run_folder(command(*args).out)
+    result = metrics(run)
+    losses = [epoch["val/loss"] for epoch in result["history"]]
+    assert losses.index(min(losses)) < 5, "the case needs a best epoch that is not the last"
+    assert len(losses) == result["epochs"] == 6
+    assert result["seconds"] * result["samples_per_second"] == pytest.approx(6 * len(digits(val_size=2).train))
+
+
+@pytest.mark.parametrize("steps", [40, 155])
+def test_steps_that_end_within_the_first_epoch(steps: int, command: Command) -> None:
+    """An epoch is 155 steps: a run of 40 never validates, and its last weights are tested."""
+    args = ("data=digits", "trainer=cpu", "data.batch_size=8", "trainer.max_epochs=-1", f"trainer.max_steps={steps}")
+    run = run_folder(command(*args).out)
+    result = metrics(run)
+    kept = "last.ckpt" if steps < 155 else "best.ckpt"
+    assert (result["steps"], result["checkpoint"]) == (steps, kept)
+    x = digits().test.x
+    x_hat, _ = msae.load(run / kept)(x)
+    assert result["metrics"]["test/mse"] == pytest.approx((x_hat - x).square().mean().item(), rel=1e-5)
+
+
 def test_the_papers_protocol_evaluates_the_last_epoch(command: Command) -> None:
     run = run_folder(command(*FAST, "data.val_size=0").out)
     result = metrics(run)
