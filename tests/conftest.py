@@ -82,7 +82,7 @@ def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sigint() -> Iterator[None]:
-    """Lightning ignores SIGINT from its first interruption on."""
-    handler = signal.getsignal(signal.SIGINT)
+    """SIGINT interrupts: a shell's background jobs ignore it, and Lightning does from its first interruption on."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, handler)

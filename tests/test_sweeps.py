@@ -93,6 +93,7 @@ class TestSweeps:
         assert "2 of the runs did not finish" in err
         assert "## Missing runs" in out
 
+    @pytest.mark.usefixtures("sigint")
     def test_side_by_side_and_interrupted(self, tmp_path: Path) -> None:
         """Ctrl-C reaches all processes of the sweep, which tells how to go on."""
         args = [

@@ -202,6 +202,7 @@ def test_a_finished_run_can_be_made_longer(command: Command) -> None:
     assert equal(run / "last.ckpt", longer / "last.ckpt")
 
 
+@pytest.mark.usefixtures("sigint")
 def test_ctrl_c(tmp_path: Path) -> None:
     """A real signal, in the middle of training."""
     args = ["data=digits", "trainer=cpu", "trainer.max_epochs=100000", "hydra.run.dir=run"]
