@@ -11,17 +11,18 @@ from torch import Tensor
 from msae.data.base import DataModule
 from msae.models.layers import window_level
 
-VALUES = 100_000_000
+VALUES = 50_000_000
 """As many values of training windows are fitted at most, evenly spread."""
 
 
 def scaled(
     data: DataModule, x: Tensor
 ) -> tuple[Float[np.ndarray, "n values"], Float[np.ndarray, "n values"], Bool[np.ndarray, "n values"]]:
-    """Windows `(n, values)` as models see them, what they were divided by, and which of their values are missing."""
+    """Windows `(n, values)` as models see them, with 0 for a missing value, their scales, and which are missing."""
     offset, scale = window_level(x) if data.per_window else (data.offset, data.scale)
-    values, widths, missing = (t.expand_as(x).flatten(1) for t in ((x - offset) / scale, scale, x.isnan()))
-    return values.double().numpy(), widths.double().numpy(), missing.numpy()
+    missing = x.isnan()
+    values = ((x - offset) / scale).masked_fill_(missing, 0).flatten(1).double().numpy()
+    return values, scale.expand_as(x).flatten(1).numpy(), missing.flatten(1).numpy()
 
 
 def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
@@ -36,16 +37,15 @@ def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
     if not latents:
         return []
     spread = torch.linspace(0, len(train) - 1, n, dtype=torch.float64).long()
-    x, _, missing = scaled(data, train[spread])
     fitted = PCA(max(latents) - level, svd_solver="covariance_eigh" if n > size else "full")
-    fitted.fit(np.where(missing, 0, x))
+    fitted.fit(scaled(data, train[spread])[0])
     low, high = data.value_range.tolist()
     outputs = ["PCA", "PCA, clipped"] if data.bounded else ["PCA"]
     sums = {(k, name): np.zeros(2) for k in latents for name in outputs}
     count = 0
     for start in range(0, len(data.test), 4096):
         x, scale, missing = scaled(data, data.test.x[start : start + 4096])
-        z = fitted.transform(np.where(missing, 0, x))
+        z = fitted.transform(x)
         count += (~missing).sum()
         for k, name in sums:
             x_hat = z[:, : k - level] @ fitted.components_[: k - level] + fitted.mean_

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from msae.errors import InputError
 
@@ -109,8 +109,13 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 def quoted(text: str) -> str:
     """An override with the quotes that Hydra's grammar wants around signs in paths and formats, if it has none."""
     key, _, value = text.partition("=")
+    if value[:1] == "[" and value[-1:] == "]" and not re.search("['\"]", value):
+        if key in ("data.columns", "data.path", "data.test_path") and re.search(r"[=(){}]", value):
+            return f"{key}=[{','.join(repr(item.strip()) for item in value[1:-1].split(','))}]"
+        return text
     own = {"ckpt_path": "[=, ]", "ckpt": "[=, ]", "output": "[=, ]"}  # the project's folders have commas in their names
-    users = dict.fromkeys(("data.path", "data.test_path", "data.root"), r"[= ()\[\]{}]")  # a comma is a sweep
+    keys = ("path", "test_path", "root", "time_column", "group_column")  # in which a comma is a sweep
+    users = {f"data.{name}": r"[= ()\[\]{}]" for name in keys}
     signs = dict.fromkeys(("data.separator", "data.decimal", "data.time_format"), "^(?!null$)")
     pattern = (own | users | signs).get(key)
     if pattern is None or value[:1] in ("", "'", '"') or not re.search(pattern, value):
@@ -143,10 +148,21 @@ def explain(error: BaseException, config_name: str) -> str:
             return f"{group}={name}: no such option{nearest(name, link.options)}; there are {', '.join(link.options)}"
     if key := re.match(r"Could not override '([^']+)'", str(error)):
         return unknown_key(key[1], config_name)
+    if isinstance(error, (MissingMandatoryValue, OverrideParseException)):
+        return incomplete(error)
     if isinstance(error, InstantiationException):
         where = section[1] if section else "the config"
         return f"in {where}: {one_line(chain[1] if len(chain) > 1 else error)} (HYDRA_FULL_ERROR=1 shows the traceback)"
     return one_line(error)
+
+
+def incomplete(error: MissingMandatoryValue | OverrideParseException) -> str:
+    """The message for a key without a value, or for an override that Hydra's grammar does not take."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: no value; expected {error.full_key}=..."
+    if "Ambiguous value" in str(error):  # several values without -m
+        return f"{error.override}: several values; a sweep needs -m, a list [ and ]"
+    return f"{error.override}: cannot be read; expected key=value; is a quote or bracket left open?"
 
 
 def one_line(error: BaseException) -> str:

@@ -21,7 +21,8 @@ def reconstructions(
     outputs have one scale, images of errors too; lines of errors have one of their own.
     """
     greatest = max((float((x - x_hat).abs().nan_to_num().max()) for x_hat in outputs.values()), default=0.0) or 1.0
-    low, high = (float(bound) for bound in x[~x.isnan()].aminmax())
+    present = x[~x.isnan()]
+    low, high = (float(bound) for bound in present.aminmax()) if len(present) else (0.0, 1.0)
     rows = [("input", x)]
     for name, x_hat in outputs.items():
         rows += [(name, x_hat), (f"{name}: error" if name else "error", (x - x_hat).abs())]

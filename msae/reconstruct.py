@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.models.base import Reconstructor
 
 BATCH = 2048
-FORMAT = ("columns", "time_column", "group_column", "separator", "decimal", "time_format")
+FORMAT = ("columns", "time_column", "group_column", "separator", "decimal", "header", "time_format")
 
 
 def reconstruct(cfg: DictConfig) -> list[Path]:
@@ -30,9 +31,11 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
     Raises:
         InputError: a checkpoint, files or values that cannot be used.
     """
-    if "path" not in cfg.data or "window" not in cfg.data:
+    if not {"path", "window"} <= set(cfg.data):
         raise InputError("data: expected series, or an option made of it, such as ecg")
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
+    if OmegaConf.is_missing(cfg, "ckpt"):
+        raise InputError("ckpt: no value; expected a run's best.ckpt or last.ckpt, such as ckpt=runs/msae/best.ckpt")
     check_int("threads", cfg.threads)
     check_int("data.stride", cfg.data.stride)
     check_choice("data.missing", cfg.data.missing, ("error", "interpolate", "mask"))
@@ -47,13 +50,19 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
     if cfg.data.stride > model.length:
         raise InputError(f"data.stride={cfg.data.stride}: expected at most {model.length}, the length of a window")
     form = Format(**{name: options[name] for name in FORMAT})
+    if form.columns is None and model.names is not None:  # those it was trained on, in their order
+        form = replace(form, columns=list(model.names))
     paths = files.find(cfg.data.path, "data.path")
     output = Path(cfg.output or Path(cfg.ckpt).parent / "reconstruction")
     written = [output / path.name for path in paths]
     if twice := {path.name for path in written if written.count(path) > 1}:
         raise InputError(f"data.path={cfg.data.path}: two files called {min(twice)}; their output would be one")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output={output}: a file; expected a folder")
     if clash := next((path for path in written if path.resolve() in {p.resolve() for p in paths}), None):
         raise InputError(f"output={output}: {clash} would be written over")
+    if clash := next((path for path in written if path.exists()), None) if not cfg.overwrite else None:
+        raise InputError(f"output={output}: {clash} exists; overwrite=true replaces it, output=FOLDER goes elsewhere")
     for path, out in zip(paths, written, strict=True):
         table = files.read(path, form)
         x_hat = of_table(table, model, cfg)
@@ -76,19 +85,24 @@ def of_table(table: Table, model: Reconstructor, cfg: DictConfig) -> np.ndarray:
 
     channels = table.values.shape[1]
     if channels != model.channels or (table.values.ndim == 3 and table.values.shape[2] != model.length):
-        expected = f"({model.channels}, {model.length})"
-        raise InputError(f"{table.path}: channels {', '.join(table.columns[:8])}; the model takes windows {expected}")
+        shape = table.values.shape[1:] if table.values.ndim == 3 else (channels,)
+        raise InputError(
+            f"{table.path}: {shape[0]} channels, {', '.join(table.columns[:8])}"
+            + (f", in windows of {shape[1]} steps" if len(shape) == 2 else "")
+            + f"; the model takes {model.channels}, in windows of {model.length} steps"
+        )
     stretches = files.stretches(table, cfg.data.max_gap)
-    fill([table], {"": [(0, start, stop) for _, start, stop in stretches]}, cfg.data.missing)
+    if table.values.ndim == 2:
+        stretches = [stretch for stretch in stretches if stretch[2] - stretch[1] >= model.length]
+    fill([table], {"whole": [(0, start, stop) for _, start, stop in stretches]}, cfg.data.missing)
     if table.values.ndim == 3:
         return torch.cat(list(outputs(model, torch.from_numpy(table.values).split(BATCH)))).numpy()
     x_hat = np.full(table.values.shape, np.nan, dtype=np.float32)
     for _, start, stop in stretches:
-        if stop - start >= model.length:
-            series = torch.from_numpy(table.values[start:stop]).T
-            windows = outputs(model, cut(series, model.length, cfg.data.stride, BATCH))
-            x_hat[start:stop] = stitch(windows, stop - start, cfg.data.stride).T.numpy()
-    if np.isnan(x_hat).all():
+        series = torch.from_numpy(table.values[start:stop]).T
+        windows = outputs(model, cut(series, model.length, cfg.data.stride, BATCH))
+        x_hat[start:stop] = stitch(windows, stop - start, cfg.data.stride).T.numpy()
+    if not stretches:
         raise InputError(f"{table.path}: no stretch of {model.length} steps, the length of a window")
     return x_hat
 
@@ -115,8 +129,9 @@ def write(table: Table, form: Format, x_hat: np.ndarray, path: Path) -> None:
     if path.suffix.lower() in (".npy", ".npz"):
         files.write_array(table.path, path, table.columns, x_hat)
     else:
-        kept = [name for name in (form.time_column, form.group_column) if name is not None]
-        files.open_table(table.path, form).write(path, kept, table.columns, x_hat)
+        source = files.open_table(table.path, form)
+        kept = [name for name in source.names if name not in table.columns]
+        source.write(path, kept, table.columns, x_hat)
 
 
 def summary(x: np.ndarray, x_hat: np.ndarray) -> str:

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+import traceback
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
@@ -47,7 +48,7 @@ def read_runs(folder: Path) -> tuple[list[Run], dict[str, str]]:
 
 def name_runs(runs: list[Run]) -> None:
     """Name each run by the overrides that tell it from the others, seed and data set apart."""
-    common = set.intersection(*(set(run["overrides"]) for run in runs))
+    common = set.intersection(*(set(run["overrides"]) for run in runs)) if runs else set()
     for run in runs:
         own = [o for o in run["overrides"] if o not in common and not re.match(r"seed=|data=|data\.(?!batch_size)", o)]
         run["name"] = " ".join(o.removeprefix("model=") for o in own) or run["model"]
@@ -115,7 +116,8 @@ def over_data_sets(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Mean rank of each model over the data sets that all have, 1 for the best, and Wilcoxon's signed-rank tests.
 
     What is ranked and tested is the mean of the test loss over seeds; tested its logarithm, so that data sets weigh
-    alike (Demsar, JMLR 7, 2006). PCA has the latent size of the first model.
+    alike (Demsar, JMLR 7, 2006). PCA has the latent size of the first model. Losses below float32's squared rounding
+    error, as constant data gives, tie.
     """
     from scipy.stats import rankdata, wilcoxon
 
@@ -123,7 +125,7 @@ def over_data_sets(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for data, result in results.items():
         latent = result["rows"][0]["latent"]
         for row in [*result["rows"], *(row for row in result["pca"] if row["latent"] == latent)]:
-            losses.setdefault(row["model"], {})[data] = row["test_loss"]
+            losses.setdefault(row["model"], {})[data] = max(row["test_loss"], 2.0**-46)
     models = [model for model, found in losses.items() if len(found) == len(results)]
     ranks = {data: rankdata([losses[model][data] for model in models]) for data in results}
     rows = [
@@ -138,7 +140,7 @@ def over_data_sets(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
             won = sum(ratio < 0 for ratio in ratios)
             geometric = math.exp(fmean(ratios))
             tests.append({"model": model, "against": other, "won": won, "ratio": geometric, "p": p})
-    return {"n": len(results), "ranks": rows, "tests": tests}
+    return {"n": len(results), "ranks": rows, "tests": tests, "left_out": [m for m in losses if m not in models]}
 
 
 def markdown_over(result: dict[str, Any]) -> str:
@@ -149,9 +151,13 @@ def markdown_over(result: dict[str, Any]) -> str:
         [f"{t['model']} against {t['against']}", f"{t['won']} of {n}", f"{t['ratio']:.3g}", f"{t['p']:.2g}"]
         for t in result["tests"]
     ]
+    left = [f"Not in all data sets: {', '.join(result['left_out'])}."] * bool(result["left_out"])
+    if not ranks:
+        return "\n\n".join([f"## Over {n} data sets", *left])
     return "\n\n".join(
         [
             f"## Over {n} data sets",
+            *left,
             "Of the mean test MSE over seeds, in scaled units: rank among the models, 1 for the best; geometric mean "
             "of the ratio; two-sided p of Wilcoxon's signed-rank test of its logarithm, at least .06 for five sets.",
             table(["model", "mean rank"], ranks),
@@ -298,8 +304,10 @@ class SweepReport(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             text, missing = report(folder)
-        except cli.MISTAKES as error:  # Hydra makes a warning of it
-            cli.fail(cli.explain(error, "train"))
+        except Exception as error:  # noqa: BLE001  (Hydra would make a warning of it)
+            if not isinstance(error, cli.MISTAKES):
+                traceback.print_exc()
+            cli.fail(f"no report of {folder}: {cli.explain(error, 'train')}")
         print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir '{folder}'")
         if missing:
             cli.fail(f"{len(missing)} of the runs did not finish: {', '.join(missing)}")

@@ -144,7 +144,8 @@ def check_checkpoint(cfg: DictConfig, model: Reconstructor, data: DataModule) ->
         before, now = (cli.flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(beside), cfg))
         differing(cfg.ckpt_path, *({k: v for k, v in c.items() if not k.startswith(FREE)} for c in (before, now)))
     sizes, expected = (
-        {name: tuple(w.shape) for name, w in d.items()} for d in (checkpoint["state_dict"], model.state_dict())
+        {name: getattr(value, "shape", None) for name, value in state.items()}
+        for state in (checkpoint["state_dict"], model.state_dict())
     )
     if sizes != expected:
         raise InputError(
@@ -191,8 +192,10 @@ def summary(result: dict[str, Any], run: Path) -> str:
     """What the command ends with."""
     run = Path(os.path.relpath(run))
     metrics = result["metrics"]
+    scaled = metrics["test/loss"]
+    both = "" if math.isclose(metrics["test/mse"], scaled, rel_tol=1e-3) else f" in raw units, {scaled:.4g} scaled"
     return (
-        f"\ntest MSE {metrics['test/mse']:.6f}   PSNR {metrics['test/psnr']:.2f} dB   ({result['checkpoint']})\n"
+        f"\ntest MSE {metrics['test/mse']:.4g}{both}   PSNR {metrics['test/psnr']:.2f} dB   ({result['checkpoint']})\n"
         f"{result['epochs']} epochs, {result['samples_per_second']:,.0f} samples a second, {result['seconds']:.0f} s\n"
         f"folder: {run}\n"
         f"look:   tensorboard --logdir '{run}'"
@@ -224,7 +227,7 @@ def alone(cfg: DictConfig, run: Path) -> None:
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
         if (run / "last.ckpt").exists():
             given = [text for text in HydraConfig.get().overrides.task if not text.startswith("ckpt_path=")]
-            command = shlex.join([*given, f"ckpt_path='{os.path.relpath(run / 'last.ckpt')}'"])
+            command = shlex.join([*given, f"ckpt_path={os.path.relpath(run / 'last.ckpt')}"])
             print(f"\ninterrupted; go on with\n  python -m msae.train {command}")
         sys.exit(130)
     finally:
@@ -245,7 +248,7 @@ def in_sweep(cfg: DictConfig, run: Path) -> None:
         cfg.ckpt_path = str(last)
     try:
         result = train(cfg, run, run.name, bar=False)
-        log.info("%s: test MSE %.6f", run.name, result["metrics"]["test/mse"])
+        log.info("%s: test MSE %.4g", run.name, result["metrics"]["test/mse"])
     except Exception as error:  # noqa: BLE001  (whatever it is, the other runs go on, and the sweep ends with exit code 2)
         reason = cli.explain(error, "train")
         failure.write_text(f"{reason}\n\n{traceback.format_exc()}")

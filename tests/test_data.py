@@ -9,6 +9,7 @@ import msae.data.windows
 from msae import InputError
 from msae.data.base import DataModule, Windows
 from msae.data.digits import digits
+from msae.models.layers import window_level
 
 
 def numbered(n: int, channels: int = 1) -> Windows:
@@ -159,3 +160,23 @@ def test_digits() -> None:
     assert module.shape == (1, 64)
     assert (module.test.x.min(), module.test.x.max()) == (0, 1)
     assert module.value_range.tolist() == [0, 1]
+
+
+def test_pictures_of_more_windows_than_float32_counts() -> None:
+    n = 2**24 + 4
+    data = DataModule(Windows(torch.zeros(1, 1, 1)), Windows(torch.zeros(1, 1, 1).expand(n, 1, 1)))
+    x, _ = data.shown(3)
+    assert x.shape == (3, 1, 1)
+
+
+@pytest.mark.parametrize(("level", "spread"), [(1e4, 0.5), (1e6, 50.0), (0.0, 1e-9), (5.0, 0.0), (0.0, 0.0)])
+def test_windows_scaled_each_by_itself(level: float, spread: float) -> None:
+    """However high their level: neighbours are scaled alike; what is constant scales to next to nothing."""
+    x = level + spread * torch.randn(500, 1, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, deviation = window_level(x.float())
+    scaled = (x - mean) / deviation
+    if spread:
+        assert scaled.std(2, unbiased=False).sub(1).abs().max() < 0.1
+    else:
+        assert scaled.abs().max() < 0.2
+    assert (deviation > 0).all()

@@ -90,6 +90,47 @@ def test_csv_of_another_kind(run: Run) -> None:
     assert np.array([cell[2:] for cell in cells], float) == approx(X)
 
 
+def test_columns_that_are_no_channels_stay(run: Run) -> None:
+    rows = [f'{time},"{a:.4f}",x y,{b:.4f}' for time, (a, b) in zip(TIMES, X, strict=True)]
+    Path("a.csv").write_text("\n".join(["time,a,note,b", *rows]))
+    code, _, err = run("data.path=a.csv", "data.columns=[a,b]")
+    assert code == 0, err
+    cells = [line.split(",") for line in Path("run/reconstruction/a.csv").read_text().splitlines()]
+    assert cells[0] == ["time", "a", "note", "b"]
+    assert [(cell[0], cell[2]) for cell in cells[1:]] == [(time, "x y") for time in TIMES]
+    assert np.array([[a, b] for _, a, _, b in cells[1:]], float) == approx(X)
+
+
+def test_channels_are_those_it_was_trained_on(command: Command) -> None:
+    """By name, in whatever order another file has them; a file without them is refused."""
+    header, rows = "p,q", [f"{i % 9},{1000 + i % 7}" for i in range(200)]
+    Path("a.csv").write_text("\n".join([header, *rows]))
+    Path("b.csv").write_text("\n".join(["q,extra,p", *(f"{row.split(',')[1]},x,{row.split(',')[0]}" for row in rows)]))
+    args = ("data=series", "data.window=8", "trainer=cpu", "trainer.max_epochs=1", "model=ae16", "hydra.run.dir=run")
+    assert command(*args, "data.path=a.csv").code == 0
+    outs = [
+        command("ckpt=run/best.ckpt", f"data.path={name}.csv", module="reconstruct").out.splitlines()[0].split(":")[1]
+        for name in "ab"
+    ]
+    assert outs[0] == outs[1]
+    assert Path("run/reconstruction/b.csv").read_text().startswith("q,extra,p\n")
+    Path("c.csv").write_text("\n".join(["u,v", *rows]))
+    code, _, err = command("ckpt=run/best.ckpt", "data.path=c.csv", module="reconstruct")
+    assert (code, err) == (2, "error: c.csv: no column p; it has 2, such as u, v\n")
+
+
+def test_what_exists_is_kept(run: Run) -> None:
+    np.save("a.npy", X)
+    assert run("data.path=a.npy").code == 0
+    before = Path("run/reconstruction/a.npy").stat().st_mtime_ns
+    code, _, err = run("data.path=a.npy")
+    assert code == 2
+    assert "run/reconstruction/a.npy exists; overwrite=true replaces it" in err
+    assert Path("run/reconstruction/a.npy").stat().st_mtime_ns == before
+    assert run("data.path=a.npy", "overwrite=true").code == 0
+    assert Path("run/reconstruction/a.npy").stat().st_mtime_ns > before
+
+
 def test_no_header(run: Run) -> None:
     np.savetxt("a.csv", X, delimiter=",", fmt="%.4f")
     assert run("data.path=a.csv").code == 0
@@ -115,7 +156,8 @@ def test_parquet(run: Run) -> None:
     code, _, err = run("data.path=a.parquet", "data.time_column=time", "data.columns=[a,b]")
     assert code == 0, err
     x_hat = parquet.read_table("run/reconstruction/a.parquet")
-    assert x_hat.column_names == ["a", "time", "b"]
+    assert x_hat.column_names == ["a", "time", "b", "note"]
+    assert x_hat["note"].to_pylist() == ["x"] * 53
     assert x_hat["time"].cast(stamps.type).combine_chunks() == stamps
     assert np.stack([x_hat["a"], x_hat["b"]], 1) == approx(X)
 
@@ -149,7 +191,7 @@ def test_missing_values_are_filled(run: Run) -> None:
     ("args", "message"),
     [
         (["data.path=a.npy", "data.stride=9"], "data.stride=9: expected at most 8, the length of a window"),
-        (["data.path=a.npy", "data.columns=[0]"], "channels 0; the model takes windows (2, 8)"),
+        (["data.path=a.npy", "data.columns=[0]"], "a.npy: 1 channels, 0; the model takes 2, in windows of 8 steps"),
         (["data.path=short.npy"], "short.npy: no stretch of 8 steps"),
         (["data.path=nowhere"], "data.path=nowhere: no such file or folder, and no match"),
         (["data.path=a.npy", "output=."], "output=.: a.npy would be written over"),
@@ -158,6 +200,13 @@ def test_missing_values_are_filled(run: Run) -> None:
         (["data.path=*/x.npy"], "data.path=*/x.npy: two files called x.npy"),
         (["data.path=a.npy", "ckpt=nowhere.ckpt"], "checkpoint nowhere.ckpt: no such file"),
         (["data.paht=a.npy"], "data.paht: no such key; nearest: data.path"),
+        (["data.path=a.npy", "output=short.npy"], "output=short.npy: a file; expected a folder"),
+        (["data.path=a.npy", "ckpt=???"], "ckpt: no value; expected a run's best.ckpt"),
+        (["data.stride=1"], "data.path: no value; expected data.path=..."),
+        (
+            ['data.path="a.npy'],
+            'data.path="a.npy: cannot be read; expected key=value; is a quote or bracket left open?',
+        ),
     ],
 )
 def test_mistakes(args: list[str], message: str, run: Run) -> None:

@@ -167,7 +167,19 @@ def test_wilcoxon_where_all_agree_and_where_all_tie() -> None:
 
 def test_models_that_a_data_set_lacks_have_no_rank() -> None:
     results = {"a": of_data({"ae": 1.0, "b": 2.0}, 3.0), "b": of_data({"ae": 1.0}, 3.0)}
-    assert [row["model"] for row in report.over_data_sets(results)["ranks"]] == ["ae", "PCA"]
+    over = report.over_data_sets(results)
+    assert [row["model"] for row in over["ranks"]] == ["ae", "PCA"]
+    assert "Not in all data sets: b." in report.markdown_over(over)
+    none = {"a": {"rows": of_data({"ae": 1.0}, 1.0)["rows"], "pca": []}, "b": of_data({"b": 1.0}, 1.0) | {"pca": []}}
+    assert report.markdown_over(report.over_data_sets(none)) == "## Over 2 data sets\n\nNot in all data sets: ae, b."
+
+
+def test_losses_of_nothing_tie() -> None:
+    """As of constant series, whose reconstruction is exact."""
+    results = {"a": of_data({"ae": 0.0, "b": 1e-18}, 0.0), "b": of_data({"ae": 1.0, "b": 2.0}, 4.0)}
+    over = report.over_data_sets(results)
+    assert {row["model"]: row["mean_rank"] for row in over["ranks"]} == {"ae": 1.5, "b": 2.0, "PCA": 2.5}
+    assert over["tests"][0]["ratio"] == pytest.approx(2**0.5)
 
 
 def test_pca_of_windows_each_scaled_by_itself() -> None:
@@ -294,6 +306,13 @@ class TestCommand:
         Path("data").rename("elsewhere")
         code, _, err = command("sweep", module="report")
         assert (code, err.startswith("error: data.root=data: no such folder")) == (2, True)
+
+    def test_an_error_of_our_own_is_not_swallowed(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(report, "compare", lambda _: 1 / 0)
+        code, _, err = command(*SWEEP)
+        assert code == 2
+        assert "error: no report of sweep: division by zero" in err
+        assert "Traceback" in err
 
     def test_no_folder(self, command: Command) -> None:
         code, _, err = command("nowhere", module="report")

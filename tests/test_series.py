@@ -1,5 +1,6 @@
 """A user's own files: what is read, how it is split, and what is said of files that cannot be used."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,100 @@ class TestFormats:
         options = {"separator": ";", "decimal": ",", "time_column": "t", "time_format": "%d.%m.%Y %H:%M"}
         torch.testing.assert_close(self.read(Path(path), **options), torch.from_numpy(self.X[:54]).float())
 
+    @pytest.mark.parametrize("zone", ["", "Z", "+02:00"])
+    @pytest.mark.parametrize("kind", ["csv", "parquet", "stamps"])
+    def test_times(self, kind: str, zone: str, tmp_path: Path) -> None:
+        """A microsecond apart, in texts and in parquet's own type; fractions begin late in the file."""
+        times = [f"2024-03-01T23:59:{59 + i // 10**6 if i < 10**6 else 0:02}{zone}" for i in range(1)]
+        times += [f"2024-03-01T23:59:59.{i:06}{zone}" for i in range(1, 60)]
+        if kind == "csv":
+            path = write(tmp_path / "a.csv", ["t", "a"], [(time, i) for i, time in enumerate(times)])
+        else:
+            stamps = pa.array(np.arange(60) * 1000, pa.timestamp("ns", "UTC" if zone else None))
+            path = str(tmp_path / "a.parquet")
+            parquet.write_table(pa.table({"t": stamps if kind == "stamps" else times, "a": np.arange(60)}), path)
+        table = files.read(Path(path), tables.Format(time_column="t"))
+        assert table.times == pytest.approx(np.arange(60) * 1e-6, abs=1e-12)
+        assert len(files.stretches(table)) == 1
+
+    def test_numbers_of_two_kinds_are_times(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whole ones first, then, in a later block, with fractions."""
+        monkeypatch.setattr(tables, "BLOCK", 100)
+        times = [*range(80), *(79 + i / 2 for i in range(1, 60))]
+        path = write(tmp_path / "a.csv", ["t", "a"], [(t, 1) for t in times])
+        assert files.read(Path(path), tables.Format(time_column="t")).times == pytest.approx(times)
+
+    def test_blank_lines(self, tmp_path: Path) -> None:
+        """In one column a missing value, at the end nothing; between rows of several columns nothing."""
+        (tmp_path / "a.csv").write_text("a\r\n" + "1\r\n\r\n3\r\n" * 20 + "\r\n\r\n")
+        x = self.read(tmp_path / "a.csv", missing="interpolate")
+        assert x[:, 0].tolist() == [1, 2, 3] * 18
+        (tmp_path / "b.csv").write_text("\na,b\n" + "1,2\n\n3,4\n" * 20 + "\n")
+        assert self.read(tmp_path / "b.csv").tolist() == [[1, 2], [3, 4]] * 18
+
+    @pytest.mark.parametrize(
+        ("first", "header", "columns", "rows"),
+        [
+            ("7,NA", None, ["0", "1"], 51),
+            ("0,1", None, ["0", "1"], 50),  # as pandas names columns that have no name
+            ("0,1", False, ["0", "1"], 51),
+            ("1998,1999", None, ["0", "1"], 51),
+            ("1998,1999", True, ["1998", "1999"], 50),
+        ],
+    )
+    def test_what_is_a_header(
+        self, first: str, header: bool | None, columns: list[str], rows: int, tmp_path: Path
+    ) -> None:
+        (tmp_path / "a.csv").write_text(f"{first}\n" + "5,6\n" * 50)
+        table = files.read(tmp_path / "a.csv", tables.Format(header=header))
+        assert (table.columns, len(table.values)) == (columns, rows)
+
+    def test_pandas_index_is_no_channel(self, tmp_path: Path) -> None:
+        import pandas as pd
+
+        pd.DataFrame({"a": np.arange(90.0)})[::3].drop(index=6).to_parquet(tmp_path / "a.parquet")
+        assert files.read(tmp_path / "a.parquet", tables.Format()).columns == ["a"]
+
+    def test_files_of_a_path(self, tmp_path: Path) -> None:
+        for name in ("a.csv", "b/c.csv", "b/d/e.csv"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            ramp(tmp_path / name)
+        (tmp_path / "f.csv").mkdir()
+        found = files.find([str(tmp_path / "**" / "*.csv"), str(tmp_path / "a.csv")])
+        assert [str(file.relative_to(tmp_path)) for file in found] == ["a.csv", "b/c.csv", "b/d/e.csv"]
+
+    @pytest.mark.parametrize("columns", [[1, 2], [3, 1], [0, 2]])
+    def test_columns_of_an_array_are_not_copied_into_memory(self, columns: list[int], tmp_path: Path) -> None:
+        x = np.arange(240.0).reshape(60, 4)
+        np.save(tmp_path / "a.npy", x)
+        table = files.read(tmp_path / "a.npy", tables.Format(columns=columns))
+        assert np.array_equal(table.values, x[:, columns])
+        base = table.values
+        while base is not None and not isinstance(base, np.memmap):
+            base = base.base
+        assert base is not None
+
+    def test_precision_is_that_of_the_whole_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stretch that hardly varies is not refused for that."""
+        monkeypatch.setattr(files, "BLOCK", 20)
+        np.save(tmp_path / "a.npy", np.r_[0.1 + 1e-11 * np.arange(40), np.arange(20)])
+        assert len(files.read(tmp_path / "a.npy", tables.Format()).values) == 60
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.booleans(), min_size=2, max_size=30), st.integers(0, 2**16))
+    def test_interpolation(self, missing: list[bool], seed: int) -> None:
+        """As numpy's, over any holes."""
+        x = np.random.default_rng(seed).normal(size=(len(missing), 1))
+        holes, there = np.flatnonzero(missing), np.flatnonzero(~np.array(missing))
+        expected = x[:, 0].copy()
+        x[holes] = np.nan
+        if len(there):
+            expected[holes] = np.interp(holes, there, expected[there])
+        else:
+            expected[:] = np.nan
+        files.interpolate(x)
+        assert x[:, 0] == pytest.approx(expected, nan_ok=True)
+
     def test_pieces(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Files are read in pieces: where these end changes nothing."""
         rng = np.random.default_rng(0)
@@ -239,19 +334,48 @@ def lines(n: int = 50, **changed: str) -> Callable[[Path], str]:
     return text("t,a,b\n" + "\n".join(changed.get(f"line{i + 2}", f"{i},{i}.5,1") for i in range(n)) + "\n")
 
 
+def stamped(n: int = 50, **changed: str) -> Callable[[Path], str]:
+    """A file of hourly time stamps t and a channel a, in which some stamps are other ones."""
+    times = [f"2020-01-{1 + i // 24:02} {i % 24:02}:00" for i in range(n)]
+    return text("t,a\n" + "\n".join(f"{changed.get(f'line{i + 2}', time)},{i}" for i, time in enumerate(times)) + "\n")
+
+
 NAN, INF = float("nan"), float("inf")
 BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
-    (lines(line4="2,x,1"), {}, "line 4, column a: 'x' is not a number; leave the column out with data.columns"),
+    (lines(line4="2,x,1"), {}, "line 4, column a: 'x' is not a number; leave the field empty if it is missing"),
     (lines(line4='2,"1,5",1'), {}, r"line 4, column a: '1,5' is not a.*; is it a decimal comma\? then data.decimal"),
     (lines(line4="2,,1"), {}, "line 4, column a: no value; data.missing=interpolate or data.missing=mask would do"),
     (lines(line4="2,inf,1"), {}, "line 4, column a: inf: expected a finite number"),
     (lines(line4="2,1e39,1"), {}, r"line 4, column a: 1e\+39: expected a finite number"),
-    (lines(line4="2,1"), {}, "Expected 3 columns, got 2"),
-    (lines(line4="0,1,1"), {"time_column": "t"}, "line 4: time goes backwards; many series .* data.group"),
-    (lines(line4="1,1,1"), {"time_column": "t"}, "line 4: time repeats"),
-    (lines(line51="90,1,1"), {"time_column": "t"}, "line 51: a gap of 42 where steps are of 1; windows cross"),
+    (lines(line4='2,"5,827.0",1'), {}, "line 4, column a: '5,827.0' is not a.*; write numbers without thousands"),
+    (lines(line4="2,1"), {}, "a.csv, line 4: 2 fields, expected 3 columns, t, a, b"),
+    (lines(line4="\n\n2,1"), {}, "a.csv, line 6: 2 fields, expected 3 columns"),
+    (lines(line4="\n\n2,x,1"), {}, "line 6, column a: 'x' is not a number"),
+    (lines(line4="0,1,1"), {"time_column": "t"}, "line 4: time 0 goes back from 1 of the row before; .*data.group"),
+    (lines(line4="1,1,1"), {"time_column": "t"}, "line 4: time 1 repeats 1 of the row before; remove such rows"),
+    (lines(line51="90,1,1"), {"time_column": "t"}, "line 51: a gap of 42 after 48, where steps are of 1; data.max"),
     (lines(line4=",1,1"), {"time_column": "t"}, "line 4, column t: no time; expected one in every row"),
-    (lines(line4="noon,1,1"), {"time_column": "t"}, "neither a number nor an ISO 8601 time|'noon'"),
+    (lines(line4="noon,1,1"), {"time_column": "t"}, "line 4, column t: 'noon' is neither a number nor an ISO 8601"),
+    (lines(line4="2020-01-01,1,1"), {"time_column": "t"}, "line 4, column t: '2020-01-01': numbers and time stamps in"),
+    (lines(line4="NaN,1,1"), {"time_column": "t", "missing": "mask"}, "time nan repeats|goes|line 4"),
+    (lines(line4="x,1,1"), {"group_column": "t", "columns": ["t", "a"]}, "group_column: t is named twice"),
+    (lines(), {"columns": ["a", "a"]}, "a is named twice"),
+    (lines(line4=",1,1"), {"group_column": "t"}, "line 4, column t: empty; expected the name of a series"),
+    (stamped(line9="soon"), {"time_column": "t"}, "line 9, column t: 'soon' is neither"),
+    (stamped(line9="13/01/2020"), {"time_column": "t", "time_format": "%Y-%m-%d %H:%M"},
+     "line 9, column t: '13/01/2020' is not written as data.time_format='%Y-%m-%d %H:%M' says"),
+    (stamped(line51="2020-01-09 00:00"), {"time_column": "t"},
+     "line 51: a gap of 6d after 2020-01-03 00:00:00, where steps are of 1h; data.max_gap=1h breaks .*max_gap=6d lets"),
+    (stamped(line3="2020-01-01 00:00"), {"time_column": "t"},
+     "line 3: time 2020-01-01 00:00:00 repeats 2020-01-01 00:00:00 of the row before; remove such rows, or tell"),
+    (lines(), {"max_gap": "5min", "time_column": "t"}, "max_gap=5min: .* has times that are plain numbers"),
+    (lines(), {"header": "yes"}, "header=yes: expected true, false or null"),
+    (text("# logger\na,b\n1,2\n"), {}, "line 1: '# logger' is no header; remove lines above the table"),
+    (text("\n\n\n"), {}, "a.csv: empty file"),
+    (text("a b\n1 2\n"), {}, r"line 2, column a b: '1 2' .*is it separated by ' '\? then data.separator=' '"),
+    (text("1,5;2,5\n1,5;2,5\n"), {"columns": ["5;2"], "header": True}, r"line 2, .*'5;2' .*then data.separator=';'"),
+    (text("a;b\n1.5;2\n"), {"separator": ";", "decimal": ","}, r"'1.5' .*is it a decimal point\? then data.decimal"),
+    (text("a\n" + "1\n\n" * 40), {}, "line 3, column a: no value"),
     (lines(), {"time_column": "u"}, "no column u; it has 3, such as t, a, b"),
     (lines(), {"columns": ["aa"]}, "no column aa; it has 3, such as a"),
     (lines(), {"columns": "a"}, "columns=a: expected a list of names"),
@@ -277,7 +401,7 @@ BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (text("a,a\n1,2\n"), {}, "columns of one name: a"),
     (text(",a\n0,2\n"), {}, "a column without a name, perhaps an index"),
     (text("a;b\n1;2\n"), {}, r"one column, 'a;b'; .*data.separator=';'"),
-    (text("2020-01-01,1.5\n2020-01-02,2.5\n"), {}, "line 1: '2020-01-01' is no name; expected a header of names"),
+    (text("2020-01-01,1.5\n2020-01-02,2.5\n"), {}, "line 1: '2020-01-01' is no name; expected numbers alone, or"),
     (text("t,a\n2020-01-01,1.5\n2020-01-02,2.5\n"), {}, r"'2020-01-01' .*is it a time\? then data.time_column=t"),
     (text("a\n" + "\n".join(str(10**9 + i % 2) for i in range(50))), {}, "from 1000000000 to 1000000001; models"),
     (npy(np.array(["a", "b"])), {}, r"expected numbers \(time,\), .* got <U1"),
@@ -288,6 +412,9 @@ BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (npy(np.r_[np.zeros(30), NAN, np.zeros(30)]), {}, "row 30, column 0: no value"),
     (npy(np.r_[np.zeros(30), INF, np.zeros(30)]), {}, "row 30, column 0: inf: expected a finite number"),
     (npy(np.full((60, 1), NAN)), {"missing": "interpolate"}, "row 0, column 0: no value; data.missing=mask"),
+    (npy(np.r_[np.zeros(60), np.full(40, NAN)]), {"missing": "mask"}, "no value at all in the validation split"),
+    (npy(np.zeros((2, 50))), {}, r"longest stretch has 2 of 2 steps; it has 50 channels: is it transposed\?"),
+    (npy(np.zeros(50)), {"test_path": "a.npy"}, "test_path=a.npy: .*a.npy is among the files of data.path too"),
     (npy(np.zeros((9, 1, 4))), {}, "split=time: .* holds windows already: data.split=random or data.test_path"),
     (npy(np.zeros((9, 1, 4))), {"window": 5, "split": "random"}, "window=5 stride=1: .* holds windows of 4 steps"),
     (npy(np.zeros((2, 1, 4))), {"window": None, "split": "random"}, "2 windows; too few to train, validate"),
@@ -339,6 +466,17 @@ def test_constant_channels_and_many(tmp_path: Path) -> None:
         data = series(str(tmp_path / "a.npy"), 4, scale=scale)
         assert data.shape == (1000, 4)
         assert torch.equal((data.test.x[:] - data.offset) / data.scale, torch.full((9, 1000, 4), expected))
+
+
+def test_a_thousand_channels_and_values_that_are_missing(command: Command) -> None:
+    """From file to pictures; the last windows of the test split have no value at all."""
+    x = np.random.default_rng(0).normal(size=(200, 1000)).astype(np.float32)
+    x[190:] = np.nan
+    np.save("a.npy", x)
+    args = ("data=series", "data.path=a.npy", "data.window=4", "data.missing=mask", "data.val_size=0.2")
+    code, out, err = command(*args, "model=ae16", "trainer=cpu", "trainer.max_epochs=1", "hydra.run.dir=run")
+    assert code == 0, err
+    assert re.search(r"test MSE [\d.]+ ", out)
 
 
 def test_one_window_a_split(tmp_path: Path) -> None:

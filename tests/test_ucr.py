@@ -128,6 +128,44 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ucr("ECG200")
 
 
+def test_an_interrupted_download_is_no_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first time the second file does not come; the second time both do, and the third time nobody asks."""
+    import aeon.datasets
+
+    asked: list[str] = []
+
+    def load(name: str, split: str, extract_path: str) -> None:
+        asked.append(split)
+        if len(asked) == 2:
+            raise OSError("reset by peer")
+        folder = Path(extract_path, name)
+        folder.mkdir(exist_ok=True)
+        series = "@problemName x\n@univariate true\n@classLabel true 1 2\n@data\n1,2,3:1\n2,3,4:2\n4,5,6:1\n"
+        (folder / f"{name}_{split.upper()}.ts").write_text(series)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(aeon.datasets, "load_classification", load)
+    with pytest.raises(InputError, match="reset by peer"):
+        ucr("ECG200")
+    for _ in range(2):
+        data = ucr("ECG200", val_size=0)
+        assert (len(data.train), len(data.test)) == (3, 3)
+        assert data.train.y is not None
+        assert data.train.y.tolist() == [0, 1, 0]
+    assert asked == ["train", "test", "train", "test"]
+    assert [path.name for path in (tmp_path / "msae" / "ucr").iterdir() if path.is_dir()] == ["ECG200"]
+
+
+def test_files_without_labels_or_content(tmp_path: Path) -> None:
+    for part in ("TRAIN", "TEST"):
+        text = "@problemName x\n@univariate true\n@classLabel false\n@data\n1,2,3\n2,3,4\n"
+        (tmp_path / f"Plain_{part}.ts").write_text(text)
+        (tmp_path / f"Empty_{part}.ts").write_text("nothing\n")
+    assert ucr("Plain", str(tmp_path)).train.y is None
+    with pytest.raises(InputError, match=r"Empty_TRAIN.ts: no series in it"):
+        ucr("Empty", str(tmp_path))
+
+
 def test_without_aeon(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

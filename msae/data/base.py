@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,7 @@ class DataModule(L.LightningDataModule):
         image_shape: (rows, columns), where a window is an image read row by row.
         missing: whether windows may hold NaN.
         val: the validation split, where it is not to be taken out of the training split.
+        names: of the channels, where they have any.
 
     Attributes:
         bounded: whether `value_range` was given; else it is that of the training split.
@@ -185,6 +186,7 @@ class DataModule(L.LightningDataModule):
         image_shape: tuple[int, int] | None = None,
         missing: bool = False,
         val: Windows | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         check_windows({"training": train, "test": test} | ({"validation": val} if val else {}), missing)
@@ -198,6 +200,7 @@ class DataModule(L.LightningDataModule):
         self.image_shape = image_shape
         self.bounded = value_range is not None
         self.missing = missing
+        self.names = None if names is None else list(names)
         self.per_window = scale == "window"
         name = check_choice("scale", scale, SCALES) if isinstance(scale, str) else "none"
         self.offset, self.scale, self.value_range = channel_statistics(self.train.x, name)
@@ -219,12 +222,12 @@ class DataModule(L.LightningDataModule):
     @property
     def statistics(self) -> dict[str, Any]:
         """The arguments of a model's `set_statistics`."""
-        names = ("offset", "scale", "value_range", "per_window", "missing")
-        return {name: getattr(self, name) for name in names}
+        keys = ("offset", "scale", "value_range", "per_window", "missing", "names")
+        return {key: getattr(self, key) for key in keys}
 
     def shown(self, n: int) -> tuple[Float[Tensor, "m channels length"], Int[Tensor, " m"] | None]:
         """Up to n windows of the test split, evenly spread, and their labels: for pictures."""
-        index = torch.linspace(0, len(self.test) - 1, min(n, len(self.test))).long()
+        index = torch.linspace(0, len(self.test) - 1, min(n, len(self.test)), dtype=torch.float64).long()
         return self.test.x[index], None if self.test.y is None else self.test.y[index]
 
     @property

@@ -22,7 +22,7 @@ Span = tuple[int, int, int]
 
 
 def series(
-    path: str,
+    path: str | Sequence[str],
     window: int | None = None,
     stride: int = 1,
     columns: Sequence[str | int] | None = None,
@@ -35,9 +35,10 @@ def series(
     split_seed: int = 0,
     val_size: float = 0.15,
     test_size: float = 0.15,
-    test_path: str | None = None,
+    test_path: str | Sequence[str] | None = None,
     separator: str = ",",
     decimal: str = ".",
+    header: Any = None,
     time_format: str | None = None,
     **loader: Any,
 ) -> DataModule:
@@ -47,7 +48,7 @@ def series(
     of its own. Arrays `(n, channels, length)` are windows already, which `split=random` deals out.
 
     Args:
-        path: a file, a folder of files, or a glob.
+        path: a file, a folder of files, a glob, or a list of such.
         window: time steps of a window.
         stride: time steps from the start of a window to that of the next.
         columns: the channels, in this order; by default all but the next two.
@@ -65,12 +66,54 @@ def series(
         test_path: files that are the test split.
         separator: between the columns of a .csv.
         decimal: point or comma, in a .csv.
+        header: whether the first line of a .csv is the columns' names; by default, unless it is numbers alone.
         time_format: of times that are not ISO 8601, as for `strptime`.
         loader: `batch_size` and `seed` of `DataModule`.
 
     Raises:
         InputError: files or values that cannot be used, or too few rows for a window in each split.
     """
+    shares = check_options(window, stride, missing, scale, split, split_seed, val_size, test_size, test_path)
+    form = Format(columns, time_column, group_column, separator, decimal, header, time_format)
+    paths, test_paths = files.find(path), files.find(test_path, "test_path") if test_path else []
+    if both := {file.resolve() for file in paths} & {file.resolve() for file in test_paths}:
+        raise InputError(f"test_path={test_path}: {min(both)} is among the files of data.path too; test on others")
+    tables = [files.read(file, form) for file in [*paths, *test_paths]]
+    check_alike(tables)
+    if tables[0].values.ndim == 3:
+        check_cut(tables[0], window, stride, split, test_path)
+        window, spans = None, deal(tables[: len(paths)], shares, split_seed)
+    elif split == "random":
+        raise InputError("split=random: windows of one series share values; expected split=time, or data.test_path")
+    elif window is None:
+        raise InputError("window=null: expected the time steps of a window, such as data.window=96")
+    else:
+        spans = in_time([files.stretches(table, max_gap) for table in tables[: len(paths)]], shares)
+    for number, table in enumerate(tables[len(paths) :], len(paths)):
+        spans["test"] += [(number, start, stop) for _, start, stop in files.stretches(table, max_gap)]
+    if window is not None:
+        spans = long_enough(tables, spans, window)
+    holes = fill(tables, spans, missing)
+    blocks = [torch.from_numpy(table.values) for table in tables]
+    splits = {name: Windows(Views(blocks, parts, window, stride)) for name, parts in spans.items()}
+    names = tables[0].columns
+    return DataModule(
+        splits["training"], splits["test"], val=splits["validation"], scale=scale, missing=holes, names=names, **loader
+    )
+
+
+def check_options(
+    window: Any,
+    stride: Any,
+    missing: Any,
+    scale: Any,
+    split: Any,
+    split_seed: Any,
+    val_size: Any,
+    test_size: Any,
+    test_path: Any,
+) -> tuple[float, float]:
+    """Raise InputError for options that cannot be used with any file; returns the shares of validation and test."""
     check_choice("missing", missing, MISSING)
     check_choice("scale", scale, SCALES)
     check_choice("split", split, ("time", "random"))
@@ -81,42 +124,16 @@ def series(
     shares = (check_share("val_size", val_size), 0.0 if test_path else check_share("test_size", test_size))
     if (not test_path and not shares[1]) or sum(shares) >= 1:
         raise InputError(f"test_size={test_size}: expected a share above 0 that with val_size={val_size} is below 1")
-    form = Format(columns, time_column, group_column, separator, decimal, time_format)
-    tables = read_all(path, form)
-    ours = len(tables)
-    tables += read_all(test_path, form, "test_path") if test_path else []
-    check_alike(tables)
+    return shares
 
-    if tables[0].values.ndim == 3:
-        length = tables[0].values.shape[2]
-        if window not in (None, length) or stride != 1:
-            raise InputError(
-                f"window={window} stride={stride}: {tables[0].path} holds windows of {length} steps already"
-            )
-        if split != "random" and not test_path:
-            raise InputError(
-                f"split={split}: {tables[0].path} holds windows already: data.split=random or data.test_path"
-            )
-        spans = deal(tables[:ours], shares, split_seed)
-        window_ = None
-    else:
-        if split == "random":
-            raise InputError("split=random: windows of one series share values; expected split=time, or data.test_path")
-        if window is None:
-            raise InputError("window=null: expected the time steps of a window, such as data.window=96")
-        length = window_ = window
-        spans = in_time([files.stretches(table, max_gap) for table in tables[:ours]], shares)
-    if test_path:
-        whole = [(n, a, b) for n in range(ours, len(tables)) for _, a, b in files.stretches(tables[n], max_gap)]
-        spans["test"] = whole
-    if window_:
-        spans = long_enough(tables, spans, window_)
-    holes = fill(tables, spans, missing)
-    blocks = [torch.from_numpy(table.values) for table in tables]
-    splits = {name: Windows(Views(blocks, parts, window_, stride)) for name, parts in spans.items()}
-    return DataModule(
-        splits["training"], splits["test"], val=splits["validation"], scale=scale, missing=holes, **loader
-    )
+
+def check_cut(table: Table, window: Any, stride: Any, split: str, test_path: Any) -> None:
+    """Raise InputError for options that do not go with windows already cut."""
+    length = table.values.shape[2]
+    if window not in (None, length) or stride != 1:
+        raise InputError(f"window={window} stride={stride}: {table.path} holds windows of {length} steps already")
+    if split != "random" and not test_path:
+        raise InputError(f"split={split}: {table.path} holds windows already: data.split=random or data.test_path")
 
 
 def check_share(name: str, value: Any) -> float:
@@ -124,11 +141,6 @@ def check_share(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise InputError(f"{name}={value}: expected a share from 0 to 1, such as 0.15")
     return float(value)
-
-
-def read_all(path: str, form: Format, key: str = "path") -> list[Table]:
-    """The tables of all files that a path means."""
-    return [files.read(file, form) for file in files.find(path, key)]
 
 
 def check_alike(tables: list[Table]) -> None:
@@ -166,8 +178,8 @@ def deal(tables: list[Table], shares: tuple[float, float], seed: int) -> dict[st
     val, test = (max(1, round(share * len(every))) if share else 0 for share in shares)
     if val + test >= len(every):
         raise InputError(f"{tables[0].path}: {len(every)} windows; too few to train, validate and test on")
-    cuts = {"test": order[:test], "validation": order[test : test + val], "training": order[test + val :]}
-    return {name: [every[i] for i in sorted(cuts[name])] for name in ("training", "validation", "test")}
+    cuts = {"training": order[test + val :], "validation": order[test : test + val], "test": order[:test]}
+    return {name: [every[i] for i in sorted(cut)] for name, cut in cuts.items()}
 
 
 def long_enough(tables: list[Table], spans: dict[str, list[Span]], window: int) -> dict[str, list[Span]]:
@@ -177,9 +189,12 @@ def long_enough(tables: list[Table], spans: dict[str, list[Span]], window: int) 
         longest = max((stop - start for _, start, stop in parts), default=0)
         if not kept[split] and (parts or split != "validation"):
             rows = max(stop - start for table in tables for _, start, stop in table.groups)
+            hint = "expected a shorter data.window, or other data.val_size and data.test_size"
+            if rows < tables[0].values.shape[1]:
+                hint = f"it has {tables[0].values.shape[1]} channels: is it transposed? expected (time, channels)"
             raise InputError(
                 f"{tables[0].path}: no window of {window} steps in the {split} split, whose longest stretch has "
-                f"{longest} of {rows} steps; expected a shorter data.window, or other data.val_size and data.test_size"
+                f"{longest} of {rows} steps; {hint}"
             )
         if len(kept[split]) < len(parts):
             few = len(parts) - len(kept[split])
@@ -191,18 +206,28 @@ def fill(tables: list[Table], spans: dict[str, list[Span]], missing: str) -> boo
     """Fill in what is missing in each stretch by itself, if asked to; returns whether NaN is left, to be masked.
 
     Raises:
-        InputError: a value is missing and `missing` is `error`, or all of a channel's are and no line can be drawn.
+        InputError: a value is missing and `missing` is `error`, or all of a channel's are and no line can be drawn, or
+            all of a split's.
     """
     left = False
-    for number, start, stop in (span for parts in spans.values() for span in parts):
-        table = tables[number]
-        hole = files.first_hole(table.values, start, stop)
-        if hole is not None and missing == "interpolate":
-            files.interpolate(table.values[start:stop])
-            hole = files.first_hole(table.values, start, stop)
-        if hole is not None and missing != "mask":
-            row, column = hole
-            hint = "data.missing=interpolate or data.missing=mask" if missing == "error" else "data.missing=mask"
-            raise InputError(f"{table.where(row)}, column {table.columns[column]}: no value; {hint} would do")
-        left |= hole is not None
+    whole = {n for n, table in enumerate(tables) if files.first_hole(table.values, 0, len(table.values)) is None}
+    for split, parts in spans.items():
+        gappy = [span for span in parts if span[0] not in whole]
+        for number, start, stop in gappy:
+            left |= fill_stretch(tables[number], start, stop, missing)
+        if gappy == parts and parts and not any(files.has_value(tables[n].values, a, b) for n, a, b in parts):
+            raise InputError(f"{tables[parts[0][0]].path}: no value at all in the {split} split")
     return left
+
+
+def fill_stretch(table: Table, start: int, stop: int, missing: str) -> bool:
+    """The same for one stretch."""
+    hole = files.first_hole(table.values, start, stop)
+    if hole is not None and missing == "interpolate":
+        files.interpolate(table.values[start:stop])
+        hole = files.first_hole(table.values, start, stop)
+    if hole is not None and missing != "mask":
+        row, column = hole
+        hint = "data.missing=interpolate or data.missing=mask" if missing == "error" else "data.missing=mask"
+        raise InputError(f"{table.where(row)}, column {table.columns[column]}: no value; {hint} would do")
+    return hole is not None

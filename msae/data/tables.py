@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,10 @@ from msae.errors import InputError
 
 BLOCK = 1 << 22
 """Bytes of text, or values, read at a time."""
+NULLS = frozenset(pa_csv.ConvertOptions().null_values)
+"""Texts that stand for a missing number in a .csv, such as an empty field, NA and NaN."""
+INDEX = re.compile(r"__index_level_\d+__")
+"""Columns in which pandas keeps a table's index in a .parquet."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Format:
         group_column: name of the column that tells the series of a long table apart.
         separator: between the columns of a .csv.
         decimal: point or comma, in a .csv.
+        header: whether the first line of a .csv is the columns' names; by default, unless it is numbers alone.
         time_format: of time stamps that are not ISO 8601, as for `strptime`, such as "%d/%m/%Y %H:%M".
     """
 
@@ -38,6 +45,7 @@ class Format:
     group_column: str | None = None
     separator: str = ","
     decimal: str = "."
+    header: Any = None
     time_format: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +63,16 @@ class Format:
             raise InputError(
                 f"columns={self.columns or '[]'}: expected a list of names, such as [temperature,pressure]"
             )
+        if self.header not in (True, False, None):
+            raise InputError(f"header={self.header}: expected true, false or null")
+        used = [*map(str, self.columns or []), *self.others]
+        if twice := next((name for name in used if used.count(name) > 1), None):
+            raise InputError(f"columns, time_column, group_column: {twice} is named twice")
+
+    @property
+    def others(self) -> list[str]:
+        """The columns of times and of names of series, where there are such."""
+        return [str(name) for name in (self.time_column, self.group_column) if name is not None]
 
 
 class Csv:
@@ -65,15 +83,27 @@ class Csv:
         self.form = form
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                line = next(csv.reader(file, delimiter=form.separator), [])
+                reader = csv.reader(file, delimiter=form.separator)
+                line = next(filter(None, reader), [])
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-        numbers = [is_number(text, form.decimal) for text in line]
-        self.header = not all(numbers) or (len(line) > 1 and line == [str(i) for i in range(len(line))])
-        self.first_line = 2 if self.header else 1
+            where = f"{error.reason} at byte {error.start}"
+            raise InputError(f"{path}: not UTF-8 text ({where}); save it as UTF-8") from None
+        except csv.Error as error:
+            raise InputError(f"{path}: not a table ({error})") from None
+        if not line:
+            raise InputError(f"{path}: empty file")
+        if line[0].startswith("#"):
+            raise InputError(f"{path}, line {reader.line_num}: {line[0]!r} is no header; remove lines above the table")
+        numbers = all(is_number(text, form.decimal) or text.strip() in NULLS for text in line)
+        counted = len(line) > 1 and line == [str(i) for i in range(len(line))]  # pandas' names of nameless columns
+        self.header = form.header if form.header is not None else not numbers or counted
+        self.skipped = reader.line_num if self.header else reader.line_num - 1
         data = [text for text in line if re.match(r"[-+]?\d+[-/.,:]\d", text)]
-        if self.header and data:
-            raise InputError(f"{path}, line 1: {data[0]!r} is no name; expected a header of names, or numbers alone")
+        if self.header and form.header is None and data:
+            raise InputError(
+                f"{path}, line {reader.line_num}: {data[0]!r} is no name; expected numbers alone, or a header: "
+                "add a first line such as date,a,b, or set data.header=true, or false for columns 0, 1, ..."
+            )
         self.names = [text.strip() for text in line] if self.header else [str(i) for i in range(len(line))]
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
@@ -87,13 +117,20 @@ class Csv:
 
     def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The chosen columns, `columns` as float64, in pieces."""
-        types = dict.fromkeys(columns, pa.float64())
-        if self.form.group_column is not None:
-            types[self.form.group_column] = pa.string()
+        types = dict.fromkeys(columns, pa.float64()) | dict.fromkeys(others, pa.string())
         try:
             yield from self._read([*columns, *others], types)
         except pa.ArrowInvalid as error:
             raise self._explain(columns, error) from None
+
+    def line(self, row: int) -> int:
+        """The line in which a row, counted from 0, stands."""
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            for _ in range(self.skipped):
+                next(file)
+            reader = csv.reader(file, delimiter=self.form.separator)
+            next(islice(reader if len(self.names) == 1 else filter(None, reader), row, None), None)
+            return self.skipped + reader.line_num
 
     def write(self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray) -> None:
         """A table like this one of its `kept` columns as they are, and new values `(rows, columns)`; NaN is empty."""
@@ -118,40 +155,56 @@ class Csv:
     def _read(
         self, columns: Sequence[str], types: dict[str, pa.DataType], nulls: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        formats = {} if self.form.time_format is None else {"timestamp_parsers": [self.form.time_format]}
-        yield from pa_csv.open_csv(
+        alone = len(self.names) == 1  # a blank line is a missing value, unless the file ends with it
+        batches = pa_csv.open_csv(
             self.path,
-            pa_csv.ReadOptions(
-                block_size=BLOCK, column_names=self.names, skip_rows=int(self.header), use_threads=False
-            ),
-            pa_csv.ParseOptions(delimiter=self.form.separator),
+            pa_csv.ReadOptions(block_size=BLOCK, column_names=self.names, skip_rows=self.skipped, use_threads=False),
+            pa_csv.ParseOptions(delimiter=self.form.separator, ignore_empty_lines=not alone),
             pa_csv.ConvertOptions(
-                column_types=types,
-                include_columns=list(columns),
-                decimal_point=self.form.decimal,
-                null_values=nulls,
-                **formats,
+                column_types=types, include_columns=list(columns), decimal_point=self.form.decimal, null_values=nulls
             ),
         )
+        yield from without_last(batches, self._blank_end()) if alone else batches
+
+    def _blank_end(self) -> int:
+        """How many blank lines the file ends with."""
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.path.stat().st_size - 4096))
+            tail = file.read().replace(b"\r\n", b"\n")
+        return max(0, len(tail) - len(tail.rstrip(b"\n")) - 1)
 
     def _explain(self, columns: Sequence[str], error: pa.ArrowInvalid) -> InputError:
         """Where the first value stands that is not a number."""
-        line, nulls = self.first_line, {None, *pa_csv.ConvertOptions().null_values}
+        rows = 0
         try:
             for batch in self._read(columns, dict.fromkeys(columns, pa.string())):
                 for name in columns:
                     for row, text in enumerate(batch.column(name).to_pylist()):
-                        if text not in nulls and not is_number(text, self.form.decimal):
-                            return self._not_a_number(name, line + row, text)
-                line += len(batch)
+                        if text not in NULLS and not is_number(text, self.form.decimal):
+                            return self._not_a_number(name, self.line(rows + row), text)
+                rows += len(batch)
         except pa.ArrowInvalid as second:
             error = second
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=self.form.separator)
+            for fields in reader:
+                if fields and len(fields) != len(self.names):
+                    expected = f"{len(self.names)} columns, {', '.join(self.names[:8])}"
+                    return InputError(f"{self.path}, line {reader.line_num}: {len(fields)} fields, expected {expected}")
         return InputError(f"{self.path}: {' '.join(str(error).split())}")
 
     def _not_a_number(self, name: str, line: int, text: str) -> InputError:
-        hint = "leave the column out with data.columns=[...]"
+        hint = "leave the field empty if it is missing, or the column out with data.columns=[...]"
+        others = [sign for sign in ";\t| ," if sign in text.strip()]
         if self.form.decimal == "." and is_number(text, ","):
             hint = "is it a decimal comma? then data.decimal=','"
+        elif self.form.decimal == "," and is_number(text, "."):
+            hint = "is it a decimal point? then data.decimal='.'"
+        elif re.fullmatch(r"[-+]?\d{1,3}([,.' ]\d{3})+([.,]\d*)?", text):
+            hint = "write numbers without thousands separators"
+        elif others and all(is_number(part, self.form.decimal) for part in text.split(others[0])):
+            sign = others[0].replace("\t", "\\t")
+            hint = f"is it separated by {sign!r}? then data.separator='{sign}'"
         elif re.match(r"\d+[-/.]\d+[-/.]\d+", text):
             hint = f"is it a time? then data.time_column={name}"
         elif self.form.columns is None and self.form.group_column is None:
@@ -161,8 +214,6 @@ class Csv:
 
 class Parquet:
     """A parquet file, of which a row group at a time is read."""
-
-    first_line = 0
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -204,6 +255,19 @@ class Parquet:
                 ]
                 out.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
                 row += len(batch)
+
+
+def without_last(batches: Iterable[pa.RecordBatch], n: int) -> Iterator[pa.RecordBatch]:
+    """The batches without the last n rows of all."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        while held and sum(map(len, held[1:])) >= n:
+            yield held.pop(0)
+    left = sum(map(len, held)) - n
+    for batch in held:
+        yield batch[: max(0, left)]
+        left -= len(batch)
 
 
 def is_number(text: str, decimal: str) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from msae.data.base import SCALES, DataModule, Windows
 from msae.data.files import first_hole, interpolate
@@ -54,13 +56,15 @@ def ucr(
             f"name={name}: series of {shortest} to {longest} steps; data.pad=end or data.pad=start pads them"
         )
     classes = sorted({label for _, labels in splits.values() for label in labels})
-    found, holes = {}, False
+    found: dict[str, Windows] = {}
+    holes = False
     for split, (windows, labels) in splits.items():
         x = np.full((len(windows), windows[0].shape[0], longest), np.nan, dtype=np.float32)
         for i, window in enumerate(windows):
             x[i] = padded(window, longest, pad, f"name={name}: series {i} of the {split} split", missing)
         holes |= bool(np.isnan(x).any())
-        found[split] = Windows(torch.from_numpy(x), torch.tensor([classes.index(label) for label in labels]))
+        y = torch.tensor([classes.index(label) for label in labels]) if labels else None
+        found[split] = Windows(torch.from_numpy(x), y)
     return DataModule(found["training"], found["test"], scale=scale, missing=holes, **loader)
 
 
@@ -79,31 +83,43 @@ def padded(window: np.ndarray, length: int, pad: str | None, name: str, missing:
 
 
 def read(name: str, root: str | None) -> dict[str, tuple[list[np.ndarray], list[str]]]:
-    """Windows `(channels, time)` and class names of the training and the test split."""
+    """Windows `(channels, time)` and class names, none where there are no classes, of the two splits."""
     try:
-        from aeon import datasets
-        from aeon.datasets import tsc_datasets
+        import aeon  # noqa: F401  (before anything is looked for)
     except ImportError:
         raise InputError("data=ucr needs the library aeon: pip install 'msae[ucr]'") from None
-    if root is not None:
-        return {split: read_file(path) for split, path in in_folder(name, Path(root).expanduser()).items()}
+    folder = archive(name) if root is None else Path(root).expanduser()
+    return {split: read_file(path) for split, path in in_folder(name, folder).items()}
+
+
+def archive(name: str) -> Path:
+    """The folder that has a set: that of aeon's wheel, or the user's cache, into which it is fetched once.
+
+    Processes that fetch at once wait for the first; a set appears whole or not at all.
+    """
+    from aeon import datasets
+    from aeon.datasets import tsc_datasets
+
     known = sorted({*tsc_datasets.univariate, *tsc_datasets.multivariate})
     wheel = Path(datasets.__file__).parent / "data"
     within = {path.name for path in wheel.iterdir() if (path / f"{path.name}_TRAIN.ts").is_file()}
     if name not in {*known, *within}:
         raise InputError(f"name={name}: no such set{nearest(name, {*known, *within})}")
-    folder = None if name in within else str(cache_folder() / "ucr")
-    splits = {}
-    for split, part in PARTS.items():
-        try:
-            windows, labels = datasets.load_classification(name, split=part.lower(), extract_path=folder)
-        except (OSError, ValueError) as error:  # aeon's own, whatever went wrong with the download
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"name={name}: aeon cannot download it ({reason}); data.root reads a local archive"
-            ) from None
-        splits[split] = (list(windows), [str(label) for label in labels])
-    return splits
+    if name in within:
+        return wheel
+    cache = cache_folder() / "ucr"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f".{name}.lock"):
+            if not (cache / name).is_dir():
+                with TemporaryDirectory(dir=cache) as temporary:
+                    for part in PARTS.values():
+                        datasets.load_classification(name, split=part.lower(), extract_path=temporary)
+                    (Path(temporary) / name).rename(cache / name)
+    except (OSError, ValueError) as error:  # aeon's own, whatever went wrong with the download
+        reason = " ".join(str(error).split())
+        raise InputError(f"name={name}: aeon cannot download it ({reason}); data.root reads a local archive") from None
+    return cache
 
 
 def in_folder(name: str, root: Path) -> dict[str, Path]:
@@ -128,9 +144,12 @@ def read_file(path: Path) -> tuple[list[np.ndarray], list[str]]:
         windows = [np.asarray(window, dtype=np.float64) for window in windows]
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{path}: not a file of the archive: {' '.join(str(error).split())}") from None
+    if not windows:
+        raise InputError(f"{path}: no series in it")
     if path.suffix == ".tsv":
-        windows = [window[:, : int(np.flatnonzero(~np.isnan(window).all(0))[-1]) + 1] for window in windows]
-    return windows, [str(label) for label in labels]
+        ends = [np.append(-1, np.flatnonzero(~np.isnan(window).all(0)))[-1] + 1 for window in windows]
+        windows = [window[:, : max(1, end)] for window, end in zip(windows, ends, strict=True)]
+    return windows, [str(label) for label in labels if len(labels) == len(windows)]
 
 
 def nearest(name: str, names: set[str]) -> str:

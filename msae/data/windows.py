@@ -64,13 +64,15 @@ class Views:
 
 def values(x: Float[Tensor, "n channels length"] | Views) -> Iterator[Shaped[Tensor, "channels m"]]:
     """All values of the windows' stretches, each once, in pieces."""
-    spans = x.spans if isinstance(x, Views) else [(0, 0, len(x))]
-    blocks = x.blocks if isinstance(x, Views) else [x]
-    for number, start, stop in spans:
-        block = blocks[number]
-        rows = max(1, PIECE // max(1, block[0].numel()))
+    if isinstance(x, Tensor) or x.blocks[0].ndim == 3:
+        rows = max(1, PIECE // (x.shape[1] * x.shape[2]))
+        for first in range(0, len(x), rows):
+            yield x[first : first + rows].movedim(1, 0).flatten(1)
+        return
+    rows = max(1, PIECE // x.shape[1])
+    for number, start, stop in x.spans:
         for first in range(start, stop, rows):
-            yield block[first : min(first + rows, stop)].movedim(1, 0).flatten(1)
+            yield x.blocks[number][first : min(first + rows, stop)].T
 
 
 def starts(time: int, length: int, stride: int) -> Int[Tensor, " n"]:

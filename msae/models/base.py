@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -60,6 +60,7 @@ class Reconstructor(L.LightningModule, ABC):
             the training split; these are then a code of the latent, `level`, since raw units cannot be had without.
         missing: whether windows may hold NaN, which is encoded as the value that scales to 0, and left out of the loss
             and the metrics.
+        names: of the channels it was trained on, where these have any.
 
     Raises:
         InputError: a shape, learning rate or clipping value that is not positive.
@@ -84,6 +85,7 @@ class Reconstructor(L.LightningModule, ABC):
         self.register_buffer("value_range", torch.tensor([0.0, 1.0]))
         self.per_window = False
         self.missing = False
+        self.names: Sequence[str] | None = None
         self.psnr = nn.ModuleDict({f"{split}/psnr": MeanPSNR() for split in ("train", "val", "test")})
 
     @abstractmethod
@@ -116,20 +118,21 @@ class Reconstructor(L.LightningModule, ABC):
         value_range: Float[Tensor, " 2"],
         per_window: bool = False,
         missing: bool = False,
+        names: Sequence[str] | None = None,
     ) -> None:
         """Store what brings raw windows in, (x - offset) / scale, and the training split's least and greatest value."""
         self.offset.copy_(offset)
         self.scale.copy_(scale)
         self.value_range.copy_(value_range)
-        self.per_window, self.missing = per_window, missing
+        self.per_window, self.missing, self.names = per_window, missing, names
 
-    def get_extra_state(self) -> Bool[Tensor, " 2"]:
-        """What a checkpoint holds beside weights and buffers: `per_window` and `missing`."""
-        return torch.tensor([self.per_window, self.missing])
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside weights and buffers."""
+        return {"per_window": self.per_window, "missing": self.missing, "names": self.names}
 
-    def set_extra_state(self, state: Bool[Tensor, " 2"]) -> None:
-        """Take these from a checkpoint."""
-        self.per_window, self.missing = state.tolist()
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        self.__dict__.update(state)
 
     def level(
         self, x: Float[Tensor, "batch channels length"]

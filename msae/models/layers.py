@@ -19,8 +19,9 @@ def window_level(
 ) -> tuple[Float[Tensor, "batch channels 1"], Float[Tensor, "batch channels 1"]]:
     """Mean and deviation of each channel of each window; NaN is left out.
 
-    Where a window hardly varies, within the 5 digits that float32 leaves sure, its deviation is given as 1.
+    A deviation is at least a millionth of the mean, since float32 keeps no less; of a window of zeros it is 1.
     """
     mean = x.nanmean(2, keepdim=True).nan_to_num()
-    deviation = (x - mean).square().nanmean(2, keepdim=True).sqrt()
-    return mean, deviation.where(deviation > 1e-5 * mean.abs(), 1.0)
+    deviation = (x - mean).square().nanmean(2, keepdim=True).sqrt().nan_to_num()
+    deviation = deviation.maximum(1e-6 * mean.abs())
+    return mean, deviation.where(deviation > 0, 1.0)
