@@ -62,7 +62,12 @@ def n_jobs(accelerator: str) -> int:
     return 1 if torch.accelerator.is_available() else -1
 
 
-for resolver in (run_dir, run_name, n_jobs):
+def conf_dir() -> str:
+    """Where the configs are."""
+    return str(CONF)
+
+
+for resolver in (run_dir, run_name, n_jobs, conf_dir):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

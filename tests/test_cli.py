@@ -256,6 +256,7 @@ def test_help(tmp_path: Path) -> None:
         "data: digits, ecg, finance, mnist, sensor, series, ucr",
         "max_epochs: 20",
         "python -m msae.train -m",
+        f"the yaml files in {cli.CONF}",
     ):
         assert text in result.stdout
     assert not list(tmp_path.iterdir())

@@ -70,7 +70,7 @@ def test_other_commands() -> None:
     memory = "python benchmarks/memory.py"
     assert others == [
         "tensorboard --logdir runs",
-        "python -m msae.reconstruct ckpt=runs/msae/best.ckpt data=series data.path=readings.csv",
+        "python -m msae.reconstruct ckpt=runs/readings/best.ckpt data=series data.path=readings.csv",
         "python -m msae.report runs/series",
         "python benchmarks/train_speed.py",
         "python benchmarks/window_speed.py",
@@ -81,11 +81,11 @@ def test_other_commands() -> None:
 
 def test_reconstruct_and_report(command: Command) -> None:
     write_readings("readings.csv", 500)
-    args = ("model=msae", "data=series", "data.path=readings.csv", "data.window=24", *FAST[1:])
-    assert command(*args, "hydra.run.dir=runs/msae").code == 0
+    [train] = [line for line in TRAIN if "readings.csv" in line]
+    assert command(*shlex.split(train), "data.window=24", *FAST[1:]).code == 0
     line = next(line for line in LINES if line.startswith("python -m msae.reconstruct"))
     assert command(*shlex.split(line)[3:], module="reconstruct").code == 0
-    assert Path("runs/msae/reconstruction/readings.csv").exists()
+    assert Path("runs/readings/reconstruction/readings.csv").exists()
     assert command("runs", module="report").code == 0
 
 
@@ -120,6 +120,10 @@ def test_the_table_of_series_is_the_reports() -> None:
         assert [cell.replace("0.", ".") for cell in expected] == [c.strip() for c in line.split("|")[2:-1]]
     for row in result["over_data_sets"]["ranks"]:
         assert f"{row['mean_rank']:.2f}" in README
+    test = result["over_data_sets"]["tests"][0]
+    assert (test["model"], test["against"]) == ("msae16", "ae16")
+    p, ratio = f"{test['p']:.2g}".removeprefix("0"), f"{test['ratio']:.2f}"
+    assert re.search(rf"on {test['won']} of 10 \(.*\s*p = {p}\), with a geometric mean of {ratio} times", README)
 
 
 @pytest.mark.usefixtures("tiny_mnist")
@@ -151,10 +155,11 @@ def test_tensorboard_serves_a_run(command: Command, tmp_path: Path) -> None:
 
 
 def test_python(command: Command) -> None:
-    assert command(*FAST, "hydra.run.dir=runs/msae").code == 0
+    [train] = [line for line in TRAIN if "runs/digits" in line]
+    assert command(*shlex.split(train), *FAST[1:]).code == 0
     [block] = [block for kind, block in BLOCKS if kind == "python"]
     found: dict[str, Any] = {}
-    exec(textwrap.dedent(block).replace("784", "64"), found)
+    exec(textwrap.dedent(block), found)
     assert found["x_hat"].shape == (8, 1, 64)
     assert {scale: code.shape for scale, code in found["codes"].items()} == {"small": (8, 64), "large": (8, 64)}
     assert found["msae"] is msae

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from msae import InputError
 from msae.data import files, tables
-from msae.data.base import Windows
+from msae.data.base import SCALES, Windows
 from msae.data.series import series
 
 SPLITS = ("train", "val", "test")
@@ -55,7 +55,7 @@ class TestSplit:
         assert data.value_range.tolist() == [0, 1000]
 
     @given(
-        st.integers(40, 120), st.integers(2, 6), st.integers(1, 4), st.sampled_from(["none", "minmax", "standard"]),
+        st.integers(40, 120), st.integers(2, 6), st.integers(1, 4), st.sampled_from(SCALES),
         st.sampled_from(["interpolate", "mask"]), st.sets(st.integers(0, 39), max_size=12),
     )  # fmt: skip
     @settings(deadline=None, max_examples=40)
@@ -84,6 +84,26 @@ class TestSplit:
             found.append((data.train.x[:].nan_to_num(-9e9), data.offset, data.scale, data.value_range))
         for one, other in zip(*found, strict=True):
             assert torch.equal(one, other)
+
+    @pytest.mark.parametrize("scale", SCALES)
+    def test_nor_of_groups_broken_by_gaps(self, scale: str, tmp_path: Path) -> None:
+        """Two series of 50 rows, interleaved, with a gap after row 20: what comes after row 35 of each is no matter."""
+        rng, found = np.random.default_rng(0), []
+        values = rng.normal(size=(100, 2))
+        for factor in (1, 1e6):
+            rows = [
+                (i + 10 * (i > 20), f"g{g}", *(values[2 * i + g] * (factor if i >= 35 else 1)))
+                for i in range(50)
+                for g in (0, 1)
+            ]
+            write(tmp_path / "a.csv", "tgab", rows)
+            data = series(
+                str(tmp_path / "a.csv"), 3, time_column="t", group_column="g", max_gap=2, scale=scale,
+                val_size=0.14, test_size=0.16,
+            )  # fmt: skip
+            found.append((data.train.x[:], data.offset, data.scale, data.value_range))
+        assert len(found[0][0]) == 2 * (19 + 12)
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
     def test_series_of_groups_and_files(self, tmp_path: Path) -> None:
         """Each is split by itself, in time; no window has values of two."""
