@@ -82,6 +82,7 @@ def series(
         for array, label, width in ((x, "input", 1.4), (x_hat, "reconstruction", 0.8)):
             whole.plot(*envelope(array[:, channel]), label=label, linewidth=width)
             near.plot(np.arange(len(x))[middle], array[middle, channel], linewidth=width)
+        near.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         whole.set_ylabel(names[channel] if channel < len(names) else f"channel {channel}")
     axes[0, 0].legend(fontsize=8)
     for axis in axes[-1]:

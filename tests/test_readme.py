@@ -64,6 +64,9 @@ def test_training_commands(line: str, command: Command) -> None:
         assert (code, out.count(": finished before")) == (0, 4), err
 
 
+ECG = "runs/series/ecg/model=ae16,seed=0,experiment=series,data=ecg,data.path=100.npy"
+
+
 def test_other_commands() -> None:
     """No command of the README is left out here."""
     others = [line for line in LINES[2:] if not line.startswith("python -m msae.train")]
@@ -72,6 +75,7 @@ def test_other_commands() -> None:
         "tensorboard --logdir runs",
         "python -m msae.reconstruct ckpt=runs/readings/best.ckpt data=series data.path=readings.csv",
         "python -m msae.report runs/series",
+        f"python -m msae.reconstruct ckpt={ECG}/best.ckpt data=ecg data.path=100.npy",
         "python benchmarks/train_speed.py",
         "python benchmarks/window_speed.py",
         *(memory, f"{memory} --values 1000000000 --stride 64 --cap 2"),
@@ -83,9 +87,14 @@ def test_reconstruct_and_report(command: Command) -> None:
     write_readings("readings.csv", 500)
     [train] = [line for line in TRAIN if "readings.csv" in line]
     assert command(*shlex.split(train), "data.window=24", *FAST[1:]).code == 0
-    line = next(line for line in LINES if line.startswith("python -m msae.reconstruct"))
-    assert command(*shlex.split(line)[3:], module="reconstruct").code == 0
+    readings, ecg = [line for line in LINES if line.startswith("python -m msae.reconstruct")]
+    assert command(*shlex.split(readings)[3:], module="reconstruct").code == 0
     assert Path("runs/readings/reconstruction/readings.csv").exists()
+    np.save("100.npy", np.random.default_rng(0).normal(size=(2600, 2)))
+    args = ("model=ae16", "data=ecg", "data.path=100.npy", *FAST[1:])
+    assert command(*args, f"hydra.run.dir='{ECG}'").code == 0
+    assert command(*shlex.split(ecg)[3:], module="reconstruct").code == 0
+    assert Path(ECG, "reconstruction", "100.npy.png").exists()
     assert command("runs", module="report").code == 0
 
 
