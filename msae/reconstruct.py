@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     import numpy as np
     from torch import Tensor
 
-    from msae.data.files import Table
+    from msae.data.rows import Table
     from msae.data.tables import Format
     from msae.models.base import Reconstructor
 
@@ -79,7 +79,7 @@ def of_table(table: Table, model: Reconstructor, cfg: DictConfig) -> np.ndarray:
     import numpy as np
     import torch
 
-    from msae.data import files
+    from msae.data import rows
     from msae.data.series import fill
     from msae.data.windows import cut, stitch
 
@@ -91,7 +91,7 @@ def of_table(table: Table, model: Reconstructor, cfg: DictConfig) -> np.ndarray:
             + (f", in windows of {shape[1]} steps" if len(shape) == 2 else "")
             + f"; the model takes {model.channels}, in windows of {model.length} steps"
         )
-    stretches = files.stretches(table, cfg.data.max_gap)
+    stretches = rows.stretches(table, cfg.data.max_gap)
     if table.values.ndim == 2:
         stretches = [stretch for stretch in stretches if stretch[2] - stretch[1] >= model.length]
     fill([table], {"whole": [(0, start, stop) for _, start, stop in stretches]}, cfg.data.missing)

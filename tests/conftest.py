@@ -18,6 +18,7 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots"], CHECKER):
     import msae.data.digits
     import msae.data.files
     import msae.data.mnist
+    import msae.data.rows
     import msae.data.series
     import msae.data.tables
     import msae.data.ucr

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from msae import InputError
-from msae.data import files, tables
+from msae.data import files, rows, tables
 from msae.data.base import SCALES, Windows
 from msae.data.series import series
 
@@ -225,7 +225,7 @@ class TestFormats:
             parquet.write_table(pa.table({"t": stamps if kind == "stamps" else times, "a": np.arange(60)}), path)
         table = files.read(Path(path), tables.Format(time_column="t"))
         assert table.times == pytest.approx(np.arange(60) * 1e-6, abs=1e-12)
-        assert len(files.stretches(table)) == 1
+        assert len(rows.stretches(table)) == 1
 
     def test_numbers_of_two_kinds_are_times(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whole ones first, then, in a later block, with fractions."""
@@ -302,24 +302,24 @@ class TestFormats:
             expected[holes] = np.interp(holes, there, expected[there])
         else:
             expected[:] = np.nan
-        files.interpolate(x)
+        rows.interpolate(x)
         assert x[:, 0] == pytest.approx(expected, nan_ok=True)
 
     def test_pieces(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Files are read in pieces: where these end changes nothing."""
         rng = np.random.default_rng(0)
         names = rng.choice(["x", "y", "z"], 400)
-        rows = [(i, name, f"{v:.4f}") for i, (name, v) in enumerate(zip(names, rng.normal(size=400), strict=True))]
-        path = write(tmp_path / "a.csv", "tgv", rows)
+        lines = [(i, name, f"{v:.4f}") for i, (name, v) in enumerate(zip(names, rng.normal(size=400), strict=True))]
+        path = write(tmp_path / "a.csv", "tgv", lines)
         form = tables.Format(None, "t", "g")
         whole = files.read(Path(path), form)
-        for module in (files, tables):
+        for module in (files, rows, tables):
             monkeypatch.setattr(module, "BLOCK", 100)
         pieces = files.read(Path(path), form)
         assert whole.groups == pieces.groups
         for one, other in ((whole.values, pieces.values), (whole.times, pieces.times), (whole.order, pieces.order)):
             assert np.array_equal(one, other)
-        assert files.stretches(whole, 1000) == files.stretches(pieces, 1000)
+        assert rows.stretches(whole, 1000) == rows.stretches(pieces, 1000)
 
     def test_missing_values(self, tmp_path: Path) -> None:
         rows = [(i, "" if i in (0, 5, 6) else 10 * i) for i in range(60)]

@@ -2,65 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import glob
 import math
-import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from msae.data.rows import Clock, Table
 from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
 from msae.errors import InputError
 
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
-SECONDS = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-@dataclass(frozen=True)
-class Table:
-    """The content of one file.
-
-    Attributes:
-        path: of the file.
-        columns: the channels' names.
-        values: `(time, channels)`, sorted by group, memory-mapped; or windows already cut, `(n, channels, length)`.
-        times: of each row, in seconds after the first, or in the column's own units; None without a time column.
-        origin: the first row's time stamp, where times are stamps.
-        groups: name, first row and row after the last of each series; the name is empty without a group column.
-        order: the row in the file of each row here, where they differ.
-        line: tells in which line of a text a row of the file stands.
-    """
-
-    path: Path
-    columns: list[str]
-    values: np.ndarray
-    times: np.ndarray | None = None
-    origin: np.datetime64 | None = None
-    groups: list[tuple[str, int, int]] = field(default_factory=list)
-    order: np.ndarray | None = None
-    line: Callable[[int], int] | None = None
-
-    def where(self, row: int) -> str:
-        """The file and the line (of text) or row (of other files, from 0) of a row here."""
-        row = int(row if self.order is None else self.order[row])
-        return f"{self.path}, line {self.line(row)}" if self.line else f"{self.path}, row {row}"
-
-    def when(self, row: int) -> str:
-        """The time of a row here."""
-        assert self.times is not None
-        if self.origin is None:
-            return f"{self.times[row]:g}"
-        stamp = self.origin + np.timedelta64(round(self.times[row] * 1e6), "us")
-        return str(stamp).replace("T", " ").rstrip("0").rstrip(".")
 
 
 def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
@@ -297,175 +256,3 @@ class Precision:
                 f"{table.path}, column {name}: from {low:.10g} to {high:.10g}; models work in float32, "
                 "with 7 digits: subtract the level first, or leave the column out with data.columns=[...]"
             )
-
-
-class Clock:
-    """Reads a time column in pieces; `origin` is the first row's time where these are stamps and not plain numbers."""
-
-    KINDS = (pa.float64(), *(pa.timestamp(unit, zone) for zone in (None, "UTC") for unit in ("us", "ns")))
-
-    def __init__(self, table: Table, form: Format) -> None:
-        self.table = table
-        self.name = str(form.time_column)
-        self.format = form.time_format
-        self.origin: np.datetime64 | None = None
-        self.stamps: bool | None = None
-
-    def read(self, column: pa.Array, first: int) -> np.ndarray:
-        """Times of rows, float64: seconds since the origin, or the numbers; `first` is the row of the first."""
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            column = pc.utf8_trim_whitespace(column)
-            column = pc.replace_with_mask(column, pc.equal(column, ""), pa.scalar(None, column.type))
-        if column.null_count or (pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py()):
-            row = column.is_null(nan_is_null=True).index(True).as_py()
-            raise InputError(f"{self.table.where(first + row)}, column {self.name}: no time; expected one in every row")
-        times = self._parsed(column)
-        stamps = times is not None and pa.types.is_timestamp(times.type)
-        if times is None or self.stamps not in (None, stamps):
-            raise self._unreadable(column, first)
-        self.stamps = stamps
-        found = times.to_numpy(zero_copy_only=False)
-        if not stamps:
-            return np.asarray(found, dtype=np.float64)
-        if self.origin is None:
-            self.origin = found[0]
-        return np.asarray((found - self.origin) / np.timedelta64(1, "s"))
-
-    def _parsed(self, column: pa.Array) -> pa.Array | None:
-        """A column as float64 or as time stamps, or None."""
-        if pa.types.is_date(column.type):
-            return column.cast(pa.timestamp("ms"))
-        if pa.types.is_timestamp(column.type):
-            return column
-        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-            return column.cast(pa.float64(), safe=False)
-        if self.format is not None:
-            found = pc.strptime(column, format=self.format, unit="us", error_is_null=True)
-            return None if found.null_count else found
-        for kind in self.KINDS:
-            with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                return column.cast(kind)
-        return None
-
-    def _unreadable(self, column: pa.Array, first: int) -> InputError:
-        """What to say of the first value that is not a time, or one of another kind than those before."""
-        stamps = self.stamps
-        for row in range(len(column)):
-            found = self._parsed(column[row : row + 1])
-            is_stamp = found is not None and pa.types.is_timestamp(found.type)
-            if found is None or stamps not in (None, is_stamp):
-                break
-            stamps = is_stamp
-        value = f"{self.table.where(first + row)}, column {self.name}: {column[row].as_py()!r}"
-        if self.format is not None:
-            return InputError(f"{value} is not written as data.time_format={self.format!r} says")
-        if found is not None:
-            return InputError(f"{value}: numbers and time stamps in one column")
-        return InputError(
-            f"{value} is neither a number nor an ISO 8601 time; data.time_format says how times are written, "
-            "such as '%d/%m/%Y %H:%M'"
-        )
-
-
-def duration(text: Any, table: Table) -> float:
-    """`max_gap` in the units of a table's times: a text such as `90s`, `5min`, `1h`, `4d`, or a number.
-
-    Raises:
-        InputError: anything else, or a unit where times are plain numbers.
-    """
-    match = re.fullmatch(r"([\d.]+(?:e[-+]?\d+)?)\s*(ms|s|min|h|d|w)?", str(text))
-    try:
-        value = float(match[1]) if match else 0.0
-    except ValueError:
-        value = 0.0
-    if not match or not value:
-        raise InputError(
-            f"max_gap={text}: expected a time such as 90s, 5min, 1h, 4d, or a number in the column's units"
-        )
-    if match[2] and table.origin is None:
-        raise InputError(f"max_gap={text}: {table.path} has times that are plain numbers; expected one in their units")
-    return value * SECONDS[match[2] or "s"]
-
-
-def spelled(seconds: float, table: Table) -> str:
-    """A length of time as `duration` reads it."""
-    if table.origin is None:
-        return f"{seconds:g}"
-    unit = next((unit for unit in ("d", "h", "min", "s") if seconds % SECONDS[unit] == 0), "ms")
-    return f"{seconds / SECONDS[unit]:g}{unit}"
-
-
-def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
-    """Name, first row and row after the last of the series of a table, broken where time has a gap above `max_gap`.
-
-    Raises:
-        InputError: time goes backwards or repeats, or, without `max_gap`, has a step of more than 1.5 usual ones.
-    """
-    if table.times is None:
-        if max_gap is not None:
-            raise InputError(f"max_gap={max_gap}: {table.path} has no data.time_column to see gaps by")
-        return table.groups
-    limit = None if max_gap is None else duration(max_gap, table)
-    parts = []
-    for name, start, stop in table.groups:
-        usual = float(np.median(np.diff(table.times[start : min(stop, start + 100_000)]))) if stop > start + 1 else 0.0
-        breaks = [start]
-        for first in range(start, stop - 1, BLOCK):
-            times = np.asarray(table.times[first : min(stop, first + BLOCK + 1)])
-            steps = np.diff(times)
-            bad = np.flatnonzero(~(steps > 0))
-            if len(bad):
-                row, kind = first + int(bad[0]) + 1, "goes back from" if steps[bad[0]] < 0 else "repeats"
-                before = f"{table.when(row - 1)} of the row before" + (f" in {name}" if name else "")
-                hint = "remove such rows" if name else "remove such rows, or tell series apart by data.group_column"
-                raise InputError(
-                    f"{table.where(row)}: time {table.when(row)} {kind} {before}; {hint}; "
-                    "without data.time_column rows count as even"
-                )
-            gaps = np.flatnonzero(steps > (1.5 * usual if limit is None else limit))
-            if limit is None and len(gaps):
-                step, row = steps[gaps[0]], first + int(gaps[0]) + 1
-                raise InputError(
-                    f"{table.where(row)}: a gap of {spelled(step, table)} after {table.when(row - 1)}, where steps are "
-                    f"of {spelled(usual, table)}; data.max_gap={spelled(usual, table)} breaks the series at gaps, "
-                    f"data.max_gap={spelled(step, table)} lets windows cross this one"
-                )
-            breaks += [first + int(gap) + 1 for gap in gaps]
-        parts += [(name, a, b) for a, b in zip(breaks, [*breaks[1:], stop], strict=True)]
-    return parts
-
-
-def first_hole(values: np.ndarray, start: int, stop: int) -> tuple[int, int] | None:
-    """Row and column of the first NaN in these rows, or None."""
-    step = max(1, BLOCK // math.prod(values.shape[1:]))
-    for first in range(start, stop, step):
-        holes = np.isnan(values[first : min(first + step, stop)])
-        if holes.any():
-            row, column = np.argwhere(holes)[0][:2]
-            return first + int(row), int(column)
-    return None
-
-
-def has_value(values: np.ndarray, start: int, stop: int) -> bool:
-    """Whether a value of these rows is not NaN."""
-    step = max(1, BLOCK // math.prod(values.shape[1:]))
-    return any(not np.isnan(values[first : min(first + step, stop)]).all() for first in range(start, stop, step))
-
-
-def interpolate(values: np.ndarray) -> None:
-    """Fill in NaN, in place: on straight lines between the values beside it, at an end with the nearest value.
-
-    Args:
-        values: `(time, channels)`, or windows `(n, channels, length)`; lines without any value stay as they are.
-    """
-    for line in values.T if values.ndim == 2 else (line for window in values for line in window):
-        rows = np.flatnonzero(np.isnan(line))
-        if not 0 < len(rows) < len(line):
-            continue
-        starts = np.diff(rows, prepend=-2) > 1
-        hole = np.cumsum(starts) - 1  # which one each row belongs to
-        before, after = rows[starts] - 1, np.append(rows[:-1][starts[1:]], rows[-1]) + 1
-        left, right = (line[side.clip(0, len(line) - 1)].astype(np.float64) for side in (before, after))
-        left, right = np.where(before < 0, right, left), np.where(after == len(line), left, right)
-        share = (rows - before[hole]) / (after - before)[hole]
-        line[rows] = left[hole] + share * (right - left)[hole]

@@ -10,7 +10,7 @@ import torch
 
 from msae.data import files
 from msae.data.base import SCALES, DataModule, Windows
-from msae.data.files import Table
+from msae.data.rows import Table, first_hole, has_value, interpolate, stretches
 from msae.data.tables import Format
 from msae.data.windows import Views
 from msae.errors import InputError, check_choice, check_int
@@ -88,9 +88,9 @@ def series(
     elif window is None:
         raise InputError("window=null: expected the time steps of a window, such as data.window=96")
     else:
-        spans = in_time([files.stretches(table, max_gap) for table in tables[: len(paths)]], shares)
+        spans = in_time([stretches(table, max_gap) for table in tables[: len(paths)]], shares)
     for number, table in enumerate(tables[len(paths) :], len(paths)):
-        spans["test"] += [(number, start, stop) for _, start, stop in files.stretches(table, max_gap)]
+        spans["test"] += [(number, start, stop) for _, start, stop in stretches(table, max_gap)]
     if window is not None:
         spans = long_enough(tables, spans, window)
     holes = fill(tables, spans, missing)
@@ -157,11 +157,11 @@ def check_alike(tables: list[Table]) -> None:
 def in_time(tables: list[list[tuple[str, int, int]]], shares: tuple[float, float]) -> dict[str, list[Span]]:
     """Each series split at the same shares of its rows; its stretches between gaps go to the split they lie in."""
     spans: dict[str, list[Span]] = {"training": [], "validation": [], "test": []}
-    for number, stretches in enumerate(tables):
+    for number, parts in enumerate(tables):
         rows: dict[str, tuple[int, int]] = {}
-        for name, start, stop in stretches:
+        for name, start, stop in parts:
             rows[name] = (min(start, rows.get(name, (start, 0))[0]), stop)
-        for name, start, stop in stretches:
+        for name, start, stop in parts:
             first, last = rows[name]
             test = last - round(shares[1] * (last - first))
             val = test - round(shares[0] * (last - first))
@@ -210,22 +210,22 @@ def fill(tables: list[Table], spans: dict[str, list[Span]], missing: str) -> boo
             all of a split's.
     """
     left = False
-    whole = {n for n, table in enumerate(tables) if files.first_hole(table.values, 0, len(table.values)) is None}
+    whole = {n for n, table in enumerate(tables) if first_hole(table.values, 0, len(table.values)) is None}
     for split, parts in spans.items():
         gappy = [span for span in parts if span[0] not in whole]
         for number, start, stop in gappy:
             left |= fill_stretch(tables[number], start, stop, missing)
-        if gappy == parts and parts and not any(files.has_value(tables[n].values, a, b) for n, a, b in parts):
+        if gappy == parts and parts and not any(has_value(tables[n].values, a, b) for n, a, b in parts):
             raise InputError(f"{tables[parts[0][0]].path}: no value at all in the {split} split")
     return left
 
 
 def fill_stretch(table: Table, start: int, stop: int, missing: str) -> bool:
     """The same for one stretch."""
-    hole = files.first_hole(table.values, start, stop)
+    hole = first_hole(table.values, start, stop)
     if hole is not None and missing == "interpolate":
-        files.interpolate(table.values[start:stop])
-        hole = files.first_hole(table.values, start, stop)
+        interpolate(table.values[start:stop])
+        hole = first_hole(table.values, start, stop)
     if hole is not None and missing != "mask":
         row, column = hole
         hint = "data.missing=interpolate or data.missing=mask" if missing == "error" else "data.missing=mask"

@@ -12,8 +12,8 @@ import torch
 from filelock import FileLock
 
 from msae.data.base import SCALES, DataModule, Windows
-from msae.data.files import first_hole, interpolate
 from msae.data.mnist import cache_folder
+from msae.data.rows import first_hole, interpolate
 from msae.errors import InputError, check_choice
 
 SUFFIXES = (".ts", ".tsv")
