@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -15,14 +15,16 @@ VALUES = 50_000_000
 """As many values of training windows are fitted at most, evenly spread."""
 
 
-def scaled(
-    data: DataModule, x: Tensor
-) -> tuple[Float[np.ndarray, "n values"], Float[np.ndarray, "n values"], Bool[np.ndarray, "n values"]]:
-    """Windows `(n, values)` as models see them, with 0 for a missing value, their scales, and which are missing."""
+def scaled(data: DataModule, x: Float[Tensor, "n channels length"]) -> tuple[Tensor, Tensor]:
+    """Windows as models see them, 0 where a value is missing, and what they were divided by, in the same shape."""
     offset, scale = window_level(x) if data.per_window else (data.offset, data.scale)
-    missing = x.isnan()
-    values = ((x - offset) / scale).masked_fill_(missing, 0).flatten(1).double().numpy()
-    return values, scale.expand_as(x).flatten(1).numpy(), missing.flatten(1).numpy()
+    return ((x - offset) / scale).masked_fill_(x.isnan(), 0), scale.expand_as(x)
+
+
+def sample(data: DataModule) -> Float[Tensor, "n channels length"]:
+    """Scaled training windows: all, or of many as many as hold `VALUES`, evenly spread."""
+    n = max(1, min(len(data.train), VALUES // (data.shape[0] * data.shape[1])))
+    return scaled(data, data.train.x[torch.linspace(0, len(data.train) - 1, n, dtype=torch.float64).long()])[0]
 
 
 def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
@@ -31,20 +33,22 @@ def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
     Windows scaled each by itself have their mean and deviation in the latent, for PCA as for a model. Of many windows,
     as many as hold `VALUES` are fitted, evenly spread.
     """
-    train, size, level = data.train.x, data.shape[0] * data.shape[1], 2 * data.shape[0] * data.per_window
-    n = min(len(train), VALUES // size)
+    size, level = data.shape[0] * data.shape[1], 2 * data.shape[0] * data.per_window
+    train = sample(data).flatten(1).double().numpy()
+    n = len(train)
     latents = [k for k in latents if 0 < k - level <= n and k - level < size]  # as many as values would copy them
     if not latents:
         return []
-    spread = torch.linspace(0, len(train) - 1, n, dtype=torch.float64).long()
     fitted = PCA(max(latents) - level, svd_solver="covariance_eigh" if n > size else "full")
-    fitted.fit(scaled(data, train[spread])[0])
+    fitted.fit(train)
     low, high = data.value_range.tolist()
     outputs = ["PCA", "PCA, clipped"] if data.bounded else ["PCA"]
     sums = {(k, name): np.zeros(2) for k in latents for name in outputs}
     count = 0
     for start in range(0, len(data.test), 4096):
-        x, scale, missing = scaled(data, data.test.x[start : start + 4096])
+        raw = data.test.x[start : start + 4096]
+        x, scale = (values.flatten(1).double().numpy() for values in scaled(data, raw))
+        missing = raw.isnan().flatten(1).numpy()
         z = fitted.transform(x)
         count += (~missing).sum()
         for k, name in sums:

@@ -174,7 +174,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.enabled and self.bar:
-            self.tqdm = tqdm(total=self._total(trainer), initial=trainer.global_step, unit="step", dynamic_ncols=True)
+            self.tqdm = tqdm(total=self.data.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.tqdm is not None:
@@ -192,7 +192,7 @@ class Progress(ProgressBar):
         if self.tqdm is not None:
             self.tqdm.set_postfix(metrics)
             return
-        step, steps = trainer.global_step, self._total(trainer)
+        step, steps = trainer.global_step, self.data.total_steps
         tenths = steps and 10 * step // steps
         if self.enabled and tenths != self.tenths:
             self.tenths = tenths
@@ -208,12 +208,3 @@ class Progress(ProgressBar):
     def _close(self) -> None:
         if self.tqdm is not None:
             self.tqdm.close()
-
-    def _total(self, trainer: L.Trainer) -> int | None:
-        """Optimizer steps of the whole run, or None where that is not known."""
-        if trainer.max_steps != -1:
-            return trainer.max_steps
-        steps = math.ceil(len(self.data.train) / self.data.batch_size)
-        if self.data.steps_per_call == 1:
-            steps = min(steps, int(trainer.num_training_batches))
-        return steps * trainer.max_epochs if trainer.max_epochs else None

@@ -52,13 +52,16 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     import torch
     from lightning.pytorch.loggers import TensorBoardLogger
 
+    from msae.baselines import sample
     from msae.callbacks import Checkpoint, History, Pictures, Progress
 
     torch.set_num_threads(cfg.threads)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data)
-    model = instantiate(cfg.model, shape=data.shape)
+    model = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
     model.set_statistics(**data.statistics)
+    if cfg.ckpt_path is None:
+        model.initialize(lambda: sample(data))
     validate = len(data.val) > 0
     history = History(data)
     callbacks: list[L.Callback] = [history, Pictures(data), Checkpoint(run, validate)]

@@ -25,6 +25,7 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots"], CHECKER):
     import msae.data.windows
     import msae.models.ae
     import msae.models.msae
+    import msae.models.pyramid
     import msae.plots
     from msae import reconstruct, report, train
 

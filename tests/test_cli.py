@@ -119,7 +119,7 @@ class TestCheckpointErrors:
         [
             ("model=msae", "of the model AutoEncoder, not MultiScaleAutoEncoder"),
             ("model=ae model.latent_dim=8", "was made with latent_dim=64, not 8"),
-            ("model=ae data=mnist data.val_size=20", "was made with shape=[1, 64], not [1, 784]"),
+            ("model=ae data=mnist data.val_size=20", "was made with shape=[1, 8, 8], not [1, 28, 28]"),
             ("model=ae seed=1", "was made with seed=0, not 1, data.seed=0, not 1"),
         ],
     )
@@ -238,7 +238,7 @@ def test_paths_need_no_quotes_of_hydra(text: str, expected: str) -> None:
 def test_flags_stand_anywhere(command: Command) -> None:
     code, out, _ = command("model=ae", "--cfg", "job", "data=digits", "--package", "model")
     assert code == 0
-    assert out.endswith("lr: 0.001\ngradient_clip_val: null\n")
+    assert out.endswith("lr: 0.001\ngradient_clip_val: null\nschedule: constant\n")
     code, _, err = command("seed=0", "-m", "model=msea")
     assert (code, err.startswith("error: model=msea: no such option")) == (2, True)
 
@@ -252,7 +252,7 @@ def test_help(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert result.stdout.endswith("set()\n")
     for text in (
-        "model: ae, ae128, ae128wide, ae16, msae, msae16",
+        "model: ae, ae128, ae128wide, ae16, msae, msae16, pyramid",
         "data: digits, ecg, finance, mnist, sensor, series, ucr",
         "max_epochs: 20",
         "python -m msae.train -m",

@@ -1,9 +1,10 @@
 """What holds for every Reconstructor, and for the two models of the paper."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import final
+from typing import Any, final
 
 import lightning as L
 import pytest
@@ -256,6 +257,31 @@ class TestOptimizerSteps:
     @pytest.mark.parametrize("limit", [1, 5])
     def test_limit_train_batches_counts_batches(self, limit: int, tmp_path: Path) -> None:
         assert fit(Lines((1, 2)), self.data(), tmp_path, limit_train_batches=limit).global_step == limit
+
+    @pytest.mark.parametrize(
+        ("knobs", "steps"),
+        [({"max_epochs": 5}, 195), ({"max_steps": 50}, 50), ({"limit_train_batches": 7, "max_epochs": 3}, 21)],
+    )
+    def test_cosine(self, knobs: dict[str, int], steps: int, tmp_path: Path) -> None:
+        """From next to nothing in 200 steps, times a fall to 0 at the last."""
+        rates: list[float] = []
+        model = AutoEncoder((1, 4), latent_dim=2, hidden_dims=[3], lr=0.1, schedule="cosine")
+        configure = model.configure_optimizers
+
+        def observed() -> Any:
+            found = configure()
+            found["optimizer"].register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+            return found
+
+        model.configure_optimizers = observed  # type: ignore[method-assign]
+        fit(model, DataModule(windows(77), windows(4), batch_size=2), tmp_path, **({"max_epochs": -1} | knobs))
+        expected = [0.1 * min(1, (i + 1) / 200) * 0.5 * (1 + math.cos(math.pi * i / steps)) for i in range(steps)]
+        assert rates == pytest.approx(expected)
+
+    def test_cosine_without_an_end(self, tmp_path: Path) -> None:
+        model = AutoEncoder((1, 4), latent_dim=2, hidden_dims=[3], schedule="cosine")
+        with pytest.raises(InputError, match=r"schedule=cosine: expected trainer\.max_epochs or trainer\.max_steps"):
+            fit(model, DataModule(windows(8), windows(4)), tmp_path, max_epochs=-1, max_time="00:00:00:05")
 
     def test_as_one_step_a_call(self, tmp_path: Path) -> None:
         """The same windows in the same order, and the same logged means, whatever goes into one call."""

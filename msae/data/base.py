@@ -222,7 +222,7 @@ class DataModule(L.LightningDataModule):
     @property
     def statistics(self) -> dict[str, Any]:
         """The arguments of a model's `set_statistics`."""
-        keys = ("offset", "scale", "value_range", "per_window", "missing", "names")
+        keys = ("offset", "scale", "value_range", "per_window", "missing", "bounded", "names")
         return {key: getattr(self, key) for key in keys}
 
     def shown(self, n: int) -> tuple[Float[Tensor, "m channels length"], Int[Tensor, " m"] | None]:
@@ -237,6 +237,18 @@ class DataModule(L.LightningDataModule):
             return STEPS_PER_CALL
         knobs = (self.trainer.limit_train_batches, self.trainer.val_check_interval)
         return STEPS_PER_CALL if all(isinstance(knob, float) and knob == 1.0 for knob in knobs) else 1
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the Trainer's whole run, or None where that is not known."""
+        assert self.trainer is not None
+        if self.trainer.max_steps != -1:
+            return self.trainer.max_steps
+        steps = math.ceil(len(self.train) / self.batch_size)
+        limit = self.trainer.limit_train_batches
+        steps = min(steps, limit) if isinstance(limit, int) else int(steps * limit)
+        epochs = self.trainer.max_epochs or -1
+        return steps * epochs if epochs > 0 else None
 
     def train_dataloader(self) -> DataLoader[Tensor | list[Tensor]]:
         """Lists of up to `steps_per_call` batches."""

@@ -21,6 +21,7 @@ class AutoEncoder(Reconstructor):
         hidden_dims: sizes of the encoder's hidden layers; the decoder mirrors them.
         lr: Adam's learning rate.
         gradient_clip_val: greatest norm of the gradient, or None.
+        schedule: of the learning rate, see `Reconstructor`.
     """
 
     def __init__(
@@ -30,8 +31,9 @@ class AutoEncoder(Reconstructor):
         hidden_dims: Sequence[int] = (256,),
         lr: float = 1e-3,
         gradient_clip_val: float | None = None,
+        schedule: str = "constant",
     ) -> None:
-        super().__init__(shape, lr, gradient_clip_val)
+        super().__init__(shape, lr, gradient_clip_val, schedule)
         self.save_hyperparameters(logger=False)
         check_int("latent_dim", latent_dim)
         sizes = [self.channels * self.length, *check_ints("hidden_dims", hidden_dims), latent_dim]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import pickle
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from msae.errors import InputError, check_int, check_positive
+from msae.errors import InputError, check_choice, check_int, check_ints, check_positive
 from msae.models.layers import window_level
 
 
@@ -51,11 +52,19 @@ class MeanPSNR(Metric):
 class Reconstructor(L.LightningModule, ABC):
     """A model that encodes a window to a latent and decodes the latent to the window.
 
-    A model is one final class: its constructor takes `shape`, the (channels, length) of a window, and plain scalars,
-    calls `super().__init__`, then `self.save_hyperparameters(logger=False)`, builds its nets and fills `codes`; it
-    defines `encode_scaled` and `decode_scaled`. Everything else is here.
+    A model is one final class: its constructor takes `shape`, the (channels, length) of a window, or (channels, rows,
+    columns) of one that is an image read row by row, and plain scalars, calls `super().__init__`, then
+    `self.save_hyperparameters(logger=False)`, builds its nets and fills `codes`; it defines `encode_scaled` and
+    `decode_scaled`, and `initialize` where it starts from data. Everything else is here.
+
+    Args:
+        lr: Adam's learning rate.
+        gradient_clip_val: greatest norm of the gradient, or None.
+        schedule: of the learning rate: `constant`; or `cosine`, from 0 in 200 steps, then falling to 0 at the last.
 
     Attributes:
+        grid: (length,), or (rows, columns).
+        bounded: whether `value_range` is one that no value of the data can leave.
         per_window: whether each channel of each window is scaled by its own mean and deviation, not by statistics of
             the training split; these are then a code of the latent, `level`, since raw units cannot be had without.
         missing: whether windows may hold NaN, which is encoded as the value that scales to 0, and left out of the loss
@@ -70,10 +79,18 @@ class Reconstructor(L.LightningModule, ABC):
     scale: Tensor
     value_range: Tensor
 
-    def __init__(self, shape: Sequence[int], lr: float = 1e-3, gradient_clip_val: float | None = None) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        lr: float = 1e-3,
+        gradient_clip_val: float | None = None,
+        schedule: str = "constant",
+    ) -> None:
         super().__init__()
         self.channels = check_int("channels of shape", shape[0])
-        self.length = check_int("length of shape", shape[1])
+        self.grid = tuple(check_ints("length of shape", shape[1:]))
+        self.length = math.prod(self.grid)
+        self.schedule = check_choice("schedule", schedule, ("constant", "cosine"))
         self.lr = check_positive("lr", lr)
         self.gradient_clip_val = (
             None if gradient_clip_val is None else check_positive("gradient_clip_val", gradient_clip_val)
@@ -85,6 +102,7 @@ class Reconstructor(L.LightningModule, ABC):
         self.register_buffer("value_range", torch.tensor([0.0, 1.0]))
         self.per_window = False
         self.missing = False
+        self.bounded = False
         self.names: Sequence[str] | None = None
         self.psnr = nn.ModuleDict({f"{split}/psnr": MeanPSNR() for split in ("train", "val", "test")})
 
@@ -118,21 +136,33 @@ class Reconstructor(L.LightningModule, ABC):
         value_range: Float[Tensor, " 2"],
         per_window: bool = False,
         missing: bool = False,
+        bounded: bool = False,
         names: Sequence[str] | None = None,
     ) -> None:
         """Store what brings raw windows in, (x - offset) / scale, and the training split's least and greatest value."""
         self.offset.copy_(offset)
         self.scale.copy_(scale)
         self.value_range.copy_(value_range)
-        self.per_window, self.missing, self.names = per_window, missing, names
+        self.per_window, self.missing, self.bounded, self.names = per_window, missing, bounded, names
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights and buffers."""
-        return {"per_window": self.per_window, "missing": self.missing, "names": self.names}
+        return {key: getattr(self, key) for key in ("per_window", "missing", "bounded", "names")}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take it from a checkpoint."""
         self.__dict__.update(state)
+
+    def initialize(self, windows: Callable[[], Float[Tensor, "n channels length"]]) -> None:
+        """Start from scaled training windows, where a model starts from anything but chance."""
+
+    def clip(self, x: Float[Tensor, "batch channels ..."]) -> Float[Tensor, "batch channels ..."]:
+        """Scaled values within the data's range, where it has one."""
+        if not self.bounded:
+            return x
+        low, high = ((self.value_range[i] - self.offset) / self.scale for i in (0, 1))
+        sides = (-1, *[1] * (x.ndim - 2))
+        return x.clamp(low.view(sides), high.view(sides))
 
     def level(
         self, x: Float[Tensor, "batch channels length"]
@@ -242,12 +272,25 @@ class Reconstructor(L.LightningModule, ABC):
         step = torch.tensor(float(self.global_step))
         self.log("step", step, on_step=False, on_epoch=True, batch_size=weight, reduce_fx="max")
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam (paper III-C), all parameters in one fused update where the device has it."""
+    def configure_optimizers(self) -> Any:
+        """Adam (paper III-C), all parameters in one fused update where the device has it, and the schedule."""
         if self.trainer.precision == "16-mixed":
             raise InputError("trainer.precision=16-mixed: not supported; use bf16-mixed or 32-true")
         fused = self.device.type in ("cpu", "cuda")
-        return torch.optim.Adam(self.parameters(), lr=self.lr, fused=fused)
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, fused=fused)
+        if self.schedule == "constant":
+            return optimizer
+        total: int | None = getattr(self.trainer, "datamodule").total_steps  # noqa: B009  (Lightning's types lack it)
+        if total is None:
+            raise InputError(
+                "schedule=cosine: expected trainer.max_epochs or trainer.max_steps, to fall to 0 at the last"
+            )
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the class, so that `load` needs nothing but the file."""

@@ -26,6 +26,7 @@ class MultiScaleAutoEncoder(Reconstructor):
         large_hidden_dim: size of the hidden layers of the large-scale encoder and of the decoder.
         lr: Adam's learning rate.
         gradient_clip_val: greatest norm of the gradient, or None.
+        schedule: of the learning rate, see `Reconstructor`.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class MultiScaleAutoEncoder(Reconstructor):
         large_hidden_dim: int = 256,
         lr: float = 1e-3,
         gradient_clip_val: float | None = None,
+        schedule: str = "constant",
     ) -> None:
-        super().__init__(shape, lr, gradient_clip_val)
+        super().__init__(shape, lr, gradient_clip_val, schedule)
         self.save_hyperparameters(logger=False)
         self.small_scale = check_choice("small_scale", small_scale, ("first_half", "strided"))
         for name in ("small_dim", "large_dim", "small_hidden_dim", "large_hidden_dim"):
