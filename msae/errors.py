@@ -27,6 +27,13 @@ def check_positive(name: str, value: Any) -> float:
     return value
 
 
+def check_number(name: str, value: Any, high: float = float("inf")) -> float:
+    """Return `value` if it is a finite number from 0 to `high`; raises InputError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= min(high, 1e30):
+        raise InputError(f"{name}={value}: expected a number from 0" + (f" to {high:g}" if high < 1e30 else ""))
+    return value
+
+
 def check_ints(name: str, values: Any, low: int = 1) -> list[int]:
     """Return `values` as a list if they are whole numbers, at least `low`; raises InputError otherwise."""
     if isinstance(values, str) or not isinstance(values, Sequence):

@@ -101,6 +101,14 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
         "versions": {"python": sys.version.split()[0]} | {p: version(p) for p in ("msae", "torch", "lightning")},
         "history": epochs,
     }
+    if model.regularizer == "kl":
+        from msae.models.base import active_units
+
+        with torch.no_grad():
+            z = model.encode_scaled(model.scaled(data.shown(1000)[0].to(model.device)))
+        result["active_units"] = active_units(z)
+        told = log.warning if result["active_units"] < z.shape[1] / 2 else log.info
+        told("%s: %d of %d latent values are active", name, result["active_units"], z.shape[1])
     flat = cli.flat(OmegaConf.to_container(cfg, resolve=True))
     knobs = {key: value for key, value in flat.items() if "._" not in key and key not in cli.UNNAMED}
     knobs = {key: value if isinstance(value, (int, float)) else str(value) for key, value in knobs.items()}

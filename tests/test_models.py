@@ -16,7 +16,7 @@ import msae
 from msae import InputError
 from msae.data.base import DataModule, Windows
 from msae.models.ae import AutoEncoder
-from msae.models.base import MeanPSNR, Reconstructor
+from msae.models.base import MeanPSNR, Reconstructor, active_units
 from msae.models.msae import MultiScaleAutoEncoder
 
 
@@ -128,6 +128,75 @@ def test_windows_scaled_each_by_itself(missing: bool) -> None:
     torch.testing.assert_close(mse, (x_hat - x).square().mean(), rtol=1e-3, atol=0)
     flat = torch.full((1, 2, 4), 7.0)  # a constant window has no shape
     torch.testing.assert_close(model(flat)[0], flat, rtol=1e-5, atol=0)
+
+
+class TestRegularizers:
+    Z = torch.tensor([[1.0, 2.0, 0.0, 1.0], [3.0, 0.0, 0.0, -1.0]])
+
+    def test_none(self) -> None:
+        z, penalty = Shift((1, 4)).regularized(self.Z)
+        assert z is self.Z
+        assert penalty == 0
+
+    def test_kl_by_hand(self) -> None:
+        """With a variance of 1 the divergence is half of the squared mean: 5, 2, 0 and 1 over the batch, halved."""
+        model = AutoEncoder((2, 4), latent_dim=4, regularizer="kl")
+        assert model.regularized(self.Z)[1].item() == pytest.approx((2.5 + 1 + 0 + 0.5) / 8)
+        model = AutoEncoder((2, 4), latent_dim=4, regularizer="kl", free_bits=0.75)
+        assert model.regularized(self.Z)[1].item() == pytest.approx((2.5 + 1 + 0.75 + 0.75) / 8)
+
+    def test_kl_is_that_of_the_sampled_distribution(self) -> None:
+        """Against torch's divergence, and samples of the mean and variance that it is of."""
+        torch.manual_seed(0)
+        model = AutoEncoder((1, 1), latent_dim=2, regularizer="kl")
+        torch.nn.init.normal_(model.log_variance.weight)
+        mean = torch.tensor([[0.5, -1.0]])
+        scale = (model.log_variance(mean) / 2).exp()
+        theirs = torch.distributions.kl_divergence(
+            torch.distributions.Normal(mean, scale), torch.distributions.Normal(torch.zeros(2), torch.ones(2))
+        )
+        assert model.regularized(mean)[1].item() == pytest.approx(theirs.sum().item(), rel=1e-5)
+        z, _ = model.regularized(mean.expand(100_000, 2))
+        torch.testing.assert_close(z.mean(0), mean[0], atol=0.03, rtol=0.02)
+        torch.testing.assert_close(z.std(0), scale[0], atol=0.03, rtol=0.02)
+
+    def test_decorrelate_by_hand(self) -> None:
+        """Column 0 grows, 1 and 3 fall, 2 is constant: squared correlations of 1 between 0, 1 and 3."""
+        model = AutoEncoder((1, 4), latent_dim=4, regularizer="decorrelate")
+        assert model.regularized(self.Z)[1].item() == pytest.approx(6 / 12)
+        model.codes = {"coarse": slice(0, 2), "fine": slice(2, 4)}  # 0 and 3, 1 and 3, of four pairs of codes
+        assert model.regularized(self.Z)[1].item() == pytest.approx(2 / 4)
+
+    def test_only_training_samples(self, tmp_path: Path) -> None:
+        """Metrics are of the mean, whatever was sampled; the penalty is logged, and its weight rises."""
+        torch.manual_seed(0)
+        model = AutoEncoder((1, 4), latent_dim=2, hidden_dims=[3], regularizer="kl", beta=2.0, anneal=0.5)
+        weights: list[float] = []
+        weight = model._weight
+        model._weight = lambda: weights.append(weight()) or weights[-1]  # type: ignore[method-assign,func-returns-value]
+        trainer = fit(model, DataModule(windows(20), windows(4), batch_size=2), tmp_path, max_epochs=2)
+        assert weights == pytest.approx([2 * min(1, i / 10) for i in range(20)])
+        assert trainer.callback_metrics["train/penalty"] > 0
+        x = windows(8).x
+        assert model.errors(x) == model.errors(x)
+        assert torch.equal(model(x)[0], model(x)[0])
+
+    def test_active_units(self) -> None:
+        z = torch.randn(500, 3) * torch.tensor([1.0, 0.05, 0.2])
+        assert active_units(z) == 2
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"regularizer": "l1"}, "regularizer=l1: expected one of none, kl, decorrelate"),
+            ({"beta": -1}, "beta=-1: expected a number from 0"),
+            ({"free_bits": True}, "free_bits=True: expected a number from 0"),
+            ({"anneal": 1.5}, "anneal=1.5: expected a number from 0 to 1"),
+        ],
+    )
+    def test_mistakes(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            AutoEncoder((1, 4), **options)
 
 
 def test_missing_values_are_left_out() -> None:

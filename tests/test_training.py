@@ -114,6 +114,22 @@ def test_steps_that_end_within_the_first_epoch(steps: int, command: Command) -> 
     assert result["metrics"]["test/mse"] == pytest.approx((x_hat - x).square().mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("model", ["ae", "msae", "pyramid"])
+@pytest.mark.parametrize("regularizer", ["kl", "decorrelate"])
+def test_every_model_can_be_regularized(model: str, regularizer: str, command: Command) -> None:
+    args = (f"model={model}", f"model.regularizer={regularizer}", "model.beta=0.5")
+    code, out, err = command(*FAST, *args)
+    assert code == 0, err
+    run = run_folder(out)
+    result, loaded = metrics(run), msae.load(run / "best.ckpt")
+    assert loaded.regularizer == regularizer
+    assert loaded.beta == 0.5
+    assert "train/penalty" in result["history"][0]
+    if regularizer == "kl":
+        assert 0 <= result["active_units"] <= loaded.latent_dim
+        assert f"{result['active_units']} of {loaded.latent_dim} latent values are active" in out + err
+
+
 def test_the_papers_protocol_evaluates_the_last_epoch(command: Command) -> None:
     run = run_folder(command(*FAST, "data.val_size=0").out)
     result = metrics(run)

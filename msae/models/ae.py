@@ -1,7 +1,7 @@
 """The paper's baseline."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,9 +19,7 @@ class AutoEncoder(Reconstructor):
         shape: (channels, length) of a window.
         latent_dim: values in the latent.
         hidden_dims: sizes of the encoder's hidden layers; the decoder mirrors them.
-        lr: Adam's learning rate.
-        gradient_clip_val: greatest norm of the gradient, or None.
-        schedule: of the learning rate, see `Reconstructor`.
+        training: `lr` and the other arguments of `Reconstructor`.
     """
 
     def __init__(
@@ -29,11 +27,9 @@ class AutoEncoder(Reconstructor):
         shape: Sequence[int],
         latent_dim: int = 64,
         hidden_dims: Sequence[int] = (256,),
-        lr: float = 1e-3,
-        gradient_clip_val: float | None = None,
-        schedule: str = "constant",
+        **training: Any,
     ) -> None:
-        super().__init__(shape, lr, gradient_clip_val, schedule)
+        super().__init__(shape, **training)
         self.save_hyperparameters(logger=False)
         check_int("latent_dim", latent_dim)
         sizes = [self.channels * self.length, *check_ints("hidden_dims", hidden_dims), latent_dim]

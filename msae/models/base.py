@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from msae.errors import InputError, check_choice, check_int, check_ints, check_positive
+from msae.errors import InputError, check_choice, check_int, check_ints, check_number, check_positive
 from msae.models.layers import window_level
 
 
@@ -61,6 +61,13 @@ class Reconstructor(L.LightningModule, ABC):
         lr: Adam's learning rate.
         gradient_clip_val: greatest norm of the gradient, or None.
         schedule: of the learning rate: `constant`; or `cosine`, from 0 in 200 steps, then falling to 0 at the last.
+        regularizer: of the latent: `none`; `kl`, which makes a model a variational autoencoder (arXiv 1312.6114), whose
+            latent is a Gaussian's mean and whose log variance is linear in it; or `decorrelate`, the mean squared
+            correlation, within a batch, of values in different codes, or of all values where there is but one code.
+        beta: weight of the regularizer beside the MSE. For `kl` the divergence is divided by the values of a window, so
+            that beta is twice the variance of a Gaussian observation model.
+        free_bits: nats of each latent value's divergence that are free, as a mean over a batch (arXiv 1606.04934).
+        anneal: share of the run's steps in which beta rises from 0, linearly.
 
     Attributes:
         grid: (length,), or (rows, columns).
@@ -85,12 +92,19 @@ class Reconstructor(L.LightningModule, ABC):
         lr: float = 1e-3,
         gradient_clip_val: float | None = None,
         schedule: str = "constant",
+        regularizer: str = "none",
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+        anneal: float = 0.0,
     ) -> None:
         super().__init__()
         self.channels = check_int("channels of shape", shape[0])
         self.grid = tuple(check_ints("length of shape", shape[1:]))
         self.length = math.prod(self.grid)
         self.schedule = check_choice("schedule", schedule, ("constant", "cosine"))
+        self.regularizer = check_choice("regularizer", regularizer, ("none", "kl", "decorrelate"))
+        self.beta, self.free_bits = check_number("beta", beta), check_number("free_bits", free_bits)
+        self.anneal = check_number("anneal", anneal, 1)
         self.lr = check_positive("lr", lr)
         self.gradient_clip_val = (
             None if gradient_clip_val is None else check_positive("gradient_clip_val", gradient_clip_val)
@@ -123,6 +137,11 @@ class Reconstructor(L.LightningModule, ABC):
     @codes.setter
     def codes(self, codes: dict[str, slice]) -> None:
         self._codes = codes
+        if self.regularizer == "kl":
+            size = max(code.stop for code in codes.values())
+            self.log_variance = nn.Linear(size, size)
+            nn.init.zeros_(self.log_variance.weight)
+            nn.init.zeros_(self.log_variance.bias)
 
     @property
     def latent_dim(self) -> int:
@@ -193,19 +212,48 @@ class Reconstructor(L.LightningModule, ABC):
         z = self.encode(x)
         return self.decode(z), z
 
-    def errors(self, x: Float[Tensor, "batch channels length"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
+    def regularized(self, z: Float[Tensor, "batch latent"]) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, ""]]:
+        """The latents to decode in training, for `kl` a sample, and the regularizer's penalty, before its weight."""
+        if self.regularizer == "kl":
+            log_variance = self.log_variance(z)
+            divergence = 0.5 * (z.square() + log_variance.exp() - 1 - log_variance).mean(0)
+            penalty = divergence.clamp(min=self.free_bits).sum() / (self.channels * self.length)
+            return z + torch.randn_like(z) * (log_variance / 2).exp(), penalty
+        if self.regularizer == "decorrelate":
+            centered = z - z.mean(0)
+            centered = centered / (centered.square().sum(0) + 1e-12).sqrt()
+            code = torch.zeros(z.shape[1], device=z.device)
+            for number, part in enumerate(self._codes.values()):
+                code[part] = number
+            if len(self._codes) == 1:
+                code = torch.arange(z.shape[1], device=z.device)
+            return z, (centered.T @ centered).square()[code[:, None] != code].mean()
+        return z, z.new_zeros(())
+
+    def scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch channels length"]:
+        """What the nets see of raw windows: 0 where a value is missing."""
+        offset, scale = self.level(x)
+        scaled = (x - offset) / scale
+        return scaled.where(~x.isnan(), 0.0) if self.missing else scaled
+
+    def errors(
+        self, x: Float[Tensor, "batch channels length"], z: Float[Tensor, "batch latent"] | None = None
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
         """MSE of a batch in raw units: in scaled units, which is the loss (paper III-C), in raw units, and its weight.
 
         The weight makes means over batches exact: the number of windows, or of values where some may be missing.
+
+        Args:
+            x: the batch.
+            z: what is decoded, without `level`; by default what is encoded of the batch.
         """
-        offset, scale = self.level(x)
-        scaled = (x - offset) / scale
+        scaled, (_, scale) = self.scaled(x), self.level(x)
+        x_hat = self.decode_scaled(self.encode_scaled(scaled) if z is None else z)
         if not self.missing:
-            error = F.mse_loss(self.decode_scaled(self.encode_scaled(scaled)), scaled, reduction="none").mean(2)
+            error = F.mse_loss(x_hat, scaled, reduction="none").mean(2)
             return error.mean(), (error * scale.squeeze(2) ** 2).mean(), len(x)
         present = ~x.isnan()
-        scaled = scaled.where(present, 0.0)
-        x_hat = self.decode_scaled(self.encode_scaled(scaled)).where(present, 0.0)
+        x_hat = x_hat.where(present, 0.0)
         error = F.mse_loss(x_hat, scaled, reduction="none").sum(2)
         count = present.sum().clamp(min=1)
         return error.sum() / count, (error * scale.squeeze(2) ** 2).sum() / count, int(count)
@@ -220,20 +268,38 @@ class Reconstructor(L.LightningModule, ABC):
         for x in batches:
             if self.global_step == self.trainer.max_steps:
                 break
-            loss, mse, weight = self.errors(x)
+            z, penalty = self.regularized(self.encode_scaled(self.scaled(x)))
+            loss, mse, weight = self.errors(x, z)
             optimizer.zero_grad()
-            self.manual_backward(loss)
+            self.manual_backward(loss + self._weight() * penalty)
             if self.gradient_clip_val is not None:
                 self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
             steps.increment_ready()
             optimizer.step()
             steps.increment_completed()
             self._step_schedulers("step", self.global_step)
-            errors.append(torch.stack([loss, mse]).detach())
+            errors.append(torch.stack([loss, mse, penalty]).detach())
             weights.append(weight)
         share = torch.tensor(weights, device=self.device) / sum(weights)
-        loss, mse = share @ torch.stack(errors)
+        loss, mse, penalty = share @ torch.stack(errors)
         self._log("train", loss, mse, sum(weights))
+        if self.regularizer != "none":
+            self.log("train/penalty", penalty, on_step=False, on_epoch=True, batch_size=sum(weights))
+
+    def _weight(self) -> float:
+        """The regularizer's weight at this step."""
+        if not self.anneal or self.regularizer == "none":
+            return self.beta
+        return self.beta * min(1.0, self.global_step / (self.anneal * self._total_steps("anneal")))
+
+    def _total_steps(self, knob: str) -> int:
+        """Optimizer steps of the whole run, which `knob` needs."""
+        total: int | None = getattr(self.trainer, "datamodule").total_steps  # noqa: B009  (Lightning's types lack it)
+        if total is None:
+            raise InputError(
+                f"{knob}={getattr(self, knob)}: expected trainer.max_epochs or trainer.max_steps beside it"
+            )
+        return total
 
     def on_train_epoch_end(self) -> None:
         """Step the schedulers that count epochs."""
@@ -280,11 +346,7 @@ class Reconstructor(L.LightningModule, ABC):
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, fused=fused)
         if self.schedule == "constant":
             return optimizer
-        total: int | None = getattr(self.trainer, "datamodule").total_steps  # noqa: B009  (Lightning's types lack it)
-        if total is None:
-            raise InputError(
-                "schedule=cosine: expected trainer.max_epochs or trainer.max_steps, to fall to 0 at the last"
-            )
+        total = self._total_steps("schedule")
 
         def factor(step: int) -> float:
             return min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
@@ -295,6 +357,11 @@ class Reconstructor(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the class, so that `load` needs nothing but the file."""
         checkpoint["model_class"] = class_path(type(self))
+
+
+def active_units(z: Float[Tensor, "n latent"]) -> int:
+    """Latent values whose mean varies over windows, by more than .01 (arXiv 1509.00519); few mean posterior collapse."""
+    return int((z.var(0) > 0.01).sum())
 
 
 def class_path(cls: type) -> str:

@@ -1,7 +1,7 @@
 """The paper's proposal."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -24,9 +24,7 @@ class MultiScaleAutoEncoder(Reconstructor):
         large_dim: values in the large-scale code.
         small_hidden_dim: size of the small-scale encoder's hidden layer.
         large_hidden_dim: size of the hidden layers of the large-scale encoder and of the decoder.
-        lr: Adam's learning rate.
-        gradient_clip_val: greatest norm of the gradient, or None.
-        schedule: of the learning rate, see `Reconstructor`.
+        training: `lr` and the other arguments of `Reconstructor`.
     """
 
     def __init__(
@@ -37,11 +35,9 @@ class MultiScaleAutoEncoder(Reconstructor):
         large_dim: int = 64,
         small_hidden_dim: int = 128,
         large_hidden_dim: int = 256,
-        lr: float = 1e-3,
-        gradient_clip_val: float | None = None,
-        schedule: str = "constant",
+        **training: Any,
     ) -> None:
-        super().__init__(shape, lr, gradient_clip_val, schedule)
+        super().__init__(shape, **training)
         self.save_hyperparameters(logger=False)
         self.small_scale = check_choice("small_scale", small_scale, ("first_half", "strided"))
         for name in ("small_dim", "large_dim", "small_hidden_dim", "large_hidden_dim"):

@@ -32,9 +32,7 @@ class PyramidAutoEncoder(Reconstructor):
         code_dims: values in the code of a segment, for each scale; 0 for one that only refines what the others made.
         hidden_dims: sizes of the hidden layers, for each scale.
         passes: guesses of the codes, 1 for the encoders' alone.
-        lr: Adam's learning rate.
-        gradient_clip_val: greatest norm of the gradient, or None.
-        schedule: of the learning rate, see `Reconstructor`.
+        training: `lr` and the other arguments of `Reconstructor`.
 
     Raises:
         InputError: lists of different lengths, numbers of segments that do not grow or that exceed the window's steps,
@@ -48,11 +46,9 @@ class PyramidAutoEncoder(Reconstructor):
         code_dims: Sequence[int] = (64, 1),
         hidden_dims: Sequence[int] = (256, 64),
         passes: int = 3,
-        lr: float = 1e-3,
-        gradient_clip_val: float | None = None,
-        schedule: str = "cosine",
+        **training: Any,
     ) -> None:
-        super().__init__(shape, lr, gradient_clip_val, schedule)
+        super().__init__(shape, **training)
         self.save_hyperparameters(logger=False)
         counts, hidden = check_ints("segments", segments), check_ints("hidden_dims", hidden_dims)
         dims = check_ints("code_dims", code_dims, 0)
