@@ -238,7 +238,7 @@ def test_paths_need_no_quotes_of_hydra(text: str, expected: str) -> None:
 def test_flags_stand_anywhere(command: Command) -> None:
     code, out, _ = command("model=ae", "--cfg", "job", "data=digits", "--package", "model")
     assert code == 0
-    assert out.endswith("lr: 0.001\ngradient_clip_val: null\nschedule: constant\n")
+    assert out.startswith("# @package model\n_target_: msae.models.ae.AutoEncoder\n")
     code, _, err = command("seed=0", "-m", "model=msea")
     assert (code, err.startswith("error: model=msea: no such option")) == (2, True)
 

@@ -360,7 +360,7 @@ class Reconstructor(L.LightningModule, ABC):
 
 
 def active_units(z: Float[Tensor, "n latent"]) -> int:
-    """Latent values whose mean varies over windows, by more than .01 (arXiv 1509.00519); few mean posterior collapse."""
+    """Latent values whose variance over windows is above .01 (arXiv 1509.00519); few mean posterior collapse."""
     return int((z.var(0) > 0.01).sum())
 
 
