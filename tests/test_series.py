@@ -215,8 +215,7 @@ class TestFormats:
     @pytest.mark.parametrize("kind", ["csv", "parquet", "stamps"])
     def test_times(self, kind: str, zone: str, tmp_path: Path) -> None:
         """A microsecond apart, in texts and in parquet's own type; fractions begin late in the file."""
-        times = [f"2024-03-01T23:59:{59 + i // 10**6 if i < 10**6 else 0:02}{zone}" for i in range(1)]
-        times += [f"2024-03-01T23:59:59.{i:06}{zone}" for i in range(1, 60)]
+        times = [f"2024-03-01T23:59:59{f'.{i:06}' if i else ''}{zone}" for i in range(60)]
         if kind == "csv":
             path = write(tmp_path / "a.csv", ["t", "a"], [(time, i) for i, time in enumerate(times)])
         else:
@@ -377,7 +376,7 @@ BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (lines(line4=",1,1"), {"time_column": "t"}, "line 4, column t: no time; expected one in every row"),
     (lines(line4="noon,1,1"), {"time_column": "t"}, "line 4, column t: 'noon' is neither a number nor an ISO 8601"),
     (lines(line4="2020-01-01,1,1"), {"time_column": "t"}, "line 4, column t: '2020-01-01': numbers and time stamps in"),
-    (lines(line4="NaN,1,1"), {"time_column": "t", "missing": "mask"}, "time nan repeats|goes|line 4"),
+    (lines(line4="NaN,1,1"), {"time_column": "t", "missing": "mask"}, "line 4, column t: no time"),
     (lines(line4="x,1,1"), {"group_column": "t", "columns": ["t", "a"]}, "group_column: t is named twice"),
     (lines(), {"columns": ["a", "a"]}, "a is named twice"),
     (lines(line4=",1,1"), {"group_column": "t"}, "line 4, column t: empty; expected the name of a series"),

@@ -75,9 +75,7 @@ class Clock:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             column = pc.utf8_trim_whitespace(column)
             column = pc.replace_with_mask(column, pc.equal(column, ""), pa.scalar(None, column.type))
-        if column.null_count or (pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py()):
-            row = column.is_null(nan_is_null=True).index(True).as_py()
-            raise InputError(f"{self.table.where(first + row)}, column {self.name}: no time; expected one in every row")
+        self._check_present(column.is_null().to_numpy(zero_copy_only=False), first)
         times = self._parsed(column)
         stamps = times is not None and pa.types.is_timestamp(times.type)
         if times is None or self.stamps not in (None, stamps):
@@ -85,10 +83,17 @@ class Clock:
         self.stamps = stamps
         found = times.to_numpy(zero_copy_only=False)
         if not stamps:
+            self._check_present(np.isnan(found), first)
             return np.asarray(found, dtype=np.float64)
         if self.origin is None:
             self.origin = found[0]
         return np.asarray((found - self.origin) / np.timedelta64(1, "s"))
+
+    def _check_present(self, missing: np.ndarray, first: int) -> None:
+        """Raise InputError for the first row that has no time."""
+        if missing.any():
+            where = self.table.where(first + int(np.flatnonzero(missing)[0]))
+            raise InputError(f"{where}, column {self.name}: no time; expected one in every row")
 
     def _parsed(self, column: pa.Array) -> pa.Array | None:
         """A column as float64 or as time stamps, or None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, final
 
 import torch
@@ -58,15 +59,11 @@ class PyramidAutoEncoder(Reconstructor):
             raise InputError(
                 f"segments={counts}: expected numbers that grow, up to the window's {min(self.grid)} steps"
             )
-        self.scales: Any = nn.ModuleList(
-            Scale((self.channels, *self.grid), *sizes) for sizes in zip(counts, dims, hidden, strict=True)
-        )
-        stops = torch.tensor([scale.dim for scale in self.scales]).cumsum(0).tolist()
-        scales: list[Any] = list(self.scales)
-        names = ["x".join(map(str, scale.grid)) for scale in scales]
+        scales = [Scale((self.channels, *self.grid), *sizes) for sizes in zip(counts, dims, hidden, strict=True)]
+        self.scales: Any = nn.ModuleList(scales)
         self.codes = {
-            name: slice(stop - scale.dim, stop)
-            for name, scale, stop in zip(names, self.scales, stops, strict=True)
+            "x".join(map(str, scale.grid)): slice(stop - scale.dim, stop)
+            for scale, stop in zip(scales, accumulate(scale.dim for scale in scales), strict=True)
             if scale.dim
         }
         self.steps: Any = nn.ModuleList(
