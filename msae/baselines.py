@@ -3,12 +3,11 @@
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from msae.data.base import DataModule
+from msae.data.base import DataModule, spread
 from msae.models.layers import window_level
 
 VALUES = 50_000_000
@@ -23,8 +22,8 @@ def scaled(data: DataModule, x: Float[Tensor, "n channels length"]) -> tuple[Ten
 
 def sample(data: DataModule) -> Float[Tensor, "n channels length"]:
     """Scaled training windows: all, or of many as many as hold `VALUES`, evenly spread."""
-    n = max(1, min(len(data.train), VALUES // (data.shape[0] * data.shape[1])))
-    return scaled(data, data.train.x[torch.linspace(0, len(data.train) - 1, n, dtype=torch.float64).long()])[0]
+    n = max(1, VALUES // (data.shape[0] * data.shape[1]))
+    return scaled(data, data.train.x[spread(len(data.train), n)])[0]
 
 
 def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:

@@ -94,6 +94,11 @@ class Shuffled(Sampler[Tensor]):
         self.epoch = epoch
 
 
+def spread(total: int, n: int) -> Int[Tensor, " m"]:
+    """Indices of n of `total` windows, evenly spread, or of all where they are fewer."""
+    return torch.linspace(0, total - 1, min(n, total), dtype=torch.float64).long()
+
+
 def check_windows(splits: dict[str, Windows], missing: bool) -> None:
     """Raise InputError unless all splits are float32 `(n, channels, length)` with the same last two sizes, and finite.
 
@@ -227,7 +232,7 @@ class DataModule(L.LightningDataModule):
 
     def shown(self, n: int) -> tuple[Float[Tensor, "m channels length"], Int[Tensor, " m"] | None]:
         """Up to n windows of the test split, evenly spread, and their labels: for pictures."""
-        index = torch.linspace(0, len(self.test) - 1, min(n, len(self.test)), dtype=torch.float64).long()
+        index = spread(len(self.test), n)
         return self.test.x[index], None if self.test.y is None else self.test.y[index]
 
     @property
