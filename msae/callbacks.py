@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 import time
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ class History(Callback):
                 f"the training loss is {values['train/loss']} in epoch {trainer.current_epoch + 1}: "
                 "try a smaller model.lr, or model.gradient_clip_val=1"
             )
-        values["test/loss"], values["test/mse"] = self._test(trainer, pl_module)
+        values["test/loss"], values["test/mse"] = evaluate(
+            pl_module, self.data.test_dataloader(), trainer.limit_test_batches
+        )
         self.epochs.append(values)
         for logger in trainer.loggers:
             logger.log_metrics({"test/mse_per_epoch": values["test/mse"]}, trainer.global_step)
@@ -74,26 +76,29 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.__dict__.update(state_dict)
 
-    @torch.no_grad()
-    def _test(self, trainer: L.Trainer, model: L.LightningModule) -> list[float]:
-        """Loss and MSE of the present weights over the test split, within `limit_test_batches`."""
-        assert isinstance(model, Reconstructor)
-        loader, limit = self.data.test_dataloader(), trainer.limit_test_batches
-        batches = islice(loader, limit if isinstance(limit, int) else math.ceil(limit * len(loader)))
-        model.eval()
-        errors = [model.errors(x.to(model.device)) for x in batches]
-        model.train()
-        total = sum(weight for *_, weight in errors)
-        return [float(sum(error[i] * error[2] for error in errors)) / max(1, total) for i in (0, 1)]
+
+@torch.no_grad()
+def evaluate(model: L.LightningModule, loader: Iterable[Any], limit: float) -> list[float]:
+    """Loss and MSE of the present weights over batches, within a Trainer's limit, a number of them or a share."""
+    assert isinstance(model, Reconstructor)
+    batches = list(loader)
+    batches = batches[: limit if isinstance(limit, int) else math.ceil(limit * len(batches))]
+    model.eval()
+    errors = [model.errors(x.to(model.device)) for x in batches]
+    model.train()
+    total = sum(weight for *_, weight in errors)
+    return [float(sum(error[i] * error[2] for error in errors)) / max(1, total) for i in (0, 1)]
 
 
 class Checkpoint(ModelCheckpoint):
     """`last.ckpt` after every epoch, and `best.ckpt`, of the least `val/loss`, where there is a validation split.
 
-    There is a `last.ckpt` from the first step on, so that a run interrupted in its first epoch can be resumed.
+    Both are there from the start on: a run interrupted in its first epoch can be resumed, and a model that starts from
+    data, at PCA say, is never left for a worse one.
     """
 
-    def __init__(self, folder: Path, validate: bool) -> None:
+    def __init__(self, folder: Path, data: DataModule) -> None:
+        self.data, validate = data, len(data.val) > 0
         super().__init__(
             folder,
             filename="best",
@@ -106,8 +111,15 @@ class Checkpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if not trainer.ckpt_path:
-            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+        if trainer.ckpt_path:
+            return
+        if self.monitor:
+            loss, _ = evaluate(pl_module, self.data.val_dataloader(), trainer.limit_val_batches)
+            self.best_model_path = self.kth_best_model_path = str(Path(str(self.dirpath)) / "best.ckpt")
+            self.best_model_score = self.kth_value = torch.tensor(loss)
+            self.best_k_models = {self.best_model_path: self.best_model_score}
+            trainer.save_checkpoint(self.best_model_path)
+        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
 
 class Pictures(Callback):

@@ -71,7 +71,7 @@ def paired(runs: list[Run], others: list[Run]) -> list[float]:
 
 
 def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
-    """A row for each model, and the paired differences against the first and against controls of equal latent size."""
+    """A row for each model, and the paired differences against the first and between models of equal latent size."""
     first = next(iter(models))
     goals = {run["seed"]: run["history"][-1]["test/loss"] for run in models[first]}
     rows = []
@@ -79,6 +79,7 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
     for name, runs in models.items():
         mse, loss = ([run["metrics"][f"test/{name}"] for run in runs] for name in ("mse", "loss"))
         epochs = [epoch for run in runs if (epoch := epochs_to(run, goals.get(run["seed"], fmean(goals.values()))))]
+        validated = [losses for run in runs if (losses := [e["val/loss"] for e in run["history"] if "val/loss" in e])]
         rows.append(
             {
                 "model": name,
@@ -89,6 +90,7 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
                 "test_mse_sd": stdev(mse) if len(mse) > 1 else None,
                 "test_loss": fmean(loss),
                 "test_loss_sd": stdev(loss) if len(loss) > 1 else None,
+                "val_loss": fmean(min(losses) for losses in validated) if validated else None,
                 "psnr": fmean(run["metrics"]["test/psnr"] for run in runs),
                 "epochs_to_first": fmean(epochs) if epochs else None,
                 "reached_first": len(epochs),
@@ -97,8 +99,8 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
             }
         )
         for other, theirs in models.items():
-            control = theirs[0]["class"] == "AutoEncoder" and theirs[0]["latent_dim"] == runs[0]["latent_dim"]
-            values = paired(runs, theirs) if name != first and (other == first or control) else []
+            equal = theirs[0]["latent_dim"] == runs[0]["latent_dim"]
+            values = paired(runs, theirs) if name != first and (other == first or equal) else []
             if values and other != name and (other, name) not in differences:
                 differences[name, other] = {"n": len(values), "mean": fmean(values), "interval": interval(values)}
     return {
@@ -175,24 +177,28 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def markdown(data: str, result: dict[str, Any]) -> str:
     """The report's text for one data set; a column of scaled units where they are not the raw ones."""
     in_units = any(not math.isclose(row["test_mse"], row["test_loss"], rel_tol=1e-3) for row in result["rows"])
+    validated = all(row["val_loss"] is not None for row in result["rows"])
     rows = []
     for row in [*result["rows"], *result["pca"]]:
         psnr = "" if row["psnr"] is None else f"{row['psnr']:.2f}"
         errors = [with_spread(row, "test_loss")] * in_units + [with_spread(row, "test_mse")]
         if "n" not in row:
-            rows.append([row["model"], "", f"{row['latent']}", "", *errors, psnr, "", ""])
+            rows.append([row["model"], "", f"{row['latent']}", "", *[""] * validated, *errors, psnr, "", ""])
             continue
         reached = "never" if row["epochs_to_first"] is None else f"{row['epochs_to_first']:.3g}"
         if 0 < row["reached_first"] < row["n"]:
             reached += f" ({row['reached_first']} of {row['n']})"
         sizes = [f"{row['n']}", f"{row['latent']}", f"{row['parameters']:,}"]
-        rows.append([row["model"], *sizes, *errors, psnr, reached, f"{row['seconds']:.3g}"])
+        val = [f"{row['val_loss']:.4g}"] * validated
+        rows.append([row["model"], *sizes, *val, *errors, psnr, reached, f"{row['seconds']:.3g}"])
     first = result["rows"][0]["model"]
     columns = ["test MSE, scaled", "test MSE, raw units"] if in_units else ["test MSE"]
+    columns = ["validation MSE"] * validated + columns
     header = ["model", "n", "latent", "parameters", *columns, "PSNR, dB", f"epochs to {first}'s last", "training, s"]
     text = [f"## {data}", table(header, rows)]
     text.append(
         "Test MSE: mean ± standard deviation over n seeds; PCA is fitted to the same training split. "
+        f"{'Validation MSE: the least of all epochs, in scaled units. ' * validated}"
         f"Epochs to {first}'s last: until the test MSE is that of {first} after its last epoch, seed by seed."
     )
     differences = []

@@ -60,11 +60,9 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     data = instantiate(cfg.data)
     model = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
     model.set_statistics(**data.statistics)
-    if cfg.ckpt_path is None:
-        model.initialize(lambda: sample(data))
-    validate = len(data.val) > 0
+    model.initialize(lambda: sample(data))
     history = History(data)
-    callbacks: list[L.Callback] = [history, Pictures(data), Checkpoint(run, validate)]
+    callbacks: list[L.Callback] = [history, Pictures(data), Checkpoint(run, data)]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(name, bar, data))
     logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
@@ -76,8 +74,8 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     OmegaConf.save(cfg, run / "config.yaml", resolve=True)
 
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    kept = "best" if (run / "best.ckpt").exists() else "last"  # without validation, or ended within the first epoch
     epochs, seconds, windows = history.epochs, history.seconds, history.windows  # a test takes back those of `kept`
+    kept = "best" if any("val/loss" in epoch for epoch in epochs) else "last"  # which it is within the first epoch
     [metrics] = trainer.test(model, data, ckpt_path=str(run / f"{kept}.ckpt"), weights_only=True, verbose=False)
 
     hydra = HydraConfig.get()
@@ -90,6 +88,7 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
         "seed": cfg.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "latent_dim": model.latent_dim,
+        "codes": {name: code.stop - code.start for name, code in model.codes.items()},
         "epochs": len(epochs),
         "steps": trainer.global_step,
         "checkpoint": f"{kept}.ckpt",

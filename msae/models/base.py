@@ -55,7 +55,8 @@ class Reconstructor(L.LightningModule, ABC):
     A model is one final class: its constructor takes `shape`, the (channels, length) of a window, or (channels, rows,
     columns) of one that is an image read row by row, and plain scalars, calls `super().__init__`, then
     `self.save_hyperparameters(logger=False)`, builds its nets and fills `codes`; it defines `encode_scaled` and
-    `decode_scaled`, and `initialize` where it starts from data. Everything else is here.
+    `decode_scaled`, `initialize` where it starts from data, and `stages_scaled` where scales add up. Everything else is
+    here.
 
     Args:
         lr: Adam's learning rate.
@@ -128,6 +129,10 @@ class Reconstructor(L.LightningModule, ABC):
     def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
         """Scaled reconstructions of latents."""
 
+    def stages_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels length"]]:
+        """Scaled reconstructions of latents, by as many of the scales as a model can tell apart, the last by all."""
+        return {"all": self.decode_scaled(z)}
+
     @property
     def codes(self) -> dict[str, slice]:
         """The slice of the latent that each scale wrote, by the scale's name, in order and without gaps."""
@@ -199,11 +204,15 @@ class Reconstructor(L.LightningModule, ABC):
 
     def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
         """Reconstructions, in raw units, of latents."""
+        return list(self.stages(z).values())[-1]
+
+    def stages(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels length"]]:
+        """Reconstructions, in raw units, by the coarsest scale alone and so on to all, by the finest scale's name."""
         offset, scale = self.offset[None], self.scale[None]
         if self.per_window:
             z, offset, scale = z.split([z.shape[1] - 2 * self.channels, self.channels, self.channels], dim=1)
             offset, scale = offset.unsqueeze(2), scale.unsqueeze(2)
-        return self.decode_scaled(z) * scale + offset
+        return {name: x_hat * scale + offset for name, x_hat in self.stages_scaled(z).items()}
 
     def forward(
         self, x: Float[Tensor, "batch channels length"]

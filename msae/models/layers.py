@@ -36,7 +36,8 @@ class Scale(nn.Module):
     """A window cut into segments, all of which share one encoder and one decoder.
 
     Each has a linear path and, beside it, a hidden layer that starts without an effect. Where a window has several
-    segments, the hidden layers see a segment and its neighbours, the decoder's in what coarser scales made of them.
+    segments, the hidden layers see half a segment more at each side, the decoder's in what coarser scales made; no
+    gradient flows into what is seen so, since coarser scales are trained by what they add themselves.
 
     Args:
         shape: (channels, length) or (channels, rows, columns) of a window.
@@ -47,6 +48,7 @@ class Scale(nn.Module):
     Attributes:
         grid: number of segments, (n,) or (rows, columns).
         dim: values in the codes of all segments.
+        name: the grid, such as 4 or 7x7.
     """
 
     def __init__(self, shape: Sequence[int], segments: int, code_dim: int, hidden_dim: int) -> None:
@@ -54,20 +56,22 @@ class Scale(nn.Module):
         self.channels, *self.sides = shape
         self.steps = [math.ceil(side / segments) for side in self.sides]
         self.grid = tuple(math.ceil(side / step) for side, step in zip(self.sides, self.steps, strict=True))
+        self.margins = [0 if segments == 1 else math.ceil(step / 2) for step in self.steps]
         self.code_dim = code_dim
         self.dim = math.prod(self.grid) * code_dim
-        size, self.whole = self.channels * math.prod(self.steps), segments == 1
-        near = 1 if self.whole else 3 ** len(self.sides)
-        self.expand = nn.Linear(code_dim if self.whole else near * (size + code_dim), hidden_dim)
-        self.project = nn.Linear(hidden_dim, size)
-        starts: list[Any] = [self.project]
+        self.name, self.whole = "x".join(map(str, self.grid)), segments == 1
+        size = self.channels * math.prod(self.steps)
+        wide = self.channels * math.prod(step + 2 * m for step, m in zip(self.steps, self.margins, strict=True))
+        self.expand = nn.Linear(code_dim + (0 if self.whole else wide), hidden_dim)
+        self.synthesis = nn.Linear(code_dim + hidden_dim, size)  # of the code, the linear path, and of hidden values
+        nn.init.zeros_(self.synthesis.weight[:, code_dim:])
         if code_dim:
-            self.analysis, self.synthesis = nn.Linear(size, code_dim), nn.Linear(code_dim, size)
-            self.encoder = nn.Sequential(nn.Linear(near * size, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, code_dim))
-            starts.append(self.encoder[-1])
-        for layer in starts:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            self.analysis = nn.Linear(size, code_dim)
+            self.encoder = nn.Sequential(nn.Linear(wide, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, code_dim))
+            nn.init.zeros_(self.encoder[2].weight)
+            nn.init.zeros_(self.encoder[2].bias)
+        else:
+            nn.init.zeros_(self.synthesis.bias)
 
     def cut(self, x: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch *grid size"]:
         """Windows as segments."""
@@ -87,57 +91,63 @@ class Scale(nn.Module):
         x = x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
         return x[..., : self.sides[0], : self.sides[1]]
 
-    def near(self, segments: Float[Tensor, "batch *grid size"]) -> Float[Tensor, "batch *grid wide"]:
-        """Each segment beside its neighbours, zeros at the ends."""
+    def around(self, x: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch *grid wide"]:
+        """Segments of windows with their margins, zeros beyond the ends; without a gradient."""
         if self.whole:
-            return segments
-        for axis, n in enumerate(self.grid, 1):
-            padded = F.pad(segments, [0, 0] * (len(self.grid) + 1 - axis) + [1, 1])
-            segments = torch.cat([padded.narrow(axis, start, n) for start in range(3)], dim=-1)
-        return segments
+            return self.cut(x)
+        sizes = list(zip(self.grid, self.steps, self.margins, self.sides, strict=True))
+        x = F.pad(x.detach(), [n for g, step, m, side in reversed(sizes) for n in (m, g * step - side + m)])
+        for axis, (_, step, margin, _) in enumerate(sizes, 2):
+            x = x.unfold(axis, step + 2 * margin, step)
+        return x.movedim(1, len(sizes) + 1).flatten(len(sizes) + 1)
 
-    def encode(self, rest: Float[Tensor, "batch *grid size"]) -> Float[Tensor, "batch *grid code"]:
+    def encode(self, rest: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch *grid code"]:
         """Codes of the segments of what coarser scales left."""
+        segments = self.cut(rest)
         if not self.code_dim:
-            return rest[..., :0]
-        code: Tensor = self.analysis(rest) + self.encoder(self.near(rest))
+            return segments[..., :0]
+        code: Tensor = self.analysis(segments) + self.encoder(segments if self.whole else self.around(rest))
         return code
 
     def decode(
-        self, code: Float[Tensor, "batch *grid code"], made: Float[Tensor, "batch *grid size"]
-    ) -> tuple[Float[Tensor, "batch *grid size"], Float[Tensor, "batch *grid hidden"]]:
-        """What this scale adds to the segments that coarser scales made, clipped, and its hidden values."""
-        line = self.synthesis(code) if self.code_dim else torch.zeros_like(made)
-        hidden = self.expand(code if self.whole else self.near(torch.cat([made + line, code], dim=-1)))
-        return line + self.project(F.gelu(hidden)), hidden
+        self, code: Float[Tensor, "batch *grid code"], made: Float[Tensor, "batch channels *sides"]
+    ) -> tuple[Float[Tensor, "batch channels *sides"], Float[Tensor, "batch *grid hidden"]]:
+        """What this scale adds to what coarser scales made, clipped, and its hidden values."""
+        line = made
+        if self.code_dim and not self.whole:
+            line = made + self.join(F.linear(code, self.synthesis.weight[:, : self.code_dim], self.synthesis.bias))
+        hidden = self.expand(code if self.whole else beside(code, self.around(line)))
+        return self.join(self.synthesis(beside(code, F.gelu(hidden)))), hidden
 
     def adjoint(
-        self, rest: Float[Tensor, "batch *grid size"], hidden: Float[Tensor, "batch *grid hidden"]
+        self, rest: Float[Tensor, "batch channels *sides"], hidden: Float[Tensor, "batch *grid hidden"]
     ) -> Float[Tensor, "batch *grid code"]:
-        """Gradient by the code of the product of what `decode` adds and `rest`; of segments, of the linear path."""
-        gradient: Tensor = rest @ self.synthesis.weight
-        if not self.whole:
-            return gradient
-        slope = 0.5 * (1 + torch.erf(hidden / 2**0.5)) + hidden * torch.exp(-(hidden**2) / 2) / (2 * math.pi) ** 0.5
-        gradient += ((rest @ self.project.weight) * slope) @ self.expand.weight
+        """Gradient by the code of the product of what `decode` adds and `rest`."""
+        line, bent = (self.cut(rest) @ self.synthesis.weight).tensor_split([self.code_dim], dim=-1)
+        bent = torch.ops.aten.gelu_backward(bent, hidden)
+        gradient: Tensor = line + bent @ self.expand.weight[:, : self.code_dim]
         return gradient
 
     @torch.no_grad()
-    def initialize(self, rest: Float[Tensor, "n *grid size"]) -> Float[Tensor, "n *grid size"]:
-        """Start the linear path at the principal axes of segments; returns what it leaves of them.
+    def initialize(self, rest: Float[Tensor, "n channels *sides"]) -> None:
+        """Start the linear path at the principal axes of segments.
 
         Where a code has more values than there are axes, the others start without an effect.
         """
         if not self.code_dim:
-            return rest
-        mean, axes = principal_axes(rest.flatten(0, -2), self.code_dim)
+            return
+        mean, axes = principal_axes(self.cut(rest).flatten(0, -2), self.code_dim)
         n = axes.shape[1]
         self.synthesis.weight.zero_()
         self.synthesis.weight[:, :n] = axes
         self.synthesis.bias.copy_(mean)
         self.analysis.weight[:n] = axes.T
         self.analysis.bias[:n] = -(axes.T @ mean)
-        return rest - mean - (rest - mean) @ axes @ axes.T
+
+
+def beside(code: Float[Tensor, "*batch code"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch both"]:
+    """Both in one, without a copy where there is no code."""
+    return torch.cat([code, x], dim=-1) if code.shape[-1] else x
 
 
 def principal_axes(x: Float[Tensor, "n values"], k: int) -> tuple[Float[Tensor, " values"], Float[Tensor, "values m"]]:

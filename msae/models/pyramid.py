@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, groupby, product
 from typing import Any, final
 
 import torch
@@ -12,7 +14,13 @@ from torch import Tensor, nn
 
 from msae.errors import InputError, check_int, check_ints
 from msae.models.base import Reconstructor
-from msae.models.layers import Scale
+from msae.models.layers import Scale, principal_axes
+
+log = logging.getLogger(__name__)
+FOLDS = 5
+"""Parts into which training windows are cut to choose shares of the latent."""
+COMPARED = 2**22
+"""Values of the windows by which shares are chosen, at most."""
 
 
 @final
@@ -24,93 +32,198 @@ class PyramidAutoEncoder(Reconstructor):
     principal axes of what is left at that scale, and hidden layers beside it, which start at zero: training starts at
     PCA. Where data has a range, reconstructions are clipped to it, and the gradient passes straight through.
 
+    How the latent is shared among the scales follows from the training windows, see `choose_shares`: where they are
+    many the whole window's axes serve best, where they are few the axes of its segments do.
+
     The encoders' codes are a first guess. Each further pass decodes them and adds the decoder's adjoint of what is
     left, times a learned matrix, as in learned iterative inference (Gregor and LeCun 2010; arXiv 1807.09356).
 
     Args:
         shape: (channels, length) of a window, or (channels, rows, columns) of one that is cut along both axes.
+        latent_dim: values in the latent, all scales together; or a share of a window's values, at least 8 of them.
         segments: number of segments along each axis, a scale each, from coarse to fine; [1] is a model of one scale.
-        code_dims: values in the code of a segment, for each scale; 0 for one that only refines what the others made.
-        hidden_dims: sizes of the hidden layers, for each scale.
+        hidden_dim: size of the hidden layers of a model of one scale. Of several, the finer ones have a quarter of it,
+            and the coarsest as much as leaves the number of parameters as it is: scales cost none.
+        code_dims: values in the code of a segment, for each scale, 0 for one that only refines what the others made;
+            None to choose them by the training windows, before which the coarsest scale has all.
         passes: guesses of the codes, 1 for the encoders' alone.
         training: `lr` and the other arguments of `Reconstructor`.
 
     Raises:
-        InputError: lists of different lengths, numbers of segments that do not grow or that exceed the window's steps,
-            or no code at all.
+        InputError: numbers of segments that do not grow or that exceed the window's steps, or codes that are not of
+            `latent_dim` values together.
     """
 
     def __init__(
         self,
         shape: Sequence[int],
-        segments: Sequence[int] = (1, 4),
-        code_dims: Sequence[int] = (64, 1),
-        hidden_dims: Sequence[int] = (256, 64),
+        latent_dim: int | float = 64,
+        segments: Sequence[int] = (1, 4, 16),
+        hidden_dim: int = 128,
+        code_dims: Sequence[int] | None = None,
         passes: int = 3,
         **training: Any,
     ) -> None:
         super().__init__(shape, **training)
         self.save_hyperparameters(logger=False)
-        counts, hidden = check_ints("segments", segments), check_ints("hidden_dims", hidden_dims)
-        dims = check_ints("code_dims", code_dims, 0)
-        if not len(counts) == len(dims) == len(hidden) or not any(dims):
-            raise InputError(f"segments={counts} code_dims={dims} hidden_dims={hidden}: expected one for each scale")
-        if counts != sorted(set(counts)) or counts[-1] > min(self.grid):
+        if isinstance(latent_dim, float) and 0 < latent_dim < 1:
+            latent_dim = max(8, int(latent_dim * self.channels * self.length))
+        self.hparams["latent_dim"] = check_int("latent_dim", latent_dim)
+        self.segments, self.hidden_dim = check_ints("segments", segments), check_int("hidden_dim", hidden_dim)
+        if self.segments != sorted(set(self.segments)) or self.segments[-1] > min(self.grid):
             raise InputError(
-                f"segments={counts}: expected numbers that grow, up to the window's {min(self.grid)} steps"
+                f"segments={self.segments}: expected numbers that grow, up to the window's {min(self.grid)} steps"
             )
-        scales = [Scale((self.channels, *self.grid), *sizes) for sizes in zip(counts, dims, hidden, strict=True)]
+        self.passes = check_int("passes", passes)
+        coarsest = self._scale(0, 1, 1).dim
+        if code_dims is None and latent_dim % coarsest:
+            raise InputError(f"latent_dim={latent_dim}: expected a multiple of {coarsest}, the segments of segments[0]")
+        dims = [latent_dim // coarsest, *[0] * len(self.segments[1:])] if code_dims is None else code_dims
+        self._build(check_ints("code_dims", dims, 0))
+
+    def _scale(self, i: int, code_dim: int, hidden_dim: int) -> Scale:
+        return Scale((self.channels, *self.grid), self.segments[i], code_dim, hidden_dim)
+
+    def _build(self, dims: list[int]) -> None:
+        """The nets for codes of `dims` values a segment."""
+        if len(dims) != len(self.segments):
+            raise InputError(f"segments={self.segments} code_dims={dims}: expected one for each scale")
+        finer = [self._scale(i, dim, max(1, self.hidden_dim // 4)) for i, dim in enumerate(dims[1:], 1)]
+        total = dims[0] * self._scale(0, 1, 1).dim + sum(scale.dim for scale in finer)
+        if total != self.hparams["latent_dim"] or not dims[0]:
+            raise InputError(
+                f"code_dims={dims}: make {total} latent values, {dims[0]} in each of the coarsest segments; expected "
+                f"latent_dim={self.hparams['latent_dim']}, and at least 1"
+            )
+        scales = [self._scale(0, dims[0], self._hidden(dims[0], finer)), *finer]
         self.scales: Any = nn.ModuleList(scales)
         self.codes = {
-            "x".join(map(str, scale.grid)): slice(stop - scale.dim, stop)
+            scale.name: slice(stop - scale.dim, stop)
             for scale, stop in zip(scales, accumulate(scale.dim for scale in scales), strict=True)
             if scale.dim
         }
+        self.coded = max(i for i, dim in enumerate(dims, 1) if dim)  # finer ones refine, in the last pass alone
         self.steps: Any = nn.ModuleList(
-            nn.ModuleList(nn.Linear(dim, dim) if dim else nn.Identity() for dim in dims)
-            for _ in range(check_int("passes", passes) - 1)
+            nn.ModuleList(nn.Linear(dim, dim) if dim else nn.Identity() for dim in dims) for _ in range(self.passes - 1)
         )
         for parameter in self.steps.parameters():
             nn.init.zeros_(parameter)
 
+    def _hidden(self, dim: int, finer: list[Scale]) -> int:
+        """Size of the coarsest scale's hidden layers that gives as many parameters as one scale would have."""
+
+        def size(*scales: Scale) -> int:
+            return sum(p.numel() for scale in scales for p in scale.parameters()) + sum(
+                (self.passes - 1) * (scale.code_dim + 1) * scale.code_dim for scale in scales
+            )
+
+        alone = Scale((self.channels, *self.grid), 1, self.hparams["latent_dim"], self.hidden_dim)
+        least, next_ = (self._scale(0, dim, n) for n in (1, 2))
+        return max(1, 1 + round((size(alone) - size(least, *finer)) / (size(next_) - size(least))))
+
     @torch.no_grad()
     def initialize(self, windows: Callable[[], Float[Tensor, "n channels length"]]) -> None:
-        """Start the linear paths at the principal axes of scaled training windows, and of what they leave."""
-        rest = windows().unflatten(2, self.grid)
-        for scale in self.scales:
-            rest = scale.join(scale.initialize(scale.cut(rest)))
+        """Choose the shares of the latent, and start the linear paths at the principal axes of what is left.
+
+        What a scale leaves is that of windows its axes were not fitted to, fold by fold: where windows are few, axes
+        explain all of those they are fitted to, and finer scales would find nothing.
+        """
+        x = windows().unflatten(2, self.grid)
+        dims = [scale.code_dim for scale in self.scales]
+        if self.hparams["code_dims"] is None and len(dims) > 1 and len(x) > 1:
+            n = min(len(x), max(2 * FOLDS, COMPARED // x[0].numel()))
+            dims = choose_shares(x[torch.linspace(0, len(x) - 1, n).long()], list(self.scales), self.hparams.latent_dim)
+            self._build(dims)
+            log.info("latent values of a segment, by scale: %s", dims)
+        self.hparams["code_dims"] = dims
+        for i, scale in enumerate(self.scales):
+            scale.initialize(x)
+            if any(dims[i + 1 :]) and len(x) > 1:
+                [x] = held_out(x, scale, [scale.code_dim])
 
     def encode_scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
         """Latents of scaled windows."""
         x = x.unflatten(2, self.grid)
         codes: list[Tensor] = []
         made = torch.zeros_like(x)
-        for i, scale in enumerate(self.scales):
-            codes.append(scale.encode(scale.cut(x - self.clip(made))))
-            if any(finer.dim for finer in self.scales[i + 1 :]):
-                made = made + scale.join(scale.decode(codes[-1], scale.cut(self.clip(made)))[0])
-        for steps in self.steps:
-            made, hidden = self._decode(codes)
-            rest = x - self.clip(made)
+        for i, scale in enumerate(self.scales, 1):
+            codes.append(scale.encode(x - self.clip(made)))
+            if i < self.coded:
+                made = made + scale.decode(codes[-1], self.clip(made))[0]
+        for number, steps in enumerate(self.steps, 2):
+            made, hidden = self._decode(codes if number == self.passes else codes[: self.coded])
+            rest = x - self.clip(made[-1])
             codes = [
-                code + step(scale.adjoint(scale.cut(rest), values)) if scale.dim else code
-                for code, step, scale, values in zip(codes, steps, self.scales, hidden, strict=True)
-            ]
+                code + step(scale.adjoint(rest, values)) if scale.dim else code
+                for code, step, scale, values in zip(codes, steps, self.scales, hidden, strict=False)
+            ] + codes[len(hidden) :]
         return torch.cat([code.flatten(1) for code in codes], dim=1)
 
     def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
         """Scaled reconstructions of latents."""
-        parts = z.split([scale.dim for scale in self.scales], dim=1)
-        codes = [part.unflatten(1, (*s.grid, s.code_dim)) for part, s in zip(parts, self.scales, strict=True)]
-        made, _ = self._decode(codes)
-        return (self.clip(made).detach() + (made - made.detach())).flatten(2)
+        return list(self.stages_scaled(z).values())[-1]
 
-    def _decode(self, codes: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Reconstructions before they are clipped at last, and the hidden values of each scale."""
-        made = codes[0].new_zeros(len(codes[0]), self.channels, *self.grid)
-        hidden = []
-        for scale, code in zip(self.scales, codes, strict=True):
-            added, values = scale.decode(code, scale.cut(self.clip(made)))
-            made = made + scale.join(added)
+    def stages_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels length"]]:
+        """Scaled reconstructions by the coarsest scale alone, by the two coarsest, and so on to all, by their names."""
+        parts = z.split([scale.dim for scale in self.scales], dim=1)
+        made, _ = self._decode([part.unflatten(1, (*s.grid, -1)) for part, s in zip(parts, self.scales, strict=True)])
+        bounded = [(self.clip(x).detach() + (x - x.detach())).flatten(2) for x in made]
+        return dict(zip((scale.name for scale in self.scales), bounded, strict=True))
+
+    def _decode(self, codes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the scales up to each make together, before it is clipped at last, and the hidden values of each."""
+        made, hidden = [codes[0].new_zeros(len(codes[0]), self.channels, *self.grid)], []
+        for scale, code in zip(self.scales, codes, strict=False):
+            added, values = scale.decode(code, self.clip(made[-1]))
+            made.append(made[-1] + added)
             hidden.append(values)
-        return made, hidden
+        return made[1:], hidden
+
+
+def held_out(
+    x: Float[Tensor, "n channels *sides"], scale: Scale, dims: Sequence[int]
+) -> Iterator[Float[Tensor, "n channels *sides"]]:
+    """What the principal axes of a scale's segments leave of windows, for each number of axes, fold by fold.
+
+    Each window is explained by axes of the windows of other folds. A fold is every fifth of fifty stretches of the
+    windows, so that neither windows that overlap nor classes in order fall into a fold of their own.
+    """
+    fold = torch.arange(len(x)) * min(len(x), 10 * FOLDS) // len(x) % FOLDS
+    fitted = [principal_axes(scale.cut(x[fold != i]).flatten(0, -2), max(dims)) for i in range(min(FOLDS, len(x)))]
+    for dim in dims:
+        rest = x.clone()
+        for i, (mean, axes) in enumerate(fitted if dim else []):
+            own = scale.cut(x[fold == i]) - mean
+            rest[fold == i] = scale.join(own - own @ axes[:, :dim] @ axes[:, :dim].T)
+        yield rest
+
+
+def choose_shares(x: Float[Tensor, "n channels *sides"], scales: list[Scale], latent_dim: int) -> list[int]:
+    """Values in the code of a segment, for each scale, by which linear paths leave the least of held-out windows.
+
+    Compared are all ways to give the finer scales quarters of the latent; the coarsest has the rest, at least 1 value
+    a segment.
+    """
+    coarsest, *counts = (math.prod(scale.grid) for scale in scales)
+    found = set()
+    for quarters in product(range(5), repeat=len(counts)):
+        if sum(quarters) <= 4:
+            finer = [q * (latent_dim - coarsest) // (4 * n) for q, n in zip(quarters, counts, strict=True)]
+            left = latent_dim - sum(dim * n for dim, n in zip(finer, counts, strict=True))
+            if left % coarsest == 0:
+                found.add((left // coarsest, *finer))
+    return list(least(x, scales, sorted(found))[1])
+
+
+def least(
+    x: Float[Tensor, "n channels *sides"], scales: list[Scale], candidates: list[tuple[int, ...]]
+) -> tuple[float, tuple[int, ...]]:
+    """The least held-out error of `candidates`, sorted tuples of values a segment for each scale, and which it is."""
+    if not scales:
+        return x.square().mean().item(), ()
+    groups = {dim: [c[1:] for c in group] for dim, group in groupby(candidates, key=lambda candidate: candidate[0])}
+    errors = []
+    for dim, rest in zip(groups, held_out(x, scales[0], list(groups)), strict=True):
+        error, dims = least(rest, scales[1:], groups[dim])
+        errors.append((error, (dim, *dims)))
+    return min(errors)
