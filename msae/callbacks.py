@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -123,7 +124,11 @@ class Checkpoint(ModelCheckpoint):
 
 
 class Pictures(Callback):
-    """TensorBoard's pictures: reconstructions at epochs 1, 2, 5, 10, 20, 50, ... and the last; latents at the end."""
+    """TensorBoard's pictures: reconstructions at epochs 1, 2, 5, 10, 20, 50, ... and the last; latents at the end.
+
+    Beside those of reconstructions, by as many scales as a model tells apart, is the MSE up to each scale, `scale/...`,
+    and what share of the explained error each code has, `share/...`.
+    """
 
     shown = 8
     embedded = 500
@@ -138,10 +143,17 @@ class Pictures(Callback):
 
     @torch.no_grad()
     def _reconstructions(self, trainer: L.Trainer, model: L.LightningModule) -> None:
+        assert isinstance(model, Reconstructor)
         x, _ = self.data.shown(self.shown)
-        x_hat = model(x.to(model.device))[0].cpu()
-        figure = plots.reconstructions(x, {"": x_hat}, self.data.image_shape)
+        stages = {name: x_hat.cpu() for name, x_hat in model.stages(model.encode(x.to(model.device))).items()}
+        outputs = stages if len(stages) > 1 else {"": stages.popitem()[1]}
+        figure = plots.reconstructions(x, outputs, self.data.image_shape)
+        x = self.data.shown(self.embedded)[0].to(model.device)
+        z = model.encode(x)
+        values = {f"share/{name}": share for name, share in code_shares(model, x, z).items()}
+        values |= {f"scale/{name}": float(squared_error(x_hat, x)) for name, x_hat in model.stages(z).items()}
         for logger in trainer.loggers:
+            logger.log_metrics(values, trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("reconstructions", figure, trainer.global_step)
 
@@ -158,6 +170,25 @@ class Pictures(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_embedding(z, labels, sprites, trainer.global_step, tag="latent")
+
+
+def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Mean squared error; NaN in x is left out."""
+    return (x_hat - x).square().nanmean()
+
+
+def code_shares(
+    model: Reconstructor, x: Float[Tensor, "n channels length"], z: Float[Tensor, "n latent"]
+) -> dict[str, float]:
+    """For each code, how far the MSE rises where it is replaced by its mean over windows; the shares add up to 1."""
+    least = squared_error(model.decode(z), x)
+    rises = {}
+    for name, code in model.codes.items():
+        without = z.clone()
+        without[:, code] = z[:, code].mean(0)
+        rises[name] = float((squared_error(model.decode(without), x) - least).clamp(min=0))
+    total = sum(rises.values())
+    return {name: rise / total if total else 0.0 for name, rise in rises.items()}
 
 
 class Progress(ProgressBar):

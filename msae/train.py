@@ -161,7 +161,7 @@ def check_checkpoint(cfg: DictConfig, model: Reconstructor, data: DataModule) ->
         raise InputError(
             f"ckpt_path={cfg.ckpt_path}: its weights are not those of {type(model).__name__}; is it damaged?"
         )
-    steps = math.ceil(len(data.train) / data.batch_size)
+    steps = data.steps_per_epoch
     if cfg.trainer.limit_train_batches == 1.0 and checkpoint["global_step"] % steps:
         raise InputError(
             f"ckpt_path={cfg.ckpt_path}: ended at step {checkpoint['global_step']}, within an epoch of {steps} steps; "

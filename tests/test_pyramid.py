@@ -12,7 +12,7 @@ from torch import Tensor
 from msae import InputError
 from msae.data.base import DataModule, Windows
 from msae.models.layers import Scale, principal_axes
-from msae.models.pyramid import PyramidAutoEncoder
+from msae.models.pyramid import PyramidAutoEncoder, choose_shares, held_out
 
 Shape = tuple[int, ...]
 
@@ -26,10 +26,16 @@ def windows(n: int, shape: Shape, seed: int = 0) -> Tensor:
     return x.reshape(n, shape[0], length)
 
 
+def sized(shape: Shape, segments: list[int], code_dims: list[int], *rest: Any, **options: Any) -> PyramidAutoEncoder:
+    """A model whose latent has as many values as its codes together."""
+    latent = sum(Scale(shape, n, dim, 1).dim for n, dim in zip(segments, code_dims, strict=False))
+    return PyramidAutoEncoder(shape, latent, segments, *rest, code_dims=code_dims, **options)
+
+
 def model(shape: Shape, **options: Any) -> PyramidAutoEncoder:
     """A small model with parameters that are nowhere zero."""
     torch.manual_seed(0)
-    found = PyramidAutoEncoder(shape, **({"segments": [1, 3], "code_dims": [4, 1], "hidden_dims": [8, 5]} | options))
+    found = sized(shape, **({"segments": [1, 3], "code_dims": [4, 1], "hidden_dim": 8} | options))
     for parameter in found.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return found
@@ -49,26 +55,27 @@ class TestScale:
         first = x[(slice(None), slice(None), *(slice(step) for step in scale.steps))]
         assert torch.equal(pieces[(slice(None), *[0] * len(sides))], first.flatten(1))
 
-    @pytest.mark.parametrize(("shape", "wide"), [((1, 6), 3), ((1, 6, 6), 9)])
-    def test_neighbours(self, shape: Shape, wide: int) -> None:
-        """Each segment's values stand beside those around it: their sum is that of a box filter over segments."""
+    @pytest.mark.parametrize(("shape", "side"), [((1, 12), 8), ((2, 12, 12), 8)])
+    def test_margins(self, shape: Shape, side: int) -> None:
+        """A segment of 4 steps is seen with 2 more at each side: the sums are those of a strided box filter."""
         scale = Scale(shape, 3, 1, 2)
-        pieces = scale.cut(torch.randn(2, *shape))
-        near = scale.near(pieces)
-        assert near.shape[-1] == wide * pieces.shape[-1]
-        kernel = torch.ones(1, 1, *[3] * (len(shape) - 1))
-        conv = torch.nn.functional.conv1d if len(shape) == 2 else torch.nn.functional.conv2d
-        torch.testing.assert_close(near.sum(-1), conv(pieces.sum(-1)[:, None], kernel, padding=1)[:, 0])
+        x = torch.randn(2, *shape, requires_grad=True)
+        seen = scale.around(x)
+        dims = len(shape) - 1
+        assert seen.shape == (2, *[3] * dims, shape[0] * side**dims)
+        conv = torch.nn.functional.conv1d if dims == 1 else torch.nn.functional.conv2d
+        sums = conv(x.sum(1, keepdim=True), torch.ones(1, 1, *[side] * dims), stride=4, padding=2)[:, 0]
+        torch.testing.assert_close(seen.sum(-1), sums)
+        assert not seen.requires_grad
 
     def test_adjoint(self) -> None:
-        """Of the whole window the gradient; of segments that of the linear path."""
+        """It is the gradient, where nothing but the code carries one."""
         for segments in (1, 3):
             scale = Scale((2, 9), segments, 4, 8)
-            torch.nn.init.normal_(scale.project.weight)
+            torch.nn.init.normal_(scale.synthesis.weight)
             code = torch.randn(5, segments, 4, requires_grad=True)
-            rest, made = torch.randn(5, segments, 18 // segments), torch.randn(5, segments, 18 // segments)
+            rest, made = torch.randn(5, 2, 9), torch.randn(5, 2, 9)
             y, hidden = scale.decode(code, made)
-            y = y if segments == 1 else scale.synthesis(code)
             [gradient] = torch.autograd.grad(y, code, rest)
             torch.testing.assert_close(scale.adjoint(rest, hidden), gradient)
 
@@ -92,7 +99,7 @@ def test_it_starts_at_pca(shape: Shape) -> None:
     flat = x.flatten(1)
     mean, axes = principal_axes(flat, 4)
     for passes in (1, 3):
-        start = PyramidAutoEncoder(shape, [1], [4], [8], passes)
+        start = PyramidAutoEncoder(shape, 4, [1], 8, passes=passes)
         start.initialize(lambda: x)
         x_hat, z = start(x)
         torch.testing.assert_close(z, (flat - mean) @ axes, atol=1e-4, rtol=1e-4)
@@ -103,22 +110,123 @@ def test_finer_scales_start_at_the_axes_of_what_is_left() -> None:
     x = windows(60, (1, 24))
     errors = []
     for segments, dims in (([1], [4]), ([1, 4], [4, 1]), ([1, 4, 8], [4, 1, 1])):
-        start = PyramidAutoEncoder((1, 24), segments, dims, [8] * len(dims))
+        start = sized((1, 24), segments, dims, 8)
         start.initialize(lambda: x)
         errors.append(start.errors(x)[0].item())
-    rest = x.flatten(1) - (x.flatten(1) - x.flatten(1).mean(0)) @ (a := principal_axes(x.flatten(1), 4)[1]) @ a.T
-    pieces = (rest - x.flatten(1).mean(0)).reshape(-1, 6)
-    mean, axes = principal_axes(pieces, 1)
-    assert errors[1] == pytest.approx(
-        (pieces - mean - (pieces - mean) @ axes @ axes.T).square().mean().item(), rel=1e-3
-    )
     assert errors[0] > errors[1] > errors[2]
+    [rest] = held_out(x, Scale((1, 24), 1, 4, 1), [4])
+    mean, axes = principal_axes(rest.reshape(-1, 6), 1)
+    assert torch.equal(start.scales[1].synthesis.weight[:, :1], axes)
+    assert torch.equal(start.scales[1].synthesis.bias, mean)
+
+
+def test_held_out_windows_are_explained_by_the_others() -> None:
+    """By hand, for five windows; no axes leave all."""
+    x = torch.randn(5, 1, 6)
+    scale = Scale((1, 6), 1, 2, 1)
+    rests = list(held_out(x, scale, [0, 2]))
+    assert torch.equal(rests[0], x)
+    for i in range(5):
+        others = torch.cat([x[:i], x[i + 1 :]]).flatten(1)
+        mean, axes = principal_axes(others, 2)
+        own = x[i].flatten() - mean
+        torch.testing.assert_close(rests[1][i].flatten(), own - axes @ axes.T @ own)
+
+
+def test_folds_hold_neighbours_and_every_stretch() -> None:
+    """Neighbours, which may overlap, share a fold, but for stretches' ends; a fold is not one stretch."""
+    x = torch.arange(1000.0)[:, None, None].expand(1000, 1, 2)
+    [rest] = held_out(x, Scale((1, 2), 1, 1, 1), [1])
+    assert rest.abs().max() < 1e-2
+    alike = torch.zeros(1000, 1, 2)
+    alike[:20] = torch.tensor([1.0, 0.0])  # a stretch alone, in a direction that no other has
+    alike[20:] = torch.randn(980, 1, 1) * torch.tensor([0.0, 1.0])
+    [rest] = held_out(alike, Scale((1, 2), 1, 1, 1), [1])
+    assert rest[:20, 0, 0].min() > 0.9
+
+
+class TestShares:
+    def test_many_windows_of_few_components_need_one_scale(self) -> None:
+        assert chosen(windows(500, (1, 48)), 8) == [8, 0]
+
+    def test_few_windows_that_differ_in_their_pieces_need_segments(self) -> None:
+        """Each segment is one of few shapes, in any combination: few windows show the shapes, not the combinations."""
+        generator = torch.Generator().manual_seed(0)
+        shapes = torch.sin(torch.tensor([[1.0], [2.0]]) * torch.linspace(0, 3.1, 12))
+        few, more = ((torch.randn(n, 8, 2, generator=generator) @ shapes).reshape(n, 1, 96) for n in (12, 50))
+        errors = []
+        for segments in ([1, 8], [1]):
+            pyramid = PyramidAutoEncoder((1, 96), 17, segments, 16)
+            pyramid.initialize(lambda: few)
+            errors.append(pyramid.errors(more)[0].item())
+            assert pyramid.hparams["code_dims"] == ([1, 2] if len(segments) == 2 else [17])
+        assert errors[0] < 0.1 * errors[1]
+
+    def test_noise_chooses_the_coarsest(self) -> None:
+        """A gain within its standard error is none."""
+        assert chosen(torch.randn(40, 1, 48, generator=torch.Generator().manual_seed(1)), 8)[0] == 8
+
+    def test_one_window_has_nothing_to_choose_by(self) -> None:
+        pyramid = PyramidAutoEncoder((1, 48), 8, [1, 4])
+        pyramid.initialize(lambda: windows(1, (1, 48)))
+        assert pyramid.hparams["code_dims"] == [8, 0]
+
+    def test_what_is_given_is_kept(self) -> None:
+        pyramid = PyramidAutoEncoder((1, 48), 8, [1, 4], code_dims=[4, 1])
+        pyramid.initialize(lambda: windows(500, (1, 48)))
+        assert pyramid.hparams["code_dims"] == [4, 1]
+
+
+def chosen(x: Tensor, latent_dim: int) -> list[int]:
+    """The shares of the whole window and of its quarters."""
+    return choose_shares(x, [Scale(tuple(x.shape[1:]), n, 1, 1) for n in (1, 4)], latent_dim)
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(16, 200),
+    st.integers(1, 16),
+    st.integers(8, 64),
+    st.sampled_from([[1, 4], [1, 2, 8]]),
+)
+@settings(deadline=None, max_examples=50)
+def test_scales_cost_no_parameters(channels: int, length: int, latent: int, hidden: int, segments: list[int]) -> None:
+    """As many as a model of one scale has, but for what one more value of the hidden layers would have."""
+    one, several = (PyramidAutoEncoder((channels, length), latent, s, hidden) for s in ([1], segments))
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (one, several)]
+    step = 2 * (channels * length + latent + 1)
+    assert abs(sizes[0] - sizes[1]) <= step / 2 or several.scales[0].expand.out_features == 1
+
+
+def test_a_share_of_the_window_as_latent() -> None:
+    for length, expected in ((200, 25), (24, 8)):
+        pyramid = PyramidAutoEncoder((1, length), 0.125, [1, 4])
+        assert pyramid.latent_dim == pyramid.hparams["latent_dim"] == expected
+
+
+@pytest.mark.parametrize(("shape", "kept"), [((1, 8), [1, 4]), ((1, 16), [1, 4, 16]), ((1, 4, 100), [1, 4])])
+def test_scales_finer_than_steps_are_left_out(shape: Shape, kept: list[int]) -> None:
+    assert PyramidAutoEncoder(shape, 4, [1, 4, 16]).segments == kept
+
+
+def test_stages_add_up() -> None:
+    """The last is the reconstruction; the first is that of the coarsest scale alone; all in raw units."""
+    pyramid = model((1, 12), segments=[1, 2, 4], code_dims=[3, 1, 0])
+    pyramid.set_statistics(torch.tensor([[2.0]]), torch.tensor([[4.0]]), torch.tensor([-1.0, 1.0]))
+    z = pyramid.encode(torch.randn(5, 1, 12))
+    stages = pyramid.stages(z)
+    assert list(stages) == ["1", "2", "4"]
+    assert torch.equal(stages["4"], pyramid.decode(z))
+    without = z.clone()
+    without[:, 3:] = 0
+    assert torch.equal(pyramid.stages(without)["1"], stages["1"])
+    assert not torch.equal(stages["1"], stages["2"])
 
 
 def test_fewer_windows_than_codes() -> None:
     """PCA has no more axes than windows; the codes beyond them start without an effect, and can be learned."""
     x = windows(5, (1, 24))
-    start = PyramidAutoEncoder((1, 24), [1], [12], [8])
+    start = PyramidAutoEncoder((1, 24), 12, [1], 8)
     start.initialize(lambda: x)
     assert start.errors(x)[0] < 1e-6
     start.errors(windows(5, (1, 24), seed=1))[0].backward()
@@ -128,7 +236,7 @@ def test_fewer_windows_than_codes() -> None:
 @pytest.mark.parametrize("shape", [(1, 13), (2, 9), (1, 5, 7)])
 def test_codes_are_slices_by_scale(shape: Shape) -> None:
     """A scale without a code refines; each code moves what it should, and the latent is all of them."""
-    pyramid = model(shape, segments=[1, 2, 5], code_dims=[4, 2, 0], hidden_dims=[8, 5, 3])
+    pyramid = model(shape, segments=[1, 2, 5], code_dims=[4, 2, 0], hidden_dim=20)
     halves = 2 ** (len(shape) - 1)
     names = ["1", "2"] if len(shape) == 2 else ["1x1", "2x2"]
     assert pyramid.codes == {names[0]: slice(0, 4), names[1]: slice(4, 4 + 2 * halves)}
@@ -140,7 +248,7 @@ def test_codes_are_slices_by_scale(shape: Shape) -> None:
 
 def test_a_change_of_a_segments_code_stays_near_it() -> None:
     """Short-term codes are local: the linear path and hidden layers reach a segment and its neighbours."""
-    pyramid = model((1, 40), segments=[1, 8], code_dims=[4, 2], hidden_dims=[8, 5])
+    pyramid = model((1, 40), segments=[1, 8], code_dims=[4, 2], hidden_dim=20)
     z = pyramid.encode(torch.randn(1, 1, 40))
     other = z.clone()
     other[0, 4 + 2 * 3] += 1.0  # of the fourth segment, steps 15 to 19
@@ -151,7 +259,7 @@ def test_a_change_of_a_segments_code_stays_near_it() -> None:
 
 
 def test_reconstructions_are_clipped_to_the_datas_range_and_gradients_pass() -> None:
-    pyramid = model((1, 12), segments=[1], code_dims=[4], hidden_dims=[8])
+    pyramid = model((1, 12), segments=[1], code_dims=[4])
     statistics = (torch.tensor([[2.0]]), torch.tensor([[4.0]]), torch.tensor([-1.0, 1.0]))
     z = 50 * torch.randn(20, 4)
     pyramid.set_statistics(*statistics)
@@ -174,11 +282,11 @@ def test_passes_lower_the_error(tmp_path: Any) -> None:
     found = []
     for passes in (1, 3):
         L.seed_everything(0, verbose=False)
-        pyramid = PyramidAutoEncoder((1, 24), [1], [3], [32], passes, lr=5e-3)
+        pyramid = PyramidAutoEncoder((1, 24), 3, [1], 8, passes=passes, lr=1e-2)
         pyramid.initialize(lambda: x)
         before = pyramid.errors(x)[0].item()
         trainer = L.Trainer(
-            default_root_dir=tmp_path, max_epochs=30, accelerator="cpu", logger=False, enable_checkpointing=False,
+            default_root_dir=tmp_path, max_epochs=60, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(pyramid, datamodule=DataModule(Windows(x), Windows(x[:10]), batch_size=50))
@@ -190,18 +298,22 @@ def test_passes_lower_the_error(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"segments": [1, 3, 5]}, r"segments=\[1, 3, 5\] code_dims=\[4, 1\]: expected one for each"),
+        ({"latent_dim": 9}, r"code_dims=\[4, 1\]: make 7 latent values, 4 in .* expected latent_dim=9, and at least 1"),
+        ({"latent_dim": 1.5}, "latent_dim=1.5: expected a whole number, at least 1"),
+        ({"segments": [2, 3], "code_dims": None, "latent_dim": 9}, "latent_dim=9: expected a multiple of 2"),
         (
-            {"segments": [1, 3, 5]},
-            r"segments=\[1, 3, 5\] code_dims=\[4, 1\] hidden_dims=\[8, 5\]: expected one for each",
+            {"segments": [3, 1]},
+            r"segments=\[3, 1\]: expected numbers that grow, the first at most the window's 12 steps",
         ),
-        ({"segments": [3, 1]}, r"segments=\[3, 1\]: expected numbers that grow, up to the window's 12 steps"),
-        ({"segments": [1, 13]}, "up to the window's 12 steps"),
-        ({"code_dims": [0, 0]}, "expected one for each scale"),
+        ({"segments": [13]}, "at most the window's 12 steps"),
+        ({"code_dims": [0, 1]}, "make 3 latent values, 0 in each of the coarsest segments"),
         ({"code_dims": [4, -1]}, "code_dims=-1: expected a whole number, at least 0"),
         ({"passes": 0}, "passes=0: expected a whole number, at least 1"),
         ({"schedule": "step"}, "schedule=step: expected one of constant, cosine"),
     ],
 )
 def test_what_cannot_be(options: dict[str, Any], message: str) -> None:
+    given = {"latent_dim": 7, "segments": [1, 3], "code_dims": [4, 1]}
     with pytest.raises(InputError, match=message):
-        model((1, 12), **options)
+        PyramidAutoEncoder((1, 12), **(given | options))

@@ -70,24 +70,28 @@ class InOrder(Sampler[slice]):
 class Shuffled(Sampler[Tensor]):
     """Indices of `size` windows, in an order of each epoch's own that follows from the seed and the epoch alone.
 
+    An epoch goes `passes` times through all windows.
+
     So a resumed run sees the order that an uninterrupted one would have seen. Lightning calls `set_epoch`, when it
     resumes only after it has asked for the iterator: the epoch is looked at when the first indices are.
     """
 
-    def __init__(self, windows: int, size: int, seed: int) -> None:
+    def __init__(self, windows: int, size: int, seed: int, passes: int = 1) -> None:
         self.windows = windows
         self.size = size
         self.seed = seed
+        self.passes = passes
         self.epoch = 0
 
     def __len__(self) -> int:
-        return math.ceil(self.windows / self.size)
+        return math.ceil(self.passes * self.windows / self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
         state = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0])
         dtype = torch.int32 if self.windows < 2**31 else torch.int64  # the same order in half of the memory
-        order = torch.randperm(self.windows, generator=torch.Generator().manual_seed(state), dtype=dtype)
-        yield from order.split(self.size)
+        generator = torch.Generator().manual_seed(state)
+        orders = [torch.randperm(self.windows, generator=generator, dtype=dtype) for _ in range(self.passes)]
+        yield from torch.cat(orders).split(self.size)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch whose order comes next."""
@@ -170,6 +174,7 @@ class DataModule(L.LightningDataModule):
         missing: whether windows may hold NaN.
         val: the validation split, where it is not to be taken out of the training split.
         names: of the channels, where they have any.
+        epoch_steps: optimizer steps that an epoch has at least; few windows are gone through several times in it.
 
     Attributes:
         bounded: whether `value_range` was given; else it is that of the training split.
@@ -192,6 +197,7 @@ class DataModule(L.LightningDataModule):
         missing: bool = False,
         val: Windows | None = None,
         names: Sequence[str] | None = None,
+        epoch_steps: int = 1,
     ) -> None:
         super().__init__()
         check_windows({"training": train, "test": test} | ({"validation": val} if val else {}), missing)
@@ -201,6 +207,7 @@ class DataModule(L.LightningDataModule):
         if val is None:
             self.train, val = self._without_validation(train, val_size, val_seed)
         self.val = val
+        self.passes = math.ceil(check_int("epoch_steps", epoch_steps) * self.batch_size / len(self.train))
         self.shape: tuple[int, int] = (train.x.shape[1], train.x.shape[2])
         self.image_shape = image_shape
         self.bounded = value_range is not None
@@ -244,12 +251,17 @@ class DataModule(L.LightningDataModule):
         return STEPS_PER_CALL if all(isinstance(knob, float) and knob == 1.0 for knob in knobs) else 1
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of a whole epoch."""
+        return math.ceil(self.passes * len(self.train) / self.batch_size)
+
+    @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the Trainer's whole run, or None where that is not known."""
         assert self.trainer is not None
         if self.trainer.max_steps != -1:
             return self.trainer.max_steps
-        steps = math.ceil(len(self.train) / self.batch_size)
+        steps = self.steps_per_epoch
         limit = self.trainer.limit_train_batches
         steps = min(steps, limit) if isinstance(limit, int) else int(steps * limit)
         epochs = self.trainer.max_epochs or -1
@@ -257,7 +269,7 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Tensor | list[Tensor]]:
         """Lists of up to `steps_per_call` batches."""
-        order = Shuffled(len(self.train), self.batch_size * self.steps_per_call, self.seed)
+        order = Shuffled(len(self.train), self.batch_size * self.steps_per_call, self.seed, self.passes)
         return DataLoader(Batches(self.train.x, self.batch_size), sampler=order, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Tensor | list[Tensor]] | list[DataLoader[Tensor | list[Tensor]]]:

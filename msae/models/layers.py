@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,9 +66,10 @@ class Scale(nn.Module):
         nn.init.zeros_(self.synthesis.weight[:, code_dim:])
         if code_dim:
             self.analysis = nn.Linear(size, code_dim)
-            self.encoder = nn.Sequential(nn.Linear(wide, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, code_dim))
-            nn.init.zeros_(self.encoder[2].weight)
-            nn.init.zeros_(self.encoder[2].bias)
+            last = nn.Linear(hidden_dim, code_dim)
+            self.encoder = nn.Sequential(nn.Linear(wide, hidden_dim), nn.GELU(), last)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
         else:
             nn.init.zeros_(self.synthesis.bias)
 

@@ -42,6 +42,7 @@ class PyramidAutoEncoder(Reconstructor):
         shape: (channels, length) of a window, or (channels, rows, columns) of one that is cut along both axes.
         latent_dim: values in the latent, all scales together; or a share of a window's values, at least 8 of them.
         segments: number of segments along each axis, a scale each, from coarse to fine; [1] is a model of one scale.
+            Those that are more than the window has steps are left out.
         hidden_dim: size of the hidden layers of a model of one scale. Of several, the finer ones have a quarter of it,
             and the coarsest as much as leaves the number of parameters as it is: scales cost none.
         code_dims: values in the code of a segment, for each scale, 0 for one that only refines what the others made;
@@ -50,7 +51,7 @@ class PyramidAutoEncoder(Reconstructor):
         training: `lr` and the other arguments of `Reconstructor`.
 
     Raises:
-        InputError: numbers of segments that do not grow or that exceed the window's steps, or codes that are not of
+        InputError: numbers of segments that do not grow or that all exceed the window's steps, or codes that are not of
             `latent_dim` values together.
     """
 
@@ -69,10 +70,11 @@ class PyramidAutoEncoder(Reconstructor):
         if isinstance(latent_dim, float) and 0 < latent_dim < 1:
             latent_dim = max(8, int(latent_dim * self.channels * self.length))
         self.hparams["latent_dim"] = check_int("latent_dim", latent_dim)
-        self.segments, self.hidden_dim = check_ints("segments", segments), check_int("hidden_dim", hidden_dim)
-        if self.segments != sorted(set(self.segments)) or self.segments[-1] > min(self.grid):
+        counts, self.hidden_dim = check_ints("segments", segments), check_int("hidden_dim", hidden_dim)
+        self.segments = [n for n in counts if n <= min(self.grid)]
+        if counts != sorted(set(counts)) or not self.segments:
             raise InputError(
-                f"segments={self.segments}: expected numbers that grow, up to the window's {min(self.grid)} steps"
+                f"segments={counts}: expected numbers that grow, the first at most the window's {min(self.grid)} steps"
             )
         self.passes = check_int("passes", passes)
         coarsest = self._scale(0, 1, 1).dim
@@ -132,7 +134,8 @@ class PyramidAutoEncoder(Reconstructor):
         dims = [scale.code_dim for scale in self.scales]
         if self.hparams["code_dims"] is None and len(dims) > 1 and len(x) > 1:
             n = min(len(x), max(2 * FOLDS, COMPARED // x[0].numel()))
-            dims = choose_shares(x[torch.linspace(0, len(x) - 1, n).long()], list(self.scales), self.hparams.latent_dim)
+            some = x[torch.linspace(0, len(x) - 1, n).long()]
+            dims = choose_shares(some, list(self.scales), self.hparams["latent_dim"])
             self._build(dims)
             log.info("latent values of a segment, by scale: %s", dims)
         self.hparams["code_dims"] = dims
@@ -151,8 +154,8 @@ class PyramidAutoEncoder(Reconstructor):
             if i < self.coded:
                 made = made + scale.decode(codes[-1], self.clip(made))[0]
         for number, steps in enumerate(self.steps, 2):
-            made, hidden = self._decode(codes if number == self.passes else codes[: self.coded])
-            rest = x - self.clip(made[-1])
+            stages, hidden = self._decode(codes if number == self.passes else codes[: self.coded])
+            rest = x - self.clip(stages[-1])
             codes = [
                 code + step(scale.adjoint(rest, values)) if scale.dim else code
                 for code, step, scale, values in zip(codes, steps, self.scales, hidden, strict=False)
@@ -202,7 +205,7 @@ def choose_shares(x: Float[Tensor, "n channels *sides"], scales: list[Scale], la
     """Values in the code of a segment, for each scale, by which linear paths leave the least of held-out windows.
 
     Compared are all ways to give the finer scales quarters of the latent; the coarsest has the rest, at least 1 value
-    a segment.
+    a segment. It has all unless the gain is above its standard error (the rule of Breiman et al., 1984).
     """
     coarsest, *counts = (math.prod(scale.grid) for scale in scales)
     found = set()
@@ -212,18 +215,27 @@ def choose_shares(x: Float[Tensor, "n channels *sides"], scales: list[Scale], la
             left = latent_dim - sum(dim * n for dim, n in zip(finer, counts, strict=True))
             if left % coarsest == 0:
                 found.add((left // coarsest, *finer))
-    return list(least(x, scales, sorted(found))[1])
+    _, dims, error = least(x, scales, sorted(found))
+    [alone] = held_out(x, scales[0], [latent_dim // coarsest])
+    gain = alone.flatten(1).square().mean(1) - error
+    certain = gain.mean() > gain.std() / len(x) ** 0.5
+    return list(dims) if certain else [latent_dim // coarsest, *[0] * len(counts)]
 
 
 def least(
     x: Float[Tensor, "n channels *sides"], scales: list[Scale], candidates: list[tuple[int, ...]]
-) -> tuple[float, tuple[int, ...]]:
-    """The least held-out error of `candidates`, sorted tuples of values a segment for each scale, and which it is."""
+) -> tuple[float, tuple[int, ...], Float[Tensor, " n"]]:
+    """The least held-out error of `candidates`, sorted tuples of values a segment for each scale.
+
+    Returns:
+        That error, the candidate, and its error in each window.
+    """
     if not scales:
-        return x.square().mean().item(), ()
+        error = x.flatten(1).square().mean(1)
+        return error.mean().item(), (), error
     groups = {dim: [c[1:] for c in group] for dim, group in groupby(candidates, key=lambda candidate: candidate[0])}
-    errors = []
+    found = []
     for dim, rest in zip(groups, held_out(x, scales[0], list(groups)), strict=True):
-        error, dims = least(rest, scales[1:], groups[dim])
-        errors.append((error, (dim, *dims)))
-    return min(errors)
+        mean, dims, error = least(rest, scales[1:], groups[dim])
+        found.append((mean, (dim, *dims), error))
+    return min(found, key=lambda candidate: candidate[0])
