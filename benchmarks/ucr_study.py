@@ -1,6 +1,6 @@
 """Do scales help where data are scarce? The pyramid, its single-scale control and PCA on sets of the UCR archive.
 
-    python benchmarks/ucr_study.py ARCHIVE [--out runs/ucr] [--sets NAME ...]
+    python benchmarks/ucr_study.py ARCHIVE [--out runs/ucr] [--sets NAME ...] [KEY=VALUE ...]
 
 ARCHIVE is a folder of NAME_TRAIN.tsv and NAME_TEST.tsv, or .ts; sets with unequal lengths or missing values are left
 out. For each set and model the setting of least validation loss, of three tried with seed 0, is trained with two more
@@ -45,8 +45,8 @@ def sweep(folder: Path, root: Path, names: list[str], overrides: dict[str, str])
     """Train every combination that is not trained yet."""
     given = [f"{key}={value}" for key, value in overrides.items()]
     command = [sys.executable, "-m", "msae.train", "-m", "experiment=ucr", *given, f"data.name={','.join(names)}"]
-    command += [f"data.root={root}", f"hydra.sweep.dir={folder}", "resume=true"]
-    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+    command += [f"data.root={root}", f"hydra.sweep.dir={folder}", "~hydra.callbacks.report", "resume=true"]
+    if subprocess.run(command, check=False).returncode or read_runs(folder)[1]:
         sys.exit(f"not finished: {' '.join(command)}")
 
 
@@ -107,10 +107,13 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/ucr"))
     parser.add_argument("--sets", nargs="*")
-    given = parser.parse_args()
+    given, unknown = parser.parse_known_args()
+    other = dict(text.split("=", 1) for text in unknown if "=" in text)
+    if len(other) < len(unknown):
+        parser.error(f"{' '.join(unknown)}: expected overrides, KEY=VALUE")
     names = usable(given.archive, given.sets)
     every = {key: ",".join(values) for key, values in SPACE.items()}
-    sweep(given.out / "search", given.archive, names, {"model": ",".join(MODELS)} | every)
+    sweep(given.out / "search", given.archive, names, {"model": ",".join(MODELS)} | every | other)
     found = trials(read_runs(given.out / "search")[0])
     trial_rows = [
         {"set": name, "model": model, "validation": validation(run), "test": run["metrics"]["test/loss"]}
@@ -124,7 +127,7 @@ def main() -> None:
         groups[model, tuple(settings(runs[0])[key] for key in SPACE)].append(name)
     for (model, values), members in groups.items():
         chosen = dict(zip(SPACE, values, strict=True)) | {"model": model, "seed": ",".join(map(str, SEEDS[1:]))}
-        sweep(given.out / "seeds" / "_".join([model, *values]), given.archive, members, chosen)
+        sweep(given.out / "seeds" / "_".join([model, *values]), given.archive, members, chosen | other)
     results = collect(given.out, given.archive)
     text = markdown(results)
     cli.write_json(given.out / "study.json", {"sets": results, "over": over_data_sets(results)})

@@ -30,7 +30,7 @@ def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
     """Test MSE of PCA, fitted to scaled training windows, at each latent size; also clipped to a data set's range.
 
     Windows scaled each by itself have their mean and deviation in the latent, for PCA as for a model. Of many windows,
-    as many as hold `VALUES` are fitted, evenly spread. Fewer windows than latent values have as many axes as windows.
+    as many as hold `VALUES` are fitted, evenly spread. Few windows have no more axes than windows.
     """
     size, level = data.shape[0] * data.shape[1], 2 * data.shape[0] * data.per_window
     train = sample(data).flatten(1).double().numpy()
@@ -38,7 +38,7 @@ def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
     latents = [k for k in latents if 0 < k - level < size]  # as many as values would copy them
     if not latents:
         return []
-    fitted = PCA(min(max(latents) - level, n), svd_solver="covariance_eigh" if n > size else "full")
+    fitted = PCA(min(max(latents) - level, max(1, n - 1)), svd_solver="covariance_eigh" if n > size else "full")
     fitted.fit(train)
     low, high = data.value_range.tolist()
     outputs = ["PCA", "PCA, clipped"] if data.bounded else ["PCA"]

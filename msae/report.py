@@ -189,7 +189,7 @@ def markdown(data: str, result: dict[str, Any]) -> str:
         if 0 < row["reached_first"] < row["n"]:
             reached += f" ({row['reached_first']} of {row['n']})"
         sizes = [f"{row['n']}", f"{row['latent']}", f"{row['parameters']:,}"]
-        val = [f"{row['val_loss']:.4g}"] * validated
+        val = [f"{row['val_loss']:.4g}"] if validated else []
         rows.append([row["model"], *sizes, *val, *errors, psnr, reached, f"{row['seconds']:.3g}"])
     first = result["rows"][0]["model"]
     columns = ["test MSE, scaled", "test MSE, raw units"] if in_units else ["test MSE"]

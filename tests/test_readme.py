@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aeon import datasets
 from conftest import FAST, Command
 
 import msae
@@ -55,7 +56,7 @@ def test_training_commands(line: str, command: Command) -> None:
                 Path(name if name != "nab" else "nab/a.csv").write_text("\n".join([header, *lines]) + "\n")
         small += ("data.name=GunPoint,ItalyPowerDemand",) if "data.name=GunPoint," in line else ()
     if "seed=" in line or "experiment=" in line:
-        small += ("seed=0,1",)
+        small += ("model.latent_dim=16",) if "experiment=fair_search" in line else ("seed=0,1",)
     args = [arg for arg in shlex.split(line) if arg != "resume=true"]
     code, out, err = command(*args, *small)
     assert code == 0, err
@@ -75,6 +76,10 @@ def test_other_commands() -> None:
         "tensorboard --logdir runs",
         "python -m msae.reconstruct ckpt=runs/readings/best.ckpt data=series data.path=readings.csv",
         "python -m msae.report runs/series",
+        "python -m msae.report runs/fair_search",
+        "python benchmarks/ucr_study.py UCR",
+        "python -m msae.report runs/scales",
+        "python benchmarks/scale_cost.py",
         f"python -m msae.reconstruct ckpt={ECG}/best.ckpt data=ecg data.path=100.npy",
         "python benchmarks/train_speed.py",
         "python benchmarks/window_speed.py",
@@ -96,6 +101,36 @@ def test_reconstruct_and_report(command: Command) -> None:
     assert command(*shlex.split(ecg)[3:], module="reconstruct").code == 0
     assert Path(ECG, "reconstruction", "100.npy.png").exists()
     assert command("runs", module="report").code == 0
+
+
+def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["scale_cost.py", "--rounds", "1", "--steps", "2"])
+    runpy.run_path(str(ROOT / "benchmarks" / "scale_cost.py"), run_name="__main__")
+    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
+    assert [row.split(" | ")[0] for row in rows] == ["| 16", "| 64", "| 128"]
+
+
+def test_ucr_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two sets, ten steps: trials, seeds, table, pictures; started again, it trains nothing."""
+    archive = Path(datasets.__file__).parent / "data"
+    monkeypatch.chdir(tmp_path)
+    options = ["--sets", "GunPoint", "ItalyPowerDemand", "--out", "ucr"]
+    limits = ["trainer.max_steps=10", "data.epoch_steps=5", "hydra.launcher.n_jobs=1"]
+    monkeypatch.setattr(sys, "argv", ["ucr_study.py", str(archive), *options, *limits])
+    for finished in (0, 20):
+        runpy.run_path(str(ROOT / "benchmarks" / "ucr_study.py"), run_name="__main__")
+        text = capfd.readouterr().out
+        assert text.count("finished before") == finished
+    trials = json.loads(Path("ucr/search.json").read_text())
+    assert len(trials) == 12
+    study = json.loads(Path("ucr/study.json").read_text())
+    for name, result in study["sets"].items():
+        assert [(row["model"], row["n"]) for row in result["rows"]] == [("pyramid", 3), ("single", 3)]
+        assert abs(result["rows"][0]["parameters"] / result["rows"][1]["parameters"] - 1) < 0.02
+        for model in ("pyramid", "single"):
+            losses = [trial["validation"] for trial in trials if (trial["set"], trial["model"]) == (name, model)]
+            assert losses == sorted(losses)
+    assert {"ranks.png", "scales.png", "study.md"} <= {path.name for path in Path("ucr").iterdir()}
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])

@@ -77,6 +77,26 @@ def test_differences_by_hand(models: dict[str, list[report.Run]]) -> None:
     assert against_control["interval"] == pytest.approx((0.05 - 12.706205 * 0.05, 0.05 + 12.706205 * 0.05), abs=1e-6)
 
 
+def test_validation_losses_where_there_are_any(models: dict[str, list[report.Run]]) -> None:
+    """The mean over seeds of the least of all epochs."""
+    assert report.compare(models)["rows"][0]["val_loss"] is None
+    assert "validation" not in report.markdown("digits", report.compare(models) | {"pca": []})
+    for number, one in enumerate(models["ae"]):
+        one["history"] = [{"test/loss": 0.5, "val/loss": loss + number} for loss in (0.3, 0.2, 0.4)]
+    result = report.compare({"ae": models["ae"]})
+    assert result["rows"][0]["val_loss"] == pytest.approx(1.2)
+    assert "| validation MSE |" in report.markdown("digits", result | {"pca": []})
+
+
+def test_pca_of_fewer_windows_than_latent_values() -> None:
+    """It has the axes that there are, one less than windows."""
+    x = torch.randn(12, 1, 30)
+    data = DataModule(Windows(x[:6]), Windows(x[6:]))
+    [few], [many] = baselines.pca(data, [5]), baselines.pca(data, [20])
+    assert many["latent"] == 20
+    assert many["test_loss"] == pytest.approx(few["test_loss"], rel=1e-4)  # six windows span five axes
+
+
 def test_one_seed_has_neither_spread_nor_interval(models: dict[str, list[report.Run]]) -> None:
     result = report.compare({name: runs[:1] for name, runs in models.items()}) | {"pca": []}
     assert result["rows"][0]["test_mse_sd"] is None

@@ -16,6 +16,7 @@ from conftest import FAST, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import msae
+from msae import baselines
 from msae.callbacks import History
 from msae.data.digits import digits
 
@@ -89,6 +90,38 @@ def test_the_best_checkpoint_is_chosen_on_validation_data(command: Command) -> N
     losses = [epoch["val/loss"] for epoch in metrics(run)["history"]]
     checkpoint = torch.load(run / "best.ckpt", weights_only=True)
     assert checkpoint["epoch"] == losses.index(min(losses))
+
+
+def test_a_model_that_starts_at_pca_is_not_left_for_a_worse_one(command: Command) -> None:
+    """The start counts as an epoch: where training only harms, PCA is tested."""
+    args = ("data=digits", "model=single", "model.latent_dim=8", "model.lr=1", "model.schedule=constant")
+    result = metrics(run_folder(command(*args, "trainer=cpu", "trainer.max_epochs=2").out))
+    [_, clipped] = baselines.pca(digits(val_size=200), [8])
+    assert result["history"][-1]["test/mse"] > 2 * clipped["test_mse"]
+    assert result["metrics"]["test/mse"] == pytest.approx(clipped["test_mse"], rel=1e-3)
+
+
+def test_shares_chosen_by_the_data_are_kept_on_resuming(command: Command) -> None:
+    args = ("model=pyramid", "data=ucr", "data.name=ArrowHead", "model.latent_dim=31", "trainer=cpu")
+    run = run_folder(command(*args, "trainer.max_epochs=2").out)
+    codes = metrics(run)["codes"]
+    assert len(codes) > 1, "the case needs a set whose latent is shared"
+    assert sum(codes.values()) == 31
+    code, out, err = command(*args, "trainer.max_epochs=3", f"ckpt_path={run}/last.ckpt")
+    assert code == 0, err
+    result = metrics(run_folder(out))
+    assert (result["epochs"], result["codes"]) == (3, codes)
+    assert msae.load(run / "last.ckpt").codes.keys() == codes.keys()
+
+
+def test_what_each_scale_adds_is_shown(command: Command) -> None:
+    args = ("model=pyramid", "model.segments=[1,4]", "model.latent_dim=12", "model.code_dims=[8,1]")
+    run = run_folder(command("data=ucr", "trainer=cpu", *args, "trainer.max_epochs=1").out)
+    events = EventAccumulator(str(run)).Reload()
+    values = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    assert values["scale/1"] > values["scale/4"] > 0
+    assert values["share/1"] + values["share/4"] == pytest.approx(1, abs=1e-5)
+    assert values["share/1"] > values["share/4"] > 0
 
 
 def test_the_history_is_whole_though_an_earlier_epoch_is_tested(command: Command) -> None:

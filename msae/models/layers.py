@@ -151,13 +151,13 @@ def beside(code: Float[Tensor, "*batch code"], x: Float[Tensor, "*batch n"]) -> 
 
 
 def principal_axes(x: Float[Tensor, "n values"], k: int) -> tuple[Float[Tensor, " values"], Float[Tensor, "values m"]]:
-    """Mean and the first k principal axes, or as many as there are, of the most variance first.
+    """Mean and the first k principal axes, of the most variance first; n windows have no more than n - 1.
 
     Exact, or of a random projection (Halko et al., arXiv 0909.4061) where there are more than 2,000 windows and values.
     """
     x = x.double()
     mean = x.mean(0)
-    k = min(k, *x.shape)
+    k = min(k, max(1, len(x) - 1), x.shape[1])
     if min(x.shape) > 2000:
         axes = torch.pca_lowrank(x, q=min(k + 20, *x.shape), niter=8)[2][:, :k]
     elif x.shape[0] > x.shape[1]:

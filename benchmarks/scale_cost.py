@@ -1,0 +1,58 @@
+"""What scales cost in training: the pyramid against its single-scale control, one thread, taking turns."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import hydra
+import torch
+from hydra.utils import instantiate
+
+from msae.cli import CONF
+
+BATCH = 64
+
+
+def steps(name: str, latent: int) -> Callable[[int], float]:
+    """A function that makes steps of a model of `conf/model` on MNIST's shape, and returns samples a second."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=[f"model={name}", f"model.latent_dim={latent}"])
+    model = instantiate(cfg.model, shape=(1, 28, 28))
+    model.set_statistics(torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([0.0, 1.0]), bounded=True)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    x = torch.rand(BATCH, 1, 784)
+
+    def run(n: int) -> float:
+        start = time.perf_counter()
+        for _ in range(n):
+            loss = model.errors(x)[0]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return n * BATCH / (time.perf_counter() - start)
+
+    run(n=5)
+    return run
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=30, help="of each model in a round")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| latent | single, samples a second | pyramid | ratio (least to greatest) |\n| ---: | ---: | ---: | ---: |")
+    for latent in (16, 64, 128):
+        single, pyramid = steps("single", latent), steps("pyramid28", latent)
+        rounds = [(single(given.steps), pyramid(given.steps)) for _ in range(given.rounds)]
+        ratios = sorted(b / a for a, b in rounds)
+        speeds = " | ".join(f"{median(column):,.0f}" for column in zip(*rounds, strict=True))
+        print(f"| {latent} | {speeds} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |")
+
+
+if __name__ == "__main__":
+    main()
