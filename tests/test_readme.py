@@ -117,12 +117,12 @@ def test_ucr_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytes
     options = ["--sets", "GunPoint", "ItalyPowerDemand", "--out", "ucr"]
     limits = ["trainer.max_steps=10", "data.epoch_steps=5", "hydra.launcher.n_jobs=1"]
     monkeypatch.setattr(sys, "argv", ["ucr_study.py", str(archive), *options, *limits])
-    for finished in (0, 20):
+    for finished in (0, 16):
         runpy.run_path(str(ROOT / "benchmarks" / "ucr_study.py"), run_name="__main__")
         text = capfd.readouterr().out
         assert text.count("finished before") == finished
     trials = json.loads(Path("ucr/search.json").read_text())
-    assert len(trials) == 12
+    assert len(trials) == 8
     study = json.loads(Path("ucr/study.json").read_text())
     for name, result in study["sets"].items():
         assert [(row["model"], row["n"]) for row in result["rows"]] == [("pyramid", 3), ("single", 3)]
@@ -236,6 +236,56 @@ def test_the_table_is_the_reports() -> None:
     for d in shown:
         low, high = map(decimals, d["interval"])
         assert f"| `msae` - `{d['against']}` | {decimals(d['mean'])} | {low} to {high} |" in table
+
+
+def test_the_table_of_scales_is_the_reports() -> None:
+    """`docs/fair.json` is what `experiment=fair` wrote."""
+    result = json.loads((ROOT / "docs" / "fair.json").read_text())["data"]["mnist"]
+    rows = {row["model"]: row for row in result["rows"]}
+    intervals = {frozenset((d["model"], d["against"])): (d["model"], d["interval"]) for d in result["differences"]}
+    clipped = {row["latent"]: row["test_mse"] for row in result["pca"] if row["model"] == "PCA, clipped"}
+    for latent in (16, 64, 128):
+        single, pyramid = (rows[f"{model} model.latent_dim={latent}"] for model in ("single", "pyramid28"))
+        assert (single["n"], pyramid["n"]) == (10, 10)
+        of, interval = intervals[frozenset((single["model"], pyramid["model"]))]
+        low, high = interval if of == pyramid["model"] else (-interval[1], -interval[0])
+        cells = [f"{decimals(r['test_mse'])} ± {decimals(r['test_mse_sd'])}" for r in (single, pyramid)]
+        sizes = f"{single['parameters']:,}; {pyramid['parameters']:,}"
+        [line] = [line for line in README.splitlines() if line.endswith(f"| {sizes} |")]
+        assert line.startswith(f"| {latent} | {decimals(clipped[latent])} |")
+        assert f"| {cells[0]} | {cells[1]} | {decimals(low)} to {decimals(high)} |" in line
+
+
+def test_the_tables_of_small_sets_are_the_studys() -> None:
+    """`docs/ucr.json` is what `benchmarks/ucr_study.py` wrote."""
+    study = json.loads((ROOT / "docs" / "ucr.json").read_text())
+    rows = {line.split(" | ")[0][2:]: line for line in README.splitlines() if line.count("|") == 8}
+    ratios: dict[bool, list[float]] = {True: [], False: []}
+    for name, result in study["sets"].items():
+        pyramid, single = result["rows"]
+        assert (pyramid["n"], single["n"]) == (3, 3)
+        shared = len(pyramid["codes"]) > 1
+        ratios[shared].append(pyramid["test_loss"] / single["test_loss"])
+        if not shared:
+            continue
+        cells = rows[name].split(" | ")
+        assert cells[1:3] == [f"{result['windows']}", f"{result['length']}"]
+        assert sum(map(int, re.findall(r"(\d+) of", cells[3]))) == pyramid["latent"]
+        for cell, expected in zip(cells[4:], (result["pca"][0], single, pyramid), strict=True):
+            assert float(cell.split(" ")[0]) == pytest.approx(expected["test_loss"], rel=6e-3)
+    for kind, values in (("a share of the latent", ratios[True]), ("none: they refine", ratios[False])):
+        [line] = [line for line in README.splitlines() if line.startswith(f"| {kind} |")]
+        won, equal = (sum(test(v) for v in values) for test in (lambda v: v < 1, lambda v: v == 1))
+        mean = f"{np.exp(np.mean(np.log(values))):.2f}"[1:]
+        assert line == f"| {kind} | {len(values)} | {won}{f', and {equal} equal' * (equal > 0)} | {mean} |"
+    test = study["over"]["tests"][0]
+    assert (test["model"], test["against"]) == ("single", "pyramid")
+    assert f"over all 40: p = {test['p']:.2g}".replace("0.", ".") in README
+    for row in study["over"]["ranks"]:
+        assert (
+            f"{row['model'].replace('pyramid', '`pyramid`').replace('single', '`single`')} {row['mean_rank']:.2f}"
+            in README
+        )
 
 
 def test_pictures_are_there_and_small() -> None:
