@@ -73,13 +73,13 @@ def test_other_commands() -> None:
     others = [line for line in LINES[2:] if not line.startswith("python -m msae.train")]
     memory = "python benchmarks/memory.py"
     assert others == [
-        "tensorboard --logdir runs",
-        "python -m msae.reconstruct ckpt=runs/readings/best.ckpt data=series data.path=readings.csv",
-        "python -m msae.report runs/series",
         "python -m msae.report runs/fair_search",
         "python benchmarks/ucr_study.py UCR",
         "python -m msae.report runs/scales",
         "python benchmarks/scale_cost.py",
+        "tensorboard --logdir runs",
+        "python -m msae.reconstruct ckpt=runs/readings/best.ckpt data=series data.path=readings.csv",
+        "python -m msae.report runs/series",
         f"python -m msae.reconstruct ckpt={ECG}/best.ckpt data=ecg data.path=100.npy",
         "python benchmarks/train_speed.py",
         "python benchmarks/window_speed.py",
@@ -254,6 +254,17 @@ def test_the_table_of_scales_is_the_reports() -> None:
         [line] = [line for line in README.splitlines() if line.endswith(f"| {sizes} |")]
         assert line.startswith(f"| {latent} | {decimals(clipped[latent])} |")
         assert f"| {cells[0]} | {cells[1]} | {decimals(low)} to {decimals(high)} |" in line
+
+
+def test_the_table_of_recordings_is_the_reports() -> None:
+    """`docs/scales.json` is what `experiment=scales` wrote."""
+    for result in json.loads((ROOT / "docs" / "scales.json").read_text())["data"].values():
+        single, pyramid = result["rows"]
+        assert (single["n"], pyramid["n"]) == (3, 3)
+        losses = [f"{row['test_loss']:.4f} ± {row['test_loss_sd']:.4f}" for row in (single, pyramid)]
+        low, high = result["differences"][0]["interval"]
+        cells = [f"{single['latent']}", f"{result['pca'][0]['test_loss']:.4f}", *losses, f"{low:.4f} to {high:.4f}"]
+        assert f"| {' | '.join(cells).replace('0.', '.')} |" in README
 
 
 def test_the_tables_of_small_sets_are_the_studys() -> None:
