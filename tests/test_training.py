@@ -264,8 +264,10 @@ def test_ctrl_c(tmp_path: Path) -> None:
         text=True,
     )
     deadline = time.monotonic() + 100
-    best, last = tmp_path / "run" / "best.ckpt", tmp_path / "run" / "last.ckpt"
-    while time.monotonic() < deadline and not (best.exists() and last.stat().st_mtime_ns > best.stat().st_mtime_ns):
+    log, last = tmp_path / "run" / "train.log", tmp_path / "run" / "last.ckpt"
+    while time.monotonic() < deadline and not (
+        log.exists() and "epoch 1," in log.read_text() and last.stat().st_mtime_ns > log.stat().st_mtime_ns
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
