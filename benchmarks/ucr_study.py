@@ -107,11 +107,12 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/ucr"))
     parser.add_argument("--sets", nargs="*")
-    given, unknown = parser.parse_known_args()
-    other = dict(text.split("=", 1) for text in unknown if "=" in text)
-    if len(other) < len(unknown):
-        parser.error(f"{' '.join(unknown)}: expected overrides, KEY=VALUE")
+    overrides = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
+    given = parser.parse_args([text for text in sys.argv[1:] if text not in overrides])
+    other = dict(text.split("=", 1) for text in overrides)
     names = usable(given.archive, given.sets)
+    if not names:
+        parser.error(f"{given.archive}: no sets in it whose series are whole and of one length")
     every = {key: ",".join(values) for key, values in SPACE.items()}
     sweep(given.out / "search", given.archive, names, {"model": ",".join(MODELS)} | every | other)
     found = trials(read_runs(given.out / "search")[0])
@@ -138,7 +139,7 @@ def main() -> None:
 
 
 def ranks(path: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Mean ranks; a bar joins models that Wilcoxon's test, after Holm, does not tell apart."""
+    """Mean ranks; a bar joins models that one-sided Wilcoxon tests at .1, after Holm, do not tell apart."""
     import numpy as np
     from aeon.visualisation import plot_critical_difference
 

@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,10 @@ class History(Callback):
 
 
 @torch.no_grad()
-def evaluate(model: L.LightningModule, loader: Iterable[Any], limit: float) -> list[float]:
+def evaluate(model: L.LightningModule, loader: Any, limit: float) -> list[float]:
     """Loss and MSE of the present weights over batches, within a Trainer's limit, a number of them or a share."""
     assert isinstance(model, Reconstructor)
-    batches = list(loader)
-    batches = batches[: limit if isinstance(limit, int) else math.ceil(limit * len(batches))]
+    batches = islice(loader, limit if isinstance(limit, int) else max(1, int(limit * len(loader))))
     model.eval()
     errors = [model.errors(x.to(model.device)) for x in batches]
     model.train()
@@ -121,6 +120,11 @@ class Checkpoint(ModelCheckpoint):
             self.best_k_models = {self.best_model_path: self.best_model_score}
             trainer.save_checkpoint(self.best_model_path)
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._last_global_step_saved != trainer.global_step:  # Lightning saves it beside a new best alone
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 class Pictures(Callback):

@@ -182,7 +182,7 @@ def test_windows_scaled_each_by_itself(level: float, spread: float) -> None:
     assert (deviation > 0).all()
 
 
-@pytest.mark.parametrize(("n", "steps", "passes"), [(10, 7, 3), (10, 1, 1), (100, 7, 1)])
+@pytest.mark.parametrize(("n", "steps", "passes"), [(10, 7, 3), (10, 1, 1), (3, 1, 1), (100, 7, 1)])
 def test_an_epoch_of_few_windows_goes_through_them_several_times(n: int, steps: int, passes: int) -> None:
     data = DataModule(
         Windows(torch.arange(float(n)).reshape(n, 1, 1)), Windows(torch.zeros(1, 1, 1)), batch_size=4, epoch_steps=steps

@@ -306,6 +306,7 @@ def test_passes_lower_the_error(tmp_path: Any) -> None:
             {"segments": [3, 1]},
             r"segments=\[3, 1\]: expected numbers that grow, the first at most the window's 12 steps",
         ),
+        ({"segments": [1, 7, 8]}, r"segments=\[1, 7, 8\]: two of them are the same segments"),
         ({"segments": [13]}, "at most the window's 12 steps"),
         ({"code_dims": [0, 1]}, "make 3 latent values, 0 in each of the coarsest segments"),
         ({"code_dims": [4, -1]}, "code_dims=-1: expected a whole number, at least 0"),

@@ -114,7 +114,7 @@ def test_ucr_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytes
     """Two sets, ten steps: trials, seeds, table, pictures; started again, it trains nothing."""
     archive = Path(datasets.__file__).parent / "data"
     monkeypatch.chdir(tmp_path)
-    options = ["--sets", "GunPoint", "ItalyPowerDemand", "--out", "ucr"]
+    options = ["--out", "ucr", "--sets", "GunPoint", "ItalyPowerDemand"]
     limits = ["trainer.max_steps=10", "data.epoch_steps=5", "hydra.launcher.n_jobs=1"]
     monkeypatch.setattr(sys, "argv", ["ucr_study.py", str(archive), *options, *limits])
     for finished in (0, 16):

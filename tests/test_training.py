@@ -101,6 +101,17 @@ def test_a_model_that_starts_at_pca_is_not_left_for_a_worse_one(command: Command
     assert result["metrics"]["test/mse"] == pytest.approx(clipped["test_mse"], rel=1e-3)
 
 
+@pytest.mark.parametrize("val_size", [200, 0])
+def test_the_last_checkpoint_is_of_the_last_epoch(
+    val_size: int, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no epoch is better than the start, or there is no validation; not only when training ends."""
+    monkeypatch.setattr("msae.callbacks.Checkpoint.on_train_end", lambda *_: None)
+    args = ("data=digits", "model=single", "model.latent_dim=8", "model.lr=1", "model.schedule=constant")
+    run = run_folder(command(*args, f"data.val_size={val_size}", "trainer=cpu", "trainer.max_epochs=3").out)
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == metrics(run)["steps"]
+
+
 def test_shares_chosen_by_the_data_are_kept_on_resuming(command: Command) -> None:
     args = ("model=pyramid", "data=ucr", "data.name=ArrowHead", "model.latent_dim=31", "trainer=cpu")
     run = run_folder(command(*args, "trainer.max_epochs=2").out)

@@ -90,8 +90,11 @@ class Shuffled(Sampler[Tensor]):
         state = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0])
         dtype = torch.int32 if self.windows < 2**31 else torch.int64  # the same order in half of the memory
         generator = torch.Generator().manual_seed(state)
-        orders = [torch.randperm(self.windows, generator=generator, dtype=dtype) for _ in range(self.passes)]
-        yield from torch.cat(orders).split(self.size)
+        order = torch.randperm(self.windows, generator=generator, dtype=dtype)
+        if self.passes > 1:
+            more = [torch.randperm(self.windows, generator=generator, dtype=dtype) for _ in range(self.passes - 1)]
+            order = torch.cat([order, *more])
+        yield from order.split(self.size)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch whose order comes next."""
@@ -207,7 +210,8 @@ class DataModule(L.LightningDataModule):
         if val is None:
             self.train, val = self._without_validation(train, val_size, val_seed)
         self.val = val
-        self.passes = math.ceil(check_int("epoch_steps", epoch_steps) * self.batch_size / len(self.train))
+        few = check_int("epoch_steps", epoch_steps) > 1
+        self.passes = math.ceil(epoch_steps * self.batch_size / len(self.train)) if few else 1
         self.shape: tuple[int, int] = (train.x.shape[1], train.x.shape[2])
         self.image_shape = image_shape
         self.bounded = value_range is not None

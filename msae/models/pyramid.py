@@ -76,6 +76,8 @@ class PyramidAutoEncoder(Reconstructor):
             raise InputError(
                 f"segments={counts}: expected numbers that grow, the first at most the window's {min(self.grid)} steps"
             )
+        if len({self._scale(i, 1, 1).grid for i in range(len(self.segments))}) < len(self.segments):
+            raise InputError(f"segments={counts}: two of them are the same segments of the window's {self.grid} steps")
         self.passes = check_int("passes", passes)
         coarsest = self._scale(0, 1, 1).dim
         if code_dims is None and latent_dim % coarsest:
