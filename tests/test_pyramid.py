@@ -281,17 +281,20 @@ def test_passes_lower_the_error(tmp_path: Any) -> None:
     x = torch.sin(phase + frequency * torch.linspace(0, 1, 24))[:, None].relu()
     found = []
     for passes in (1, 3):
-        L.seed_everything(0, verbose=False)
-        pyramid = PyramidAutoEncoder((1, 24), 3, [1], 8, passes=passes, lr=1e-2)
-        pyramid.initialize(lambda: x)
-        before = pyramid.errors(x)[0].item()
-        trainer = L.Trainer(
-            default_root_dir=tmp_path, max_epochs=60, accelerator="cpu", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
-        trainer.fit(pyramid, datamodule=DataModule(Windows(x), Windows(x[:10]), batch_size=50))
-        found.append(pyramid.errors(x)[0].item())
-        assert found[-1] < before
+        ends = []
+        for seed in range(3):  # one run alone varies with the number of threads
+            L.seed_everything(seed, verbose=False)
+            pyramid = PyramidAutoEncoder((1, 24), 3, [1], 8, passes=passes, lr=1e-2)
+            pyramid.initialize(lambda: x)
+            before = pyramid.errors(x)[0].item()
+            trainer = L.Trainer(
+                default_root_dir=tmp_path, max_epochs=60, accelerator="cpu", logger=False, enable_checkpointing=False,
+                enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
+            trainer.fit(pyramid, datamodule=DataModule(Windows(x), Windows(x[:10]), batch_size=50))
+            ends.append(pyramid.errors(x)[0].item())
+            assert ends[-1] < before
+        found.append(sum(ends))
     assert found[1] < 0.95 * found[0]
 
 
