@@ -93,8 +93,6 @@ class Scale(nn.Module):
 
     def around(self, x: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch *grid wide"]:
         """Segments of windows with their margins, zeros beyond the ends; without a gradient."""
-        if self.whole:
-            return self.cut(x)
         sizes = list(zip(self.grid, self.steps, self.margins, self.sides, strict=True))
         x = F.pad(x.detach(), [n for g, step, m, side in reversed(sizes) for n in (m, g * step - side + m)])
         for axis, (_, step, margin, _) in enumerate(sizes, 2):

@@ -166,14 +166,20 @@ class PyramidAutoEncoder(Reconstructor):
 
     def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
         """Scaled reconstructions of latents."""
-        return list(self.stages_scaled(z).values())[-1]
+        return self._bounded(self._made(z)[-1])
 
     def stages_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels length"]]:
         """Scaled reconstructions by the coarsest scale alone, by the two coarsest, and so on to all, by their names."""
+        return {scale.name: self._bounded(x) for scale, x in zip(self.scales, self._made(z), strict=True)}
+
+    def _made(self, z: Float[Tensor, "batch latent"]) -> list[Tensor]:
+        """What the scales up to each make together of latents, before it is clipped at last."""
         parts = z.split([scale.dim for scale in self.scales], dim=1)
-        made, _ = self._decode([part.unflatten(1, (*s.grid, -1)) for part, s in zip(parts, self.scales, strict=True)])
-        bounded = [(self.clip(x).detach() + (x - x.detach())).flatten(2) for x in made]
-        return dict(zip((scale.name for scale in self.scales), bounded, strict=True))
+        return self._decode([part.unflatten(1, (*s.grid, -1)) for part, s in zip(parts, self.scales, strict=True)])[0]
+
+    def _bounded(self, x: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch channels length"]:
+        """Windows within the data's range; the gradient passes straight through."""
+        return (self.clip(x).detach() + (x - x.detach())).flatten(2)
 
     def _decode(self, codes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """What the scales up to each make together, before it is clipped at last, and the hidden values of each."""
