@@ -1,5 +1,7 @@
 """Splits, order and batches of the DataModule."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -133,9 +135,13 @@ def test_the_range_is_that_of_the_training_split_alone() -> None:
         ({"scale": "log"}, "scale=log: expected one of none, minmax, standard, window"),
         ({"val_seed": -1}, "val_seed=-1: expected"),
         ({"seed": 2**32}, "seed=4294967296: expected"),
+        (
+            {"scale": "window", "value_range": (0.0, 1.0)},
+            r"scale=window value_range=\(0.0, 1.0\): expected scale none, minmax, standard or .* without value_range",
+        ),
     ],
 )
-def test_a_size_that_is_not_possible(options: dict[str, int], message: str) -> None:
+def test_an_option_that_is_not_possible(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         data(**options)
 

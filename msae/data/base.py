@@ -172,7 +172,7 @@ class DataModule(L.LightningDataModule):
         seed: of the order of the training windows.
         scale: what a model scales windows by: `none`; `minmax` or `standard`, each channel by statistics of the
             training split; `window`, each channel of each window by its own mean and deviation; or (offset, scale).
-        value_range: least and greatest value that a window can have, where there are such.
+        value_range: least and greatest value that a window can have, where there are such; not with `window` scale.
         image_shape: (rows, columns), where a window is an image read row by row.
         missing: whether windows may hold NaN.
         val: the validation split, where it is not to be taken out of the training split.
@@ -183,7 +183,7 @@ class DataModule(L.LightningDataModule):
         bounded: whether `value_range` was given; else it is that of the training split.
 
     Raises:
-        InputError: a size that is not possible, or windows that are not float32, finite, and of one shape.
+        InputError: a size or scale that is not possible, or windows that are not float32, finite, and of one shape.
     """
 
     def __init__(
@@ -219,6 +219,11 @@ class DataModule(L.LightningDataModule):
         self.names = None if names is None else list(names)
         self.per_window = scale == "window"
         name = check_choice("scale", scale, SCALES) if isinstance(scale, str) else "none"
+        if self.per_window and value_range is not None:
+            raise InputError(
+                f"scale=window value_range={value_range}: expected scale none, minmax, standard or (offset, scale), or "
+                "scale=window without value_range: windows that are scaled each by itself have no range in common"
+            )
         self.offset, self.scale, self.value_range = channel_statistics(self.train.x, name)
         if not isinstance(scale, str):
             self.offset, self.scale = (torch.full((self.shape[0], 1), float(value)) for value in scale)
