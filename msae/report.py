@@ -77,9 +77,9 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
     rows = []
     differences: dict[tuple[str, str], dict[str, Any]] = {}
     for name, runs in models.items():
-        mse, loss = ([run["metrics"][f"test/{name}"] for run in runs] for name in ("mse", "loss"))
+        mse, losses = ([run["metrics"][f"test/{name}"] for run in runs] for name in ("mse", "loss"))
         epochs = [epoch for run in runs if (epoch := epochs_to(run, goals.get(run["seed"], fmean(goals.values()))))]
-        validated = [losses for run in runs if (losses := [e["val/loss"] for e in run["history"] if "val/loss" in e])]
+        validated = [loss for run in runs if (loss := val_loss(run)) is not None]
         rows.append(
             {
                 "model": name,
@@ -88,9 +88,9 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
                 "latent": runs[0]["latent_dim"],
                 "test_mse": fmean(mse),
                 "test_mse_sd": stdev(mse) if len(mse) > 1 else None,
-                "test_loss": fmean(loss),
-                "test_loss_sd": stdev(loss) if len(loss) > 1 else None,
-                "val_loss": fmean(min(losses) for losses in validated) if validated else None,
+                "test_loss": fmean(losses),
+                "test_loss_sd": stdev(losses) if len(losses) > 1 else None,
+                "val_loss": fmean(validated) if validated else None,
                 "psnr": fmean(run["metrics"]["test/psnr"] for run in runs),
                 "epochs_to_first": fmean(epochs) if epochs else None,
                 "reached_first": len(epochs),
@@ -107,6 +107,13 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
         "rows": rows,
         "differences": [{"model": name, "against": other} | d for (name, other), d in differences.items()],
     }
+
+
+def val_loss(run: Run) -> float | None:
+    """The validation loss of the weights that a run kept, or None; old results lack that of a start that was kept."""
+    losses: list[float] = [epoch["val/loss"] for epoch in run["history"] if "val/loss" in epoch]
+    kept: float | None = run.get("val_loss")
+    return kept if kept is not None else min(losses, default=None)
 
 
 def epochs_to(run: Run, goal: float) -> int | None:
@@ -198,7 +205,7 @@ def markdown(data: str, result: dict[str, Any]) -> str:
     text = [f"## {data}", table(header, rows)]
     text.append(
         "Test MSE: mean ± standard deviation over n seeds; PCA is fitted to the same training split. "
-        f"{'Validation MSE: the least of all epochs, in scaled units. ' * validated}"
+        f"{'Validation MSE: that of the weights that were kept, in scaled units. ' * validated}"
         f"Epochs to {first}'s last: until the test MSE is that of {first} after its last epoch, seed by seed."
     )
     differences = []

@@ -61,8 +61,8 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     model = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
     model.set_statistics(**data.statistics)
     model.initialize(lambda: sample(data))
-    history = History(data)
-    callbacks: list[L.Callback] = [history, Pictures(data), Checkpoint(run, data)]
+    history, checkpoint = History(data), Checkpoint(run, data)
+    callbacks: list[L.Callback] = [history, Pictures(data), checkpoint]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(name, bar, data))
     logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
@@ -75,6 +75,7 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
 
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     epochs, seconds, windows = history.epochs, history.seconds, history.windows  # a test takes back those of `kept`
+    val_loss = checkpoint.best_model_score
     kept = "best" if any("val/loss" in epoch for epoch in epochs) else "last"  # which it is within the first epoch
     [metrics] = trainer.test(model, data, ckpt_path=str(run / f"{kept}.ckpt"), weights_only=True, verbose=False)
 
@@ -92,6 +93,7 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
         "epochs": len(epochs),
         "steps": trainer.global_step,
         "checkpoint": f"{kept}.ckpt",
+        "val_loss": None if val_loss is None else float(val_loss),
         "metrics": {key: value for key, value in metrics.items() if "/" in key},
         "samples_per_second": windows / seconds,
         "seconds": seconds,

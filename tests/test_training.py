@@ -90,6 +90,7 @@ def test_the_best_checkpoint_is_chosen_on_validation_data(command: Command) -> N
     losses = [epoch["val/loss"] for epoch in metrics(run)["history"]]
     checkpoint = torch.load(run / "best.ckpt", weights_only=True)
     assert checkpoint["epoch"] == losses.index(min(losses))
+    assert metrics(run)["val_loss"] == min(losses)
 
 
 def test_a_model_that_starts_at_pca_is_not_left_for_a_worse_one(command: Command) -> None:
@@ -98,6 +99,7 @@ def test_a_model_that_starts_at_pca_is_not_left_for_a_worse_one(command: Command
     result = metrics(run_folder(command(*args, "trainer=cpu", "trainer.max_epochs=2").out))
     [_, clipped] = baselines.pca(digits(val_size=200), [8])
     assert result["history"][-1]["test/mse"] > 2 * clipped["test_mse"]
+    assert result["val_loss"] < min(epoch["val/loss"] for epoch in result["history"])
     assert result["metrics"]["test/mse"] == pytest.approx(clipped["test_mse"], rel=1e-3)
 
 
@@ -178,6 +180,7 @@ def test_the_papers_protocol_evaluates_the_last_epoch(command: Command) -> None:
     run = run_folder(command(*FAST, "data.val_size=0").out)
     result = metrics(run)
     assert result["checkpoint"] == "last.ckpt"
+    assert result["val_loss"] is None
     assert not (run / "best.ckpt").exists()
     assert result["metrics"]["test/mse"] == pytest.approx(result["history"][-1]["test/mse"])
     assert all("val/mse" not in epoch for epoch in result["history"])
