@@ -151,15 +151,16 @@ def beside(code: Float[Tensor, "*batch code"], x: Float[Tensor, "*batch n"]) -> 
 def principal_axes(x: Float[Tensor, "n values"], k: int) -> tuple[Float[Tensor, " values"], Float[Tensor, "values m"]]:
     """Mean and the first k principal axes, of the most variance first; n windows have no more than n - 1.
 
-    Exact, or of a random projection (Halko et al., arXiv 0909.4061) where there are more than 2,000 windows and values.
+    Exact, or of a random projection (Halko et al., arXiv 0909.4061) where few are wanted of many.
     """
     x = x.double()
     mean = x.mean(0)
     k = min(k, max(1, len(x) - 1), x.shape[1])
-    if min(x.shape) > 2000:
+    if min(x.shape) > max(1000, 10 * (k + 20)):
         axes = torch.pca_lowrank(x, q=min(k + 20, *x.shape), niter=8)[2][:, :k]
     elif x.shape[0] > x.shape[1]:
         axes = torch.linalg.eigh((x - mean).T @ (x - mean))[1].flip(1)[:, :k]
-    else:
-        axes = torch.linalg.svd(x - mean, full_matrices=False)[2][:k].T
+    else:  # by the windows' products, of which there are fewer
+        weights = torch.linalg.eigh((x - mean) @ (x - mean).T)[1].flip(1)[:, :k]
+        axes = torch.linalg.qr((x - mean).T @ weights)[0]
     return mean.float(), axes.float()

@@ -17,7 +17,7 @@ from msae.models.base import Reconstructor
 from msae.models.layers import Scale, principal_axes
 
 log = logging.getLogger(__name__)
-FOLDS = 5
+FOLDS = 10
 """Parts into which training windows are cut to choose shares of the latent."""
 COMPARED = 2**22
 """Values of the windows by which shares are chosen, at most."""
@@ -137,6 +137,7 @@ class PyramidAutoEncoder(Reconstructor):
         if self.hparams["code_dims"] is None and len(dims) > 1 and len(x) > 1:
             n = min(len(x), max(2 * FOLDS, COMPARED // x[0].numel()))
             some = x[torch.linspace(0, len(x) - 1, n).long()]
+            log.info("choosing the scales' shares of the latent by %d windows", n)
             dims = choose_shares(some, list(self.scales), self.hparams["latent_dim"])
             self._build(dims)
             log.info("latent values of a segment, by scale: %s", dims)
@@ -196,7 +197,7 @@ def held_out(
 ) -> Iterator[Float[Tensor, "n channels *sides"]]:
     """What the principal axes of a scale's segments leave of windows, for each number of axes, fold by fold.
 
-    Each window is explained by axes of the windows of other folds. A fold is every fifth of fifty stretches of the
+    Each window is explained by axes of the windows of other folds. A fold is every tenth of a hundred stretches of the
     windows, so that neither windows that overlap nor classes in order fall into a fold of their own.
     """
     fold = torch.arange(len(x)) * min(len(x), 10 * FOLDS) // len(x) % FOLDS
@@ -212,16 +213,17 @@ def held_out(
 def choose_shares(x: Float[Tensor, "n channels *sides"], scales: list[Scale], latent_dim: int) -> list[int]:
     """Values in the code of a segment, for each scale, by which linear paths leave the least of held-out windows.
 
-    Compared are all ways to give the finer scales quarters of the latent; the coarsest has the rest, at least 1 value
-    a segment. It has all unless the gain is above its standard error (the rule of Breiman et al., 1984).
+    Compared are all ways to give the finer scales quarters of the latent, rounded to whole values a segment; the
+    coarsest has the rest, at least 1 value a segment. It has all unless the gain is above its standard error (the rule
+    of Breiman et al., 1984).
     """
     coarsest, *counts = (math.prod(scale.grid) for scale in scales)
     found = set()
     for quarters in product(range(5), repeat=len(counts)):
         if sum(quarters) <= 4:
-            finer = [q * (latent_dim - coarsest) // (4 * n) for q, n in zip(quarters, counts, strict=True)]
+            finer = [round(q * latent_dim / (4 * n)) for q, n in zip(quarters, counts, strict=True)]
             left = latent_dim - sum(dim * n for dim, n in zip(finer, counts, strict=True))
-            if left % coarsest == 0:
+            if left >= coarsest and left % coarsest == 0:
                 found.add((left // coarsest, *finer))
     _, dims, error = least(x, scales, sorted(found))
     [alone] = held_out(x, scales[0], [latent_dim // coarsest])
