@@ -27,10 +27,11 @@ log = logging.getLogger(__name__)
 class History(Callback):
     """Metrics of every epoch, and the time spent in training steps; a resumed run goes on with those it had.
 
-    The test split is evaluated after each epoch for the curve alone: nothing is selected or stopped by it.
+    The test split is evaluated after each epoch for the curve alone: nothing is selected or stopped by it. So is the
+    validation split, to select by, where Lightning leaves it out: after an epoch that `max_steps` ended before its end.
 
     Args:
-        data: whose test split is evaluated.
+        data: whose splits are evaluated.
 
     Attributes:
         epochs: a dict for each epoch, with the split's name in front: `train/mse`, `val/mse`, `test/mse`, ....
@@ -46,6 +47,10 @@ class History(Callback):
         self.epochs: list[dict[str, float]] = []
         self.seconds = 0.0
         self.windows = 0
+        self._validated = -1
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = trainer.global_step
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter()
@@ -58,6 +63,10 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds += self._stopped - self._started
+        if len(self.data.val) and self._validated != trainer.global_step:
+            loss, mse = evaluate(trainer, self.data.val_dataloader(), trainer.limit_val_batches)
+            pl_module.log_dict({"val/loss": loss, "val/mse": mse})
+            trainer.callback_metrics.pop("val/psnr", None)  # of earlier weights
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
         if not math.isfinite(values["train/loss"]):
             raise InputError(
@@ -65,7 +74,7 @@ class History(Callback):
                 "try a smaller model.lr, or model.gradient_clip_val=1"
             )
         values["test/loss"], values["test/mse"] = evaluate(
-            pl_module, self.data.test_dataloader(), trainer.limit_test_batches
+            trainer, self.data.test_dataloader(), trainer.limit_test_batches
         )
         self.epochs.append(values)
         for logger in trainer.loggers:
@@ -79,12 +88,17 @@ class History(Callback):
 
 
 @torch.no_grad()
-def evaluate(model: L.LightningModule, loader: Any, limit: float) -> list[float]:
-    """Loss and MSE of the present weights over batches, within a Trainer's limit, a number of them or a share."""
+def evaluate(trainer: L.Trainer, loader: Any, limit: float) -> list[float]:
+    """Loss and MSE of the present weights over batches, within a limit, a number of them or a share.
+
+    In the Trainer's precision, as Lightning evaluates, so that the numbers compare.
+    """
+    model = trainer.lightning_module
     assert isinstance(model, Reconstructor)
     batches = islice(loader, limit if isinstance(limit, int) else max(1, int(limit * len(loader))))
     model.eval()
-    errors = [model.errors(x.to(model.device)) for x in batches]
+    with trainer.precision_plugin.forward_context():
+        errors = [model.errors(x.to(model.device)) for x in batches]
     model.train()
     total = sum(weight for *_, weight in errors)
     return [float(sum(error[i] * error[2] for error in errors)) / max(1, total) for i in (0, 1)]
@@ -114,7 +128,7 @@ class Checkpoint(ModelCheckpoint):
         if trainer.ckpt_path:
             return
         if self.monitor:
-            loss, _ = evaluate(pl_module, self.data.val_dataloader(), trainer.limit_val_batches)
+            loss, _ = evaluate(trainer, self.data.val_dataloader(), trainer.limit_val_batches)
             self.best_model_path = self.kth_best_model_path = str(Path(str(self.dirpath)) / "best.ckpt")
             self.best_model_score = self.kth_value = torch.tensor(loss)
             self.best_k_models = {self.best_model_path: self.best_model_score}

@@ -61,6 +61,7 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     model = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
     model.set_statistics(**data.statistics)
     model.initialize(lambda: sample(data))
+    kept = "best" if len(data.val) else "last"
     history, checkpoint = History(data), Checkpoint(run, data)
     callbacks: list[L.Callback] = [history, Pictures(data), checkpoint]
     if cfg.trainer.enable_progress_bar:
@@ -76,7 +77,6 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     epochs, seconds, windows = history.epochs, history.seconds, history.windows  # a test takes back those of `kept`
     val_loss = checkpoint.best_model_score
-    kept = "best" if any("val/loss" in epoch for epoch in epochs) else "last"  # which it is within the first epoch
     [metrics] = trainer.test(model, data, ckpt_path=str(run / f"{kept}.ckpt"), weights_only=True, verbose=False)
 
     hydra = HydraConfig.get()
@@ -192,7 +192,6 @@ def quiet() -> None:
         ".*does not have many workers.*",  # batches are slices of a tensor
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # so it calls that of the start
         ".*LeafSpec.*is deprecated.*",  # Lightning's own call
-        ".*could not find the monitored key in the returned metrics.*",  # max_steps ended the first epoch
         "Checkpoint directory .* exists and is not empty.*",  # the run's folder
         "Total length of `list` across ranks is zero.*",  # no validation split
         "The number of training batches .* is smaller than the logging interval.*",  # logged once an epoch

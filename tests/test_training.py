@@ -147,17 +147,41 @@ def test_the_history_is_whole_though_an_earlier_epoch_is_tested(command: Command
     assert result["seconds"] * result["samples_per_second"] == pytest.approx(6 * len(digits(val_size=2).train))
 
 
-@pytest.mark.parametrize("steps", [40, 155])
-def test_steps_that_end_within_the_first_epoch(steps: int, command: Command) -> None:
-    """An epoch is 155 steps: a run of 40 never validates, and its last weights are tested."""
+@pytest.mark.parametrize(("steps", "lr", "best"), [(40, 1e-3, 40), (155, 1e-3, 155), (190, 1e-3, 190), (190, 1, 0)])
+def test_steps_that_end_within_an_epoch(steps: int, lr: float, best: int, command: Command) -> None:
+    """An epoch is 155 steps in calls of 32: whatever the last steps are, their weights are validated too."""
     args = ("data=digits", "trainer=cpu", "data.batch_size=8", "trainer.max_epochs=-1", f"trainer.max_steps={steps}")
-    run = run_folder(command(*args).out)
-    result = metrics(run)
-    kept = "last.ckpt" if steps < 155 else "best.ckpt"
-    assert (result["steps"], result["checkpoint"]) == (steps, kept)
-    x = digits().test.x
-    x_hat, _ = msae.load(run / kept)(x)
-    assert result["metrics"]["test/mse"] == pytest.approx((x_hat - x).square().mean().item(), rel=1e-5)
+    run = run_folder(command(*args, "model=single", "model.latent_dim=8", f"model.lr={lr}").out)
+    result, data = metrics(run), digits(val_size=200)
+    assert (result["steps"], result["checkpoint"]) == (steps, "best.ckpt")
+    assert torch.load(run / "best.ckpt", weights_only=True)["global_step"] == best
+    for path, split, value in (
+        ("last.ckpt", data.val, result["history"][-1]["val/mse"]),
+        ("best.ckpt", data.val, result["val_loss"]),
+        ("best.ckpt", data.test, result["metrics"]["test/mse"]),
+    ):
+        x_hat, _ = msae.load(run / path)(split.x)
+        assert value == pytest.approx((x_hat - split.x).square().mean().item(), rel=1e-5)
+    assert result["history"][-1]["val/loss"] == pytest.approx(result["history"][-1]["val/mse"])
+    assert ("val/psnr" in result["history"][-1]) == (steps == 155), "a value of the epoch before is left out"
+    events = EventAccumulator(str(run)).Reload().Scalars("val/loss")
+    assert (events[-1].step, events[-1].value) == (steps, pytest.approx(result["history"][-1]["val/loss"]))
+
+
+@pytest.mark.parametrize("val_size", [200, 0])
+def test_the_start_and_the_curves_are_judged_in_the_runs_precision(val_size: int, command: Command) -> None:
+    args = ("data=digits", "model=single", "model.latent_dim=8", "model.lr=1", "model.schedule=constant")
+    run = run_folder(command(*args, f"data.val_size={val_size}", *FAST[1:], "trainer.precision=bf16-mixed").out)
+    result, data = metrics(run), digits(val_size=val_size)
+    if not val_size:  # the last weights are tested, by Lightning
+        assert result["metrics"]["test/mse"] == pytest.approx(result["history"][-1]["test/mse"], rel=1e-6)
+        return
+    model = msae.load(run / "best.ckpt")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        loss = model.errors(data.val.x)[0].item()
+    full = model.errors(data.val.x)[0].item()
+    assert abs(loss / full - 1) > 1e-4, "the case needs a model whose loss tells the precisions apart"
+    assert result["val_loss"] == pytest.approx(loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("model", ["ae", "msae", "pyramid"])
