@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 log = logging.getLogger(__name__)
 FREE = ("trainer.", "ckpt_path", "resume", "threads", "data.root")
 """Keys that may change when a run is resumed."""
+CHOSEN = ("code_dims",)
+"""A model's arguments that its training windows choose where the config has null."""
 
 
 def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, Any]:
@@ -59,9 +61,12 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = instantiate(cfg.data)
     model = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
-    model.set_statistics(**data.statistics)
-    model.initialize(lambda: sample(data))
     kept = "best" if len(data.val) else "last"
+    if cfg.ckpt_path is not None:
+        model = resumed(cfg, model, data, run / f"{kept}.ckpt")
+    model.set_statistics(**data.statistics)
+    if cfg.ckpt_path is None:
+        model.initialize(lambda: sample(data))
     history, checkpoint = History(data), Checkpoint(run, data)
     callbacks: list[L.Callback] = [history, Pictures(data), checkpoint]
     if cfg.trainer.enable_progress_bar:
@@ -70,8 +75,6 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks)
     if trainer.num_devices * trainer.num_nodes != 1:
         raise InputError(f"trainer.devices={cfg.trainer.devices}: expected 1; runs of a sweep go side by side instead")
-    if cfg.ckpt_path is not None:
-        check_checkpoint(cfg, model, data)
     OmegaConf.save(cfg, run / "config.yaml", resolve=True)
 
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -139,10 +142,18 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"ckpt_path={cfg.ckpt_path}: no such file; expected a run's last.ckpt")
 
 
-def check_checkpoint(cfg: DictConfig, model: Reconstructor, data: DataModule) -> None:
-    """Raise InputError unless the checkpoint is of this model, and of this config where its run's lies beside it.
+def resumed(cfg: DictConfig, model: Reconstructor, data: DataModule, kept: Path) -> Reconstructor:
+    """The model of the config's checkpoint, before its weights are loaded; what its windows chose is not chosen again.
 
-    Nor can a run go on that `max_steps` ended within an epoch: which windows the epoch had left is not kept.
+    Args:
+        cfg: of the run.
+        model: as the config alone makes it.
+        data: of the run.
+        kept: the checkpoint that the run ends by testing.
+
+    Raises:
+        InputError: the checkpoint is of another model, or of another config where its run's lies beside it; or
+            `max_steps` ended it within an epoch and shall not now: which windows the epoch had left is not kept.
     """
     from msae.models.base import class_path, read_checkpoint
 
@@ -150,11 +161,13 @@ def check_checkpoint(cfg: DictConfig, model: Reconstructor, data: DataModule) ->
     if checkpoint["model_class"] != class_path(type(model)):
         theirs = checkpoint["model_class"].partition(":")[2]
         raise InputError(f"ckpt_path={cfg.ckpt_path}: of the model {theirs}, not {type(model).__name__}")
-    differing(cfg.ckpt_path, checkpoint["hyper_parameters"], dict(model.hparams))
+    before, now = checkpoint["hyper_parameters"], dict(model.hparams)
+    differing(cfg.ckpt_path, before, now | {key: before.get(key) for key in CHOSEN if now.get(key) is None})
     beside = Path(cfg.ckpt_path).parent / "config.yaml"
     if beside.is_file():
-        before, now = (cli.flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(beside), cfg))
-        differing(cfg.ckpt_path, *({k: v for k, v in c.items() if not k.startswith(FREE)} for c in (before, now)))
+        flats = (cli.flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(beside), cfg))
+        differing(cfg.ckpt_path, *({k: v for k, v in flat.items() if not k.startswith(FREE)} for flat in flats))
+    model = type(model)(**before)
     sizes, expected = (
         {name: getattr(value, "shape", None) for name, value in state.items()}
         for state in (checkpoint["state_dict"], model.state_dict())
@@ -163,15 +176,24 @@ def check_checkpoint(cfg: DictConfig, model: Reconstructor, data: DataModule) ->
         raise InputError(
             f"ckpt_path={cfg.ckpt_path}: its weights are not those of {type(model).__name__}; is it damaged?"
         )
-    steps = data.steps_per_epoch
-    if cfg.trainer.limit_train_batches == 1.0 and checkpoint["global_step"] % steps:
+    steps, epochs = checkpoint["global_step"], checkpoint["epoch"] + bool(checkpoint["global_step"])
+    finished = False
+    for unit, done in (("steps", steps), ("epochs", epochs)):
+        limit = cfg.trainer[f"max_{unit}"]
+        if limit != -1 and done > limit:
+            raise InputError(f"trainer.max_{unit}={limit}: {cfg.ckpt_path} has {done} {unit} already")
+        finished |= done == limit
+    whole = data.steps_per_epoch
+    if cfg.trainer.limit_train_batches == 1.0 and steps % whole and steps != cfg.trainer.max_steps:
         raise InputError(
-            f"ckpt_path={cfg.ckpt_path}: ended at step {checkpoint['global_step']}, within an epoch of {steps} steps; "
+            f"ckpt_path={cfg.ckpt_path}: ended at step {steps}, within an epoch of {whole} steps; "
             "expected a checkpoint of whole epochs"
         )
-    if cfg.trainer.max_epochs != -1 and checkpoint["epoch"] >= cfg.trainer.max_epochs:
-        done = checkpoint["epoch"] + 1
-        raise InputError(f"trainer.max_epochs={cfg.trainer.max_epochs}: {cfg.ckpt_path} has {done} epochs already")
+    if finished and not kept.exists():  # Lightning trains no further, and the run is tested
+        raise InputError(
+            f"ckpt_path={cfg.ckpt_path}: has nothing left to train; expected the run's folder, with {kept.name} to test"
+        )
+    return model
 
 
 def differing(path: str, before: dict[str, Any], now: dict[str, Any]) -> None:

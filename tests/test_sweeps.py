@@ -64,6 +64,21 @@ class TestSweeps:
         others = {name: (run / "metrics.json").read_bytes() for name, run in runs.items() if name != lost}
         assert others == {name: content for name, content in finished.items() if name != lost}
 
+    @pytest.mark.parametrize("knobs", [("trainer.max_epochs=-1", "trainer.max_steps=30"), ("trainer.max_epochs=2",)])
+    def test_resume_finishes_a_run_that_lacks_its_result_alone(self, knobs: tuple[str, ...], command: Command) -> None:
+        """Stopped after the last step, be it within an epoch, of 20."""
+        sweep = (*FAST[:2], *knobs, "-m", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
+        assert command(*sweep).code == 0
+        before = {path: json.loads(path.read_text()) for path in Path("sweep").glob("*/metrics.json")}
+        for path in before:
+            path.unlink()
+        code, out, err = command(*sweep, "resume=true")
+        assert code == 0, err
+        assert "failed" not in out
+        for path, result in before.items():
+            again = json.loads(path.read_text())
+            assert all(again[key] == result[key] for key in ("metrics", "val_loss", "history", "steps"))
+
     @pytest.mark.usefixtures("sigint")
     def test_resume_goes_on_within_a_run(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         """A run interrupted in its second epoch ends with the weights of one that was not."""

@@ -114,17 +114,29 @@ def test_the_last_checkpoint_is_of_the_last_epoch(
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == metrics(run)["steps"]
 
 
-def test_shares_chosen_by_the_data_are_kept_on_resuming(command: Command) -> None:
+def test_shares_chosen_by_the_data_are_kept_on_resuming(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not chosen again, which may end otherwise on another machine; what differs is told all the same."""
     args = ("model=pyramid", "data=ucr", "data.name=ArrowHead", "model.latent_dim=31", "trainer=cpu")
     run = run_folder(command(*args, "trainer.max_epochs=2").out)
     codes = metrics(run)["codes"]
     assert len(codes) > 1, "the case needs a set whose latent is shared"
     assert sum(codes.values()) == 31
+    last = Path("last.ckpt")
+    last.write_bytes((run / "last.ckpt").read_bytes())
+    monkeypatch.setattr("msae.models.pyramid.choose_shares", lambda *_: [31, 0, 0])
     code, out, err = command(*args, "trainer.max_epochs=3", f"ckpt_path={run}/last.ckpt")
     assert code == 0, err
     result = metrics(run_folder(out))
     assert (result["epochs"], result["codes"]) == (3, codes)
     assert msae.load(run / "last.ckpt").codes.keys() == codes.keys()
+    for other, told in (
+        ("model.latent_dim=30", "was made with latent_dim=31, not 30"),
+        ("model.code_dims=[31,0,0]", ", not [31, 0, 0]"),
+        ("model.gradient_clip_val=1", "was made with gradient_clip_val=None, not 1"),
+        ("model.segments=[1,4]", "was made with segments=[1, 4, 16], not [1, 4]"),
+    ):
+        code, _, err = command(*args, other, "trainer.max_epochs=3", f"ckpt_path={last}")
+        assert (code, told in err) == (2, True), err
 
 
 def test_what_each_scale_adds_is_shown(command: Command) -> None:
@@ -166,6 +178,30 @@ def test_steps_that_end_within_an_epoch(steps: int, lr: float, best: int, comman
     assert ("val/psnr" in result["history"][-1]) == (steps == 155), "a value of the epoch before is left out"
     events = EventAccumulator(str(run)).Reload().Scalars("val/loss")
     assert (events[-1].step, events[-1].value) == (steps, pytest.approx(result["history"][-1]["val/loss"]))
+
+
+@pytest.mark.parametrize("knobs", [("trainer.max_epochs=-1", "trainer.max_steps=30"), ("trainer.max_epochs=2",)])
+def test_a_complete_run_is_finished(knobs: tuple[str, ...], command: Command) -> None:
+    """One that was stopped after its last step, before its result."""
+    args = ("data=digits", "trainer=cpu", *knobs, "hydra.run.dir=run")
+    assert command(*args).code == 0
+    run = Path("run")
+    before, checkpoint = metrics(run), (run / "last.ckpt").read_bytes()
+    (run / "metrics.json").unlink()
+    code, _, err = command(*args, "ckpt_path=run/last.ckpt")
+    assert (code, err) == (0, "")
+    for key in ("metrics", "val_loss", "history", "steps", "epochs", "checkpoint"):
+        assert metrics(run)[key] == before[key]
+    assert (run / "last.ckpt").read_bytes() == checkpoint
+    code, _, err = command(*args[:-1], "hydra.run.dir=other", "ckpt_path=run/last.ckpt")
+    assert code == 2
+    assert "ckpt_path=run/last.ckpt: has nothing left to train; expected the run's folder, with best.ckpt" in err
+
+
+def test_fewer_steps_than_a_checkpoint_has(command: Command) -> None:
+    assert command(*FAST, "hydra.run.dir=run").code == 0
+    code, _, err = command(*FAST, "trainer.max_steps=20", "ckpt_path=run/last.ckpt")
+    assert (code, err) == (2, "error: trainer.max_steps=20: run/last.ckpt has 40 steps already\n")
 
 
 @pytest.mark.parametrize("val_size", [200, 0])
