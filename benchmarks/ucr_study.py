@@ -3,15 +3,17 @@
     python benchmarks/ucr_study.py ARCHIVE [--out runs/ucr] [--sets NAME ...] [KEY=VALUE ...]
 
 ARCHIVE is a folder of NAME_TRAIN.tsv and NAME_TEST.tsv, or .ts; sets with unequal lengths or missing values are left
-out. For each set and model the setting of least validation loss, of two tried with seed 0, is trained with two more
-seeds; the test split chooses nothing. An interrupted study goes on when it is started again. It writes `search.json`,
-every trial; `study.json` and `study.md`, the results; `ranks.png`, the mean ranks with their critical difference; and
-`scales.png`, what each scale reconstructs of the set on which scales help most.
+out. For each set and model the setting of least validation loss, of six tried with seed 0, is trained with two more
+seeds; the test split chooses nothing. The number of the pyramid's scales is among what is tried, one scale too. An
+interrupted study goes on when it is started again. It writes `search.json`, every trial; `study.json` and `study.md`,
+the results; `ranks.png`, the mean ranks with their critical difference; and `scales.png`, what each scale reconstructs
+of the set on which scales help most.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -19,13 +21,19 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
 from msae import baselines, cli
 from msae.data.ucr import SUFFIXES, ucr
 from msae.errors import InputError
 from msae.report import Run, markdown_over, over_data_sets, read_runs, table
 
-MODELS = ("single", "pyramid")
-SPACE = {"model.lr": ("3e-4", "2e-3")}
+SPACE: dict[str, dict[str, tuple[str, ...]]] = {
+    "single": {"model.lr": ("0.0001", "0.0003", "0.0006", "0.001", "0.002", "0.004")},
+    "pyramid": {"model.lr": ("0.0003", "0.002"), "model.segments": ("[1]", "[1,4]", "[1,4,16]")},
+}
+"""What is tried of each model, as Hydra writes it: all combinations, as many of each."""
 SEEDS = (0, 1, 2)
 
 
@@ -55,50 +63,62 @@ def settings(run: Run) -> dict[str, str]:
     return dict(text.split("=", 1) for text in run["overrides"])
 
 
-def validation(run: Run) -> float:
-    """The least validation loss of a run, by which its weights were kept."""
-    return min(epoch["val/loss"] for epoch in run["history"])
-
-
-def trials(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
-    """The runs of each set and model, the one of least validation loss first."""
+def trials(folder: Path, names: list[str], overrides: dict[str, str]) -> dict[tuple[str, str], list[Run]]:
+    """The runs in a folder of each set and model, the one of least validation loss first; no other study's runs."""
     found = defaultdict(list)
-    for run in sorted(runs, key=validation):
-        found[settings(run)["data.name"], run["model"]].append(run)
+    for run in sorted(read_runs(folder)[0], key=lambda run: run["val_loss"]):
+        had = settings(run)
+        tried = all(had.get(key) in values for key, values in SPACE[run["model"]].items())
+        if tried and had["data.name"] in names and overrides.items() <= had.items():
+            found[had["data.name"], run["model"]].append(run)
     return found
 
 
-def collect(out: Path, root: Path) -> dict[str, dict[str, Any]]:
-    """For each set a row for each model, as `msae.report` has them, and PCA of the same latent size."""
-    chosen = {key: runs[0] for key, runs in trials(read_runs(out / "search")[0]).items()}
-    more = trials([run for folder in out.glob("seeds/*") for run in read_runs(folder)[0]])
+def row_of(runs: list[Run]) -> dict[str, Any]:
+    """A model's row, as `msae.report` has them, over the seeds of one setting."""
+    losses = [run["metrics"]["test/loss"] for run in runs]
+    first = runs[0]
+    row = {"model": first["model"], "latent": first["latent_dim"], "parameters": first["parameters"]}
+    row |= {"codes": first["codes"], "setting": {key: settings(first)[key] for key in SPACE[first["model"]]}}
+    return row | {"n": len(losses), "test_loss": fmean(losses), "test_loss_sd": stdev(losses)}
+
+
+def collect(chosen: dict[tuple[str, str], list[Run]]) -> dict[str, dict[str, Any]]:
+    """For each set a row for each model, PCA of the same latent size, and the size of the data."""
     results: dict[str, dict[str, Any]] = {}
-    for (name, model), first in sorted(chosen.items()):
-        losses = [run["metrics"]["test/loss"] for run in (first, *more[name, model])]
-        row = {"model": model, "latent": first["latent_dim"], "parameters": first["parameters"], "n": len(losses)}
-        row |= {"codes": first["codes"], "test_loss": fmean(losses), "test_loss_sd": stdev(losses)}
-        results.setdefault(name, {"rows": []})["rows"].append(row)
-    for name, result in results.items():
-        data = ucr(name, str(root), val_size=0.2)
-        result |= {"windows": len(data.train), "length": data.shape[1]}
-        result["pca"] = baselines.pca(data, [result["rows"][0]["latent"]])
+    for (name, model), runs in sorted(chosen.items()):
+        if name not in results:
+            data = instantiate(OmegaConf.load(runs[0]["folder"] / "config.yaml").data)
+            pca = baselines.pca(data, [runs[0]["latent_dim"]])
+            results[name] = {"windows": len(data.train), "length": data.shape[1], "rows": {}, "pca": pca}
+        results[name]["rows"][model] = row_of(runs)
+    for result in results.values():
+        result["rows"] = [result["rows"][model] for model in SPACE]
     return results
 
 
-def markdown(results: dict[str, dict[str, Any]]) -> str:
+def beyond(result: dict[str, Any], model: str) -> bool:
+    """Whether a model is worse than PCA by more than its deviation over seeds, and by more than rounding."""
+    row = next(row for row in result["rows"] if row["model"] == model)
+    return bool(row["test_loss"] - row["test_loss_sd"] > 1.001 * result["pca"][0]["test_loss"])
+
+
+def markdown(results: dict[str, dict[str, Any]], over: dict[str, Any]) -> str:
     """The table over sets, and what it sums up to."""
-    rows, worse = [], []
+    rows = []
     for name, result in results.items():
-        by_model = {row["model"]: row for row in result["rows"]}
-        pca = result["pca"][0]["test_loss"]
-        errors = [f"{row['test_loss']:.4g} ± {row['test_loss_sd']:.1g}" for row in map(by_model.get, MODELS) if row]
-        codes = " + ".join(f"{size} in {scale}" for scale, size in by_model["pyramid"]["codes"].items())
-        rows.append([name, f"{result['windows']}", f"{result['length']}", codes, f"{pca:.4g}", *errors])
-        if by_model["pyramid"]["test_loss"] - by_model["pyramid"]["test_loss_sd"] > 1.001 * pca:  # equal to rounding
-            worse.append(name)
-    header = ["set", "training windows", "length", "latent values, in segments", "PCA", *MODELS]
-    beyond = f"Worse than PCA by more than the deviation over seeds on {len(worse)}: {', '.join(worse) or 'none'}."
-    return "\n\n".join([table(header, rows), beyond, markdown_over(over_data_sets(results))]) + "\n"
+        pca, pyramid = result["pca"][0]["test_loss"], result["rows"][-1]
+        errors = [f"{row['test_loss']:.4g} ± {row['test_loss_sd']:.1g}" for row in result["rows"]]
+        codes = " + ".join(f"{size} in {scale}" for scale, size in pyramid["codes"].items())
+        scales = pyramid["setting"]["model.segments"].replace(",", ", ")
+        rows.append([name, f"{result['windows']}", f"{result['length']}", scales, codes, f"{pca:.4g}", *errors])
+    header = ["set", "training windows", "length", "segments", "latent values, in segments", "PCA", *SPACE]
+    text = [table(header, rows)]
+    for model in SPACE:
+        worse = [name for name, result in results.items() if beyond(result, model)]
+        listed = ", ".join(worse) or "none"
+        text.append(f"{model}: worse than PCA by more than the deviation over seeds on {len(worse)}: {listed}.")
+    return "\n\n".join([*text, markdown_over(over)]) + "\n"
 
 
 def main() -> None:
@@ -113,59 +133,63 @@ def main() -> None:
     names = usable(given.archive, given.sets)
     if not names:
         parser.error(f"{given.archive}: no sets in it whose series are whole and of one length")
-    every = {key: ",".join(values) for key, values in SPACE.items()}
-    sweep(given.out / "search", given.archive, names, {"model": ",".join(MODELS)} | every | other)
-    found = trials(read_runs(given.out / "search")[0])
+    for model, space in SPACE.items():
+        every = {key: ",".join(values) for key, values in space.items()}
+        sweep(given.out / "search", given.archive, names, {"model": model} | every | other)
+    found = trials(given.out / "search", names, other)
     trial_rows = [
-        {"set": name, "model": model, "validation": validation(run), "test": run["metrics"]["test/loss"]}
-        | {key: settings(run)[key] for key in SPACE}
+        {"set": name, "model": model, "validation": run["val_loss"], "test": run["metrics"]["test/loss"]}
+        | {key: settings(run)[key] for key in SPACE[model]}
         for (name, model), runs in found.items()
         for run in runs
     ]
     cli.write_json(given.out / "search.json", trial_rows)
+    chosen = {key: runs[:1] for key, runs in found.items()}
     groups = defaultdict(list)
-    for (name, model), runs in found.items():
-        groups[model, tuple(settings(runs[0])[key] for key in SPACE)].append(name)
+    for (name, model), [best] in chosen.items():
+        groups[model, tuple(settings(best)[key] for key in SPACE[model])].append(name)
     for (model, values), members in groups.items():
-        chosen = dict(zip(SPACE, values, strict=True)) | {"model": model, "seed": ",".join(map(str, SEEDS[1:]))}
-        sweep(given.out / "seeds" / "_".join([model, *values]), given.archive, members, chosen | other)
-    results = collect(given.out, given.archive)
-    text = markdown(results)
-    cli.write_json(given.out / "study.json", {"sets": results, "over": over_data_sets(results)})
+        place = given.out / "seeds" / re.sub(r"[^\w.]+", "-", "_".join([model, *values])).strip("-")
+        setting = dict(zip(SPACE[model], values, strict=True)) | {"model": model, "seed": ",".join(map(str, SEEDS[1:]))}
+        sweep(place, given.archive, members, setting | other)
+        for key, runs in trials(place, members, other).items():
+            chosen[key] += runs
+    results = collect(chosen)
+    over = over_data_sets(results)
+    text = markdown(results, over)
+    cli.write_json(given.out / "study.json", {"sets": results, "over": over})
     (given.out / "study.md").write_text(text)
     ranks(given.out / "ranks.png", results)
-    by_scale(given.out / "scales.png", given.archive, found, results)
+    by_scale(given.out / "scales.png", chosen, results)
     print(text)
 
 
 def ranks(path: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Mean ranks; a bar joins models that one-sided Wilcoxon tests at .1, after Holm, do not tell apart."""
+    """Mean ranks; a bar joins models that two-sided Wilcoxon tests at .05, after Holm, do not tell apart."""
     import numpy as np
     from aeon.visualisation import plot_critical_difference
 
-    losses = [
-        [*(row["test_loss"] for row in result["rows"]), result["pca"][0]["test_loss"]] for result in results.values()
-    ]
-    labels = [*(row["model"] for row in next(iter(results.values()))["rows"]), "PCA"]
-    figure, _ = plot_critical_difference(np.array(losses), labels, lower_better=True)
+    rows = [[*result["rows"], result["pca"][0]] for result in results.values()]
+    losses = np.array([[float(f"{row['test_loss']:.5g}") for row in of_set] for of_set in rows])
+    labels = [*SPACE, "PCA"]
+    figure, _ = plot_critical_difference(np.log(losses), labels, lower_better=True, alpha=0.025)  # its tests: one-sided
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
-def by_scale(
-    path: Path, root: Path, found: dict[tuple[str, str], list[Run]], results: dict[str, dict[str, Any]]
-) -> None:
+def by_scale(path: Path, chosen: dict[tuple[str, str], list[Run]], results: dict[str, dict[str, Any]]) -> None:
     """Windows of the test split, and their reconstructions by the coarsest scale alone, by two, and by all."""
     import torch
 
     from msae import load, plots
 
     def ratio(name: str) -> float:
-        losses = {row["model"]: row["test_loss"] for row in results[name]["rows"]}
-        return losses["pyramid"] / losses["single"]
+        single, pyramid = results[name]["rows"]
+        return float(pyramid["test_loss"] / single["test_loss"])
 
-    name = min(results, key=ratio)
-    run = found[name, "pyramid"][0]
-    x, _ = ucr(name, str(root), val_size=0.2).shown(6)
+    several = [name for name, result in results.items() if result["rows"][-1]["setting"]["model.segments"] != "[1]"]
+    name = min(several or results, key=ratio)
+    run = chosen[name, "pyramid"][0]
+    x, _ = instantiate(OmegaConf.load(run["folder"] / "config.yaml").data).shown(6)
     model = load(run["folder"] / run["checkpoint"])
     with torch.no_grad():
         stages = model.stages(model.encode(x))

@@ -125,8 +125,8 @@ def over_data_sets(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Mean rank of each model over the data sets that all have, 1 for the best, and Wilcoxon's signed-rank tests.
 
     What is ranked and tested is the mean of the test loss over seeds; tested its logarithm, so that data sets weigh
-    alike (Demsar, JMLR 7, 2006). PCA has the latent size of the first model. Losses below float32's squared rounding
-    error, as constant data gives, tie.
+    alike (Demsar, JMLR 7, 2006). PCA has the latent size of the first model. Losses tie that agree in five digits, as
+    those of models that stayed at PCA, or are below float32's squared rounding error, as constant data gives.
     """
     from scipy.stats import rankdata, wilcoxon
 
@@ -134,7 +134,7 @@ def over_data_sets(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for data, result in results.items():
         latent = result["rows"][0]["latent"]
         for row in [*result["rows"], *(row for row in result["pca"] if row["latent"] == latent)]:
-            losses.setdefault(row["model"], {})[data] = max(row["test_loss"], 2.0**-46)
+            losses.setdefault(row["model"], {})[data] = float(f"{max(row['test_loss'], 2.0**-46):.5g}")
     models = [model for model, found in losses.items() if len(found) == len(results)]
     ranks = {data: rankdata([losses[model][data] for model in models]) for data in results}
     rows = [

@@ -1,6 +1,8 @@
 """Every command in the README works, and its table is the report's."""
 
 import datetime
+import importlib.util
+import itertools
 import json
 import re
 import runpy
@@ -111,26 +113,41 @@ def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def test_ucr_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two sets, ten steps: trials, seeds, table, pictures; started again, it trains nothing."""
+    """Two sets, ten steps; started again, it trains nothing; runs of another study do not count."""
+    specification = importlib.util.spec_from_file_location("ucr_study", ROOT / "benchmarks" / "ucr_study.py")
+    assert specification is not None
+    assert specification.loader is not None
+    study = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(study)
+    tried = [len(list(itertools.product(*space.values()))) for space in study.SPACE.values()]
+    assert tried == [6, 6]
+    fewer = {"single": {"model.lr": ("0.001", "0.002")}, "pyramid": {"model.segments": ("[1]", "[1,4]")}}
+    monkeypatch.setattr(study, "SPACE", fewer)
     archive = Path(datasets.__file__).parent / "data"
     monkeypatch.chdir(tmp_path)
-    options = ["--out", "ucr", "--sets", "GunPoint", "ItalyPowerDemand"]
-    limits = ["trainer.max_steps=10", "data.epoch_steps=5", "hydra.launcher.n_jobs=1"]
-    monkeypatch.setattr(sys, "argv", ["ucr_study.py", str(archive), *options, *limits])
-    for finished in (0, 16):
-        runpy.run_path(str(ROOT / "benchmarks" / "ucr_study.py"), run_name="__main__")
-        text = capfd.readouterr().out
-        assert text.count("finished before") == finished
+    limits = ["data.epoch_steps=5", "hydra.launcher.n_jobs=1"]
+
+    def run(*options: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["ucr_study.py", str(archive), "--out", "ucr", *options, *limits])
+        study.main()
+        text: str = capfd.readouterr().out
+        return text.count("finished before")
+
+    both = ["--sets", "GunPoint", "ItalyPowerDemand", "trainer.max_steps=10"]
+    assert [run(*both), run(*both)] == [0, 16]
     trials = json.loads(Path("ucr/search.json").read_text())
     assert len(trials) == 8
-    study = json.loads(Path("ucr/study.json").read_text())
-    for name, result in study["sets"].items():
-        assert [(row["model"], row["n"]) for row in result["rows"]] == [("pyramid", 3), ("single", 3)]
-        assert abs(result["rows"][0]["parameters"] / result["rows"][1]["parameters"] - 1) < 0.02
-        for model in ("pyramid", "single"):
-            losses = [trial["validation"] for trial in trials if (trial["set"], trial["model"]) == (name, model)]
-            assert losses == sorted(losses)
+    found = json.loads(Path("ucr/study.json").read_text())
+    for name, result in found["sets"].items():
+        single, pyramid = result["rows"]
+        assert [(row["model"], row["n"]) for row in (single, pyramid)] == [("single", 3), ("pyramid", 3)]
+        assert abs(pyramid["parameters"] / single["parameters"] - 1) < 0.02
+        for row in (single, pyramid):
+            own = [trial for trial in trials if (trial["set"], trial["model"]) == (name, row["model"])]
+            assert row["setting"].items() <= min(own, key=lambda trial: trial["validation"]).items()
     assert {"ranks.png", "scales.png", "study.md"} <= {path.name for path in Path("ucr").iterdir()}
+    run("--sets", "GunPoint", "trainer.max_steps=5")
+    assert len(json.loads(Path("ucr/search.json").read_text())) == 4
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
