@@ -213,15 +213,15 @@ def held_out(
 def choose_shares(x: Float[Tensor, "n channels *sides"], scales: list[Scale], latent_dim: int) -> list[int]:
     """Values in the code of a segment, for each scale, by which linear paths leave the least of held-out windows.
 
-    Compared are all ways to give the finer scales quarters of the latent, rounded to whole values a segment; the
+    Compared are all ways to give the finer scales quarters of the latent, in whole values a segment; the
     coarsest has the rest, at least 1 value a segment. It has all unless the gain is above its standard error (the rule
     of Breiman et al., 1984).
     """
     coarsest, *counts = (math.prod(scale.grid) for scale in scales)
     found = set()
     for quarters in product(range(5), repeat=len(counts)):
-        if sum(quarters) <= 4:
-            finer = [round(q * latent_dim / (4 * n)) for q, n in zip(quarters, counts, strict=True)]
+        for rounded in (math.floor, round) if sum(quarters) <= 4 else ():
+            finer = [rounded(q * (latent_dim - coarsest) / (4 * n)) for q, n in zip(quarters, counts, strict=True)]
             left = latent_dim - sum(dim * n for dim, n in zip(finer, counts, strict=True))
             if left >= coarsest and left % coarsest == 0:
                 found.add((left // coarsest, *finer))
