@@ -7,7 +7,7 @@ out. For each set and model the setting of least validation loss, of six tried w
 seeds; the test split chooses nothing. The number of the pyramid's scales is among what is tried, one scale too. An
 interrupted study goes on when it is started again. It writes `search.json`, every trial; `study.json` and `study.md`,
 the results; `ranks.png`, the mean ranks with their critical difference; and `scales.png`, what each scale reconstructs
-of the set on which scales help most.
+of the set on which the most scales help most.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ def by_scale(path: Path, chosen: dict[tuple[str, str], list[Run]], results: dict
         single, pyramid = results[name]["rows"]
         return float(pyramid["test_loss"] / single["test_loss"])
 
-    several = [name for name, result in results.items() if result["rows"][-1]["setting"]["model.segments"] != "[1]"]
-    name = min(several or results, key=ratio)
+    scales = {name: result["rows"][-1]["setting"]["model.segments"].count(",") for name, result in results.items()}
+    name = min((name for name in results if scales[name] == max(scales.values())), key=ratio)
     run = chosen[name, "pyramid"][0]
     x, _ = instantiate(OmegaConf.load(run["folder"] / "config.yaml").data).shown(6)
     model = load(run["folder"] / run["checkpoint"])
