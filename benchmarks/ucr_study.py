@@ -31,6 +31,7 @@ from msae.report import Run, markdown_over, over_data_sets, read_runs, table
 
 SPACE: dict[str, dict[str, tuple[str, ...]]] = {
     "single": {"model.lr": ("0.0001", "0.0003", "0.0006", "0.001", "0.002", "0.004")},
+    "segmented": {"model.lr": ("0.0003", "0.002"), "model.segments": ("[1]", "[4]", "[8]")},
     "pyramid": {"model.lr": ("0.0003", "0.002"), "model.segments": ("[1]", "[1,4]", "[1,4,16]")},
 }
 """What is tried of each model, as Hydra writes it: all combinations, as many of each."""
@@ -183,7 +184,7 @@ def by_scale(path: Path, chosen: dict[tuple[str, str], list[Run]], results: dict
     from msae import load, plots
 
     def ratio(name: str) -> float:
-        single, pyramid = results[name]["rows"]
+        single, *_, pyramid = results[name]["rows"]
         return float(pyramid["test_loss"] / single["test_loss"])
 
     scales = {name: result["rows"][-1]["setting"]["model.segments"].count(",") for name, result in results.items()}

@@ -64,7 +64,7 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds += self._stopped - self._started
         if len(self.data.val) and self._validated != trainer.global_step:
-            loss, mse = evaluate(trainer, self.data.val_dataloader(), trainer.limit_val_batches)
+            loss, mse = evaluate(trainer, "judged", self.data.val_dataloader(), trainer.limit_val_batches)
             pl_module.log_dict({"val/loss": loss, "val/mse": mse})
             trainer.callback_metrics.pop("val/psnr", None)  # of earlier weights
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
@@ -74,7 +74,7 @@ class History(Callback):
                 "try a smaller model.lr, or model.gradient_clip_val=1"
             )
         values["test/loss"], values["test/mse"] = evaluate(
-            trainer, self.data.test_dataloader(), trainer.limit_test_batches
+            trainer, "errors", self.data.test_dataloader(), trainer.limit_test_batches
         )
         self.epochs.append(values)
         for logger in trainer.loggers:
@@ -88,17 +88,17 @@ class History(Callback):
 
 
 @torch.no_grad()
-def evaluate(trainer: L.Trainer, loader: Any, limit: float) -> list[float]:
+def evaluate(trainer: L.Trainer, measure: str, loader: Any, limit: float) -> list[float]:
     """Loss and MSE of the present weights over batches, within a limit, a number of them or a share.
 
-    In the Trainer's precision, as Lightning evaluates, so that the numbers compare.
+    By `Reconstructor.errors` or `judged`, and in the Trainer's precision, so that they compare with Lightning's.
     """
     model = trainer.lightning_module
     assert isinstance(model, Reconstructor)
     batches = islice(loader, limit if isinstance(limit, int) else max(1, int(limit * len(loader))))
     model.eval()
     with trainer.precision_plugin.forward_context():
-        errors = [model.errors(x.to(model.device)) for x in batches]
+        errors = [getattr(model, measure)(x.to(model.device)) for x in batches]
     model.train()
     total = sum(weight for *_, weight in errors)
     return [float(sum(error[i] * error[2] for error in errors)) / max(1, total) for i in (0, 1)]
@@ -128,7 +128,7 @@ class Checkpoint(ModelCheckpoint):
         if trainer.ckpt_path:
             return
         if self.monitor:
-            loss, _ = evaluate(trainer, self.data.val_dataloader(), trainer.limit_val_batches)
+            loss, _ = evaluate(trainer, "judged", self.data.val_dataloader(), trainer.limit_val_batches)
             self.best_model_path = self.kth_best_model_path = str(Path(str(self.dirpath)) / "best.ckpt")
             self.best_model_score = self.kth_value = torch.tensor(loss)
             self.best_k_models = {self.best_model_path: self.best_model_score}

@@ -1,10 +1,13 @@
 """The pyramid: its segments, where it starts, its passes, and that it trains."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -321,3 +324,14 @@ def test_what_cannot_be(options: dict[str, Any], message: str) -> None:
     given = {"latent_dim": 7, "segments": [1, 3], "code_dims": [4, 1]}
     with pytest.raises(InputError, match=message):
         PyramidAutoEncoder((1, 12), **(given | options))
+
+
+def test_a_variational_model_does_not_keep_its_start(command: Command) -> None:
+    """The start at PCA has the least MSE, and no variance that was learned: validation counts the divergence too."""
+    args = ("model=pyramid", "data=digits", "model.latent_dim=8", "model.regularizer=kl", "trainer.max_epochs=2")
+    assert command(*args, "trainer=cpu", "hydra.run.dir=run").code == 0
+    checkpoint = torch.load("run/best.ckpt", weights_only=True)
+    assert checkpoint["global_step"] > 0
+    assert checkpoint["state_dict"]["log_variance.weight"].any()
+    [_, epoch] = json.loads(Path("run/metrics.json").read_text())["history"]
+    assert epoch["val/loss"] > 1.1 * epoch["val/mse"]

@@ -221,13 +221,23 @@ class Reconstructor(L.LightningModule, ABC):
         z = self.encode(x)
         return self.decode(z), z
 
-    def regularized(self, z: Float[Tensor, "batch latent"]) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, ""]]:
+    def regularized(
+        self, z: Float[Tensor, "batch latent"], generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, ""]]:
         """The latents to decode in training, for `kl` a sample, and the regularizer's penalty, before its weight."""
+        penalty = self.penalty(z)
+        if self.regularizer == "kl":
+            noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+            z = z + noise * (self.log_variance(z) / 2).exp()
+        return z, penalty
+
+    def penalty(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, ""]:
+        """The regularizer's penalty of a batch of latents, before its weight."""
         if self.regularizer == "kl":
             log_variance = self.log_variance(z)
             divergence = 0.5 * (z.square() + log_variance.exp() - 1 - log_variance).mean(0)
-            penalty = divergence.clamp(min=self.free_bits).sum() / (self.channels * self.length)
-            return z + torch.randn_like(z) * (log_variance / 2).exp(), penalty
+            penalty: Tensor = divergence.clamp(min=self.free_bits).sum() / (self.channels * self.length)
+            return penalty
         if self.regularizer == "decorrelate":
             centered = z - z.mean(0)
             centered = centered / (centered.square().sum(0) + 1e-12).sqrt()
@@ -236,8 +246,21 @@ class Reconstructor(L.LightningModule, ABC):
                 code[part] = number
             if len(self._codes) == 1:
                 code = torch.arange(z.shape[1], device=z.device)
-            return z, (centered.T @ centered).square()[code[:, None] != code].mean()
-        return z, z.new_zeros(())
+            apart = (code[:, None] != code).float()
+            return ((centered.T @ centered).square() * apart).sum() / apart.sum().clamp(min=1)
+        return z.new_zeros(())
+
+    def judged(self, x: Float[Tensor, "batch channels length"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
+        """`errors` of a batch, but as loss what training minimises, of one draw and the regularizer at its whole weight.
+
+        By it epochs are chosen: the MSE alone would choose a `kl` model whose variance is not learned yet.
+        """
+        z = self.encode_scaled(self.scaled(x))
+        loss, mse, weight = self.errors(x, z)
+        if self.regularizer != "none":
+            drawn, penalty = self.regularized(z, torch.Generator(z.device).manual_seed(0))
+            loss = (self.errors(x, drawn)[0] if self.regularizer == "kl" else loss) + self.beta * penalty
+        return loss, mse, weight
 
     def scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch channels length"]:
         """What the nets see of raw windows: 0 where a value is missing."""
@@ -326,7 +349,7 @@ class Reconstructor(L.LightningModule, ABC):
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
         """Log the metrics of a batch of the validation split, in raw units."""
-        self._log("val", *self.errors(x))
+        self._log("val", *self.judged(x))
 
     def test_step(self, x: Tensor, batch_idx: int) -> None:
         """Log the metrics of a batch of the test split, in raw units."""

@@ -40,7 +40,8 @@ class PyramidAutoEncoder(Reconstructor):
 
     Args:
         shape: (channels, length) of a window, or (channels, rows, columns) of one that is cut along both axes.
-        latent_dim: values in the latent, all scales together; or a share of a window's values, at least 8 of them.
+        latent_dim: values in the latent, all scales together; or a share of a window's values, at least 8 of them,
+            rounded down to a multiple of the coarsest segments.
         segments: number of segments along each axis, a scale each, from coarse to fine; [1] is a model of one scale.
             Those that are more than the window has steps are left out.
         hidden_dim: size of the hidden layers of a model of one scale. Of several, the finer ones have a quarter of it,
@@ -67,9 +68,6 @@ class PyramidAutoEncoder(Reconstructor):
     ) -> None:
         super().__init__(shape, **training)
         self.save_hyperparameters(logger=False)
-        if isinstance(latent_dim, float) and 0 < latent_dim < 1:
-            latent_dim = max(8, int(latent_dim * self.channels * self.length))
-        self.hparams["latent_dim"] = check_int("latent_dim", latent_dim)
         counts, self.hidden_dim = check_ints("segments", segments), check_int("hidden_dim", hidden_dim)
         self.segments = [n for n in counts if n <= min(self.grid)]
         if counts != sorted(set(counts)) or not self.segments:
@@ -78,8 +76,12 @@ class PyramidAutoEncoder(Reconstructor):
             )
         if len({self._scale(i, 1, 1).grid for i in range(len(self.segments))}) < len(self.segments):
             raise InputError(f"segments={counts}: two of them are the same segments of the window's {self.grid} steps")
-        self.passes = check_int("passes", passes)
         coarsest = self._scale(0, 1, 1).dim
+        if isinstance(latent_dim, float) and 0 < latent_dim < 1:
+            latent_dim = max(8, int(latent_dim * self.channels * self.length))
+            latent_dim = max(1, latent_dim // coarsest) * coarsest
+        self.hparams["latent_dim"] = check_int("latent_dim", latent_dim)
+        self.passes = check_int("passes", passes)
         if code_dims is None and latent_dim % coarsest:
             raise InputError(f"latent_dim={latent_dim}: expected a multiple of {coarsest}, the segments of segments[0]")
         dims = [latent_dim // coarsest, *[0] * len(self.segments[1:])] if code_dims is None else code_dims
