@@ -14,16 +14,26 @@ from hydra.utils import instantiate
 from msae.cli import CONF
 
 BATCH = 64
+IMAGE, SERIES = (1, 28, 28), (1, 512)
+CASES = (
+    (IMAGE, 16, ["model=pyramid28"]),
+    (IMAGE, 64, ["model=pyramid28"]),
+    (IMAGE, 128, ["model=pyramid28"]),
+    (SERIES, 64, ["model=pyramid"]),
+    (SERIES, 64, ["model=pyramid", "model.segments=[1,4]", "model.code_dims=[4,15]"]),
+    (SERIES, 64, ["model=pyramid", "model.code_dims=[16,4,2]"]),
+)
+"""Shape of a window, values in the latent, and a model: finer scales of the first four refine, of the others code."""
 
 
-def steps(name: str, latent: int) -> Callable[[int], float]:
-    """A function that makes steps of a model of `conf/model` on MNIST's shape, and returns samples a second."""
+def steps(shape: tuple[int, ...], latent: int, overrides: list[str]) -> Callable[[int], float]:
+    """A function that makes steps of a model of `conf/model`, and returns samples a second."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("train", overrides=[f"model={name}", f"model.latent_dim={latent}"])
-    model = instantiate(cfg.model, shape=(1, 28, 28))
+        cfg = hydra.compose("train", overrides=[*overrides, f"model.latent_dim={latent}"])
+    model = instantiate(cfg.model, shape=shape)
     model.set_statistics(torch.zeros(1, 1), torch.ones(1, 1), torch.tensor([0.0, 1.0]), bounded=True)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    x = torch.rand(BATCH, 1, 784)
+    x = torch.rand(BATCH, 1, model.length)
 
     def run(n: int) -> float:
         start = time.perf_counter()
@@ -45,13 +55,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="of each model in a round")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print("| latent | single, samples a second | pyramid | ratio (least to greatest) |\n| ---: | ---: | ---: | ---: |")
-    for latent in (16, 64, 128):
-        single, pyramid = steps("single", latent), steps("pyramid28", latent)
+    print("| window | latent | pyramid | single, samples a second | pyramid | ratio (least to greatest) |")
+    print("| --- | ---: | --- | ---: | ---: | ---: |")
+    for shape, latent, overrides in CASES:
+        single, pyramid = steps(shape, latent, ["model=single"]), steps(shape, latent, overrides)
         rounds = [(single(given.steps), pyramid(given.steps)) for _ in range(given.rounds)]
         ratios = sorted(b / a for a, b in rounds)
         speeds = " | ".join(f"{median(column):,.0f}" for column in zip(*rounds, strict=True))
-        print(f"| {latent} | {speeds} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |")
+        named = " ".join(overrides).replace("model.", "").removeprefix("model=")
+        about = f"{'x'.join(map(str, shape[1:]))} | {latent} | {named}"
+        print(f"| {about} | {speeds} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |")
 
 
 if __name__ == "__main__":

@@ -251,7 +251,7 @@ class Reconstructor(L.LightningModule, ABC):
         return z.new_zeros(())
 
     def judged(self, x: Float[Tensor, "batch channels length"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
-        """`errors` of a batch, but as loss what training minimises, of one draw and the regularizer at its whole weight.
+        """`errors` of a batch, but as loss what training minimises, of one draw, the regularizer at its whole weight.
 
         By it epochs are chosen: the MSE alone would choose a `kl` model whose variance is not learned yet.
         """
