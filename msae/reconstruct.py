@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from msae import cli
-from msae.errors import InputError, check_choice, check_int
+from msae import apply, cli
+from msae.errors import InputError
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import numpy as np
@@ -21,9 +20,6 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.data.tables import Format
     from msae.models.base import Reconstructor
 
-BATCH = 2048
-FORMAT = ("columns", "time_column", "group_column", "separator", "decimal", "header", "time_format")
-
 
 def reconstruct(cfg: DictConfig) -> list[Path]:
     """Write each file of `data.path` anew with its reconstruction, and a picture beside it; return the files.
@@ -31,28 +27,12 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
     Raises:
         InputError: a checkpoint, files or values that cannot be used.
     """
-    if not {"path", "window"} <= set(cfg.data):
-        raise InputError("data: expected series, or an option made of it, such as ecg")
-    options = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
-    if OmegaConf.is_missing(cfg, "ckpt"):
-        raise InputError("ckpt: no value; expected a run's best.ckpt or last.ckpt, such as ckpt=runs/msae/best.ckpt")
-    check_int("threads", cfg.threads)
-    check_int("data.stride", cfg.data.stride)
-    check_choice("data.missing", cfg.data.missing, ("error", "interpolate", "mask"))
-    import torch
-
-    from msae import load, plots
+    apply.check(cfg)
+    from msae import plots
     from msae.data import files
-    from msae.data.tables import Format
 
-    torch.set_num_threads(cfg.threads)
-    model = load(cfg.ckpt)
-    if cfg.data.stride > model.length:
-        raise InputError(f"data.stride={cfg.data.stride}: expected at most {model.length}, the length of a window")
-    form = Format(**{name: options[name] for name in FORMAT})
-    if form.columns is None and model.names is not None:  # those it was trained on, in their order
-        form = replace(form, columns=list(model.names))
-    paths = files.find(cfg.data.path, "data.path")
+    model = apply.load(cfg)
+    form, paths = apply.form(cfg, model), apply.found(cfg)
     output = Path(cfg.output or Path(cfg.ckpt).parent / "reconstruction")
     written = [output / path.name for path in paths]
     if twice := {path.name for path in written if written.count(path) > 1}:
@@ -79,31 +59,16 @@ def of_table(table: Table, model: Reconstructor, cfg: DictConfig) -> np.ndarray:
     import numpy as np
     import torch
 
-    from msae.data import rows
-    from msae.data.series import fill
     from msae.data.windows import cut, stitch
 
-    channels = table.values.shape[1]
-    if channels != model.channels or (table.values.ndim == 3 and table.values.shape[2] != model.length):
-        shape = table.values.shape[1:] if table.values.ndim == 3 else (channels,)
-        raise InputError(
-            f"{table.path}: {shape[0]} channels, {', '.join(table.columns[:8])}"
-            + (f", in windows of {shape[1]} steps" if len(shape) == 2 else "")
-            + f"; the model takes {model.channels}, in windows of {model.length} steps"
-        )
-    stretches = rows.stretches(table, cfg.data.max_gap)
-    if table.values.ndim == 2:
-        stretches = [stretch for stretch in stretches if stretch[2] - stretch[1] >= model.length]
-    fill([table], {"whole": [(0, start, stop) for _, start, stop in stretches]}, cfg.data.missing)
+    parts = apply.spans(table, model, cfg)
     if table.values.ndim == 3:
-        return torch.cat(list(outputs(model, torch.from_numpy(table.values).split(BATCH)))).numpy()
+        return torch.cat(list(outputs(model, torch.from_numpy(table.values).split(apply.BATCH)))).numpy()
     x_hat = np.full(table.values.shape, np.nan, dtype=np.float32)
-    for _, start, stop in stretches:
+    for _, start, stop in parts:
         series = torch.from_numpy(table.values[start:stop]).T
-        windows = outputs(model, cut(series, model.length, cfg.data.stride, BATCH))
+        windows = outputs(model, cut(series, model.length, cfg.data.stride, apply.BATCH))
         x_hat[start:stop] = stitch(windows, stop - start, cfg.data.stride).T.numpy()
-    if not stretches:
-        raise InputError(f"{table.path}: no stretch of {model.length} steps, the length of a window")
     return x_hat
 
 
