@@ -1,0 +1,1 @@
+"""What a trained latent is for, as functions of tensors."""

@@ -1,0 +1,414 @@
+"""How strange each time step of a series is to a model, to which scale, and from which score on it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from msae.errors import InputError, check_choice, check_int, check_number
+from msae.models.base import Reconstructor
+
+BLOCK = 512
+"""Windows that go through a model at once."""
+KEPT = 1 << 18
+"""Training scores that are kept, evenly spread, at most."""
+WINDOWS = 20_000
+"""Training windows of which codes are looked at, evenly spread, at most."""
+USUAL = 0.99
+"""Quantile of the training scores against which scales are compared."""
+METHODS = ("evt", "quantile")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of time steps, NaN where no channel has a value; the greater, the stranger.
+
+    Attributes:
+        total: mean of those of the channels that have a value.
+        channels: squared error of the reconstruction in scaled units, the mean of all windows that hold the step; NaN
+            where the channel has no value.
+        scales: for each scale up to which a model can reconstruct, `error_SCALE`, the mean of the channels' squared
+            errors by the scales up to it; and for each code `code_SCALE`, its distance from the training codes.
+    """
+
+    total: Float[Tensor, " time"]
+    channels: Float[Tensor, "channels time"]
+    scales: dict[str, Float[Tensor, " time"]]
+
+    def __len__(self) -> int:
+        return len(self.total)
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Scores one after the other."""
+    return Scores(
+        torch.cat([part.total for part in parts]),
+        torch.cat([part.channels for part in parts], dim=1),
+        {name: torch.cat([part.scales[name] for part in parts]) for name in parts[0].scales},
+    )
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """How a code is distributed over training windows.
+
+    Attributes:
+        mean: of each value.
+        whiten: takes what is left to a covariance of 1.
+    """
+
+    mean: Float[Tensor, " code"]
+    whiten: Float[Tensor, "code code"]
+
+    def distance(self, code: Float[Tensor, "batch code"]) -> Float[Tensor, " batch"]:
+        """Squared Mahalanobis distance divided by the number of values: about 1 on the training windows."""
+        return ((code.double() - self.mean) @ self.whiten).square().mean(1)
+
+
+def fit(code: Float[Tensor, "n code"]) -> Gaussian:
+    """The distribution of a code, with the covariance of its standardized values shrunk (Ledoit and Wolf, 2004).
+
+    Shrinking makes it invertible where windows are fewer than values, or values depend on each other.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    code = code.double()
+    mean, deviation = code.mean(0), code.std(0, correction=0)
+    deviation = deviation.where(deviation > 1e-6 * mean.abs(), 1.0)
+    covariance, _ = ledoit_wolf(((code - mean) / deviation).numpy(), assume_centered=True)
+    values, axes = torch.linalg.eigh(torch.from_numpy(covariance))
+    return Gaussian(mean, axes / (values.clamp(min=0) + 1e-6).sqrt() / deviation[:, None])
+
+
+class Scorer:
+    """Scores the time steps of a series that comes in pieces.
+
+    The model sees the same windows in the same blocks however the series is cut into pieces, so the scores are the
+    same to the bit. What a call gives back ends where windows to come could change a score: about a block of windows
+    before the end of what it was given. `finish` gives the rest.
+
+    Args:
+        model: in evaluation mode.
+        codes: the training codes' distributions, as `learn` gives them; without, codes are left out.
+        stride: time steps from the start of a window to that of the next, at most the length of a window.
+        block: windows in a block; 1 gives scores as soon as they are certain, a window after the step.
+
+    Attributes:
+        names: of `Scores.scales`.
+
+    Raises:
+        InputError: a stride or block out of its range.
+    """
+
+    def __init__(
+        self, model: Reconstructor, codes: Mapping[str, Gaussian] | None = None, stride: int = 1, block: int = BLOCK
+    ) -> None:
+        self.model = model
+        self.codes = dict(codes or {})
+        self.stride = check_int("stride", stride, 1, model.length)
+        self.block = check_int("block", block)
+        with torch.no_grad():
+            stages = list(model.stages(torch.zeros(1, model.latent_dim, device=model.device)))
+        self.names = [f"error_{name}" for name in stages] if len(stages) > 1 else []
+        self.names += [f"code_{name}" for name in self.codes]
+        self._start()
+
+    def _start(self) -> None:
+        """Forget the series."""
+        rows = self.model.channels + len(self.names)
+        self._x = torch.zeros(self.model.channels, 0)
+        self._sums, self._counts = torch.zeros(rows, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+        self._next = 0  # first step, in `_x`, of the next window
+
+    def push(self, piece: Float[Tensor, "channels time"]) -> Scores:
+        """The next time steps, in raw units and NaN where missing; returns the scores that are certain by now."""
+        length = self.model.length
+        self._add(piece)
+        width = (self.block - 1) * self.stride + length
+        while self._next + width <= self._x.shape[1]:
+            self._count(self._next, self.block)
+            self._next += self.block * self.stride
+        return self._take(min(self._next, max(0, self._x.shape[1] - length)))
+
+    def finish(self) -> Scores:
+        """The scores that are left, with those of a last window that ends with the series; then a new series begins.
+
+        Raises:
+            InputError: the series was shorter than a window.
+        """
+        time, length = self._x.shape[1], self.model.length
+        if time < length:
+            raise InputError(f"series of {time} steps: expected at least {length}, the length of a window")
+        n = max(0, (time - length - self._next) // self.stride + 1)
+        if n:
+            self._count(self._next, n)
+        if self._next + n * self.stride - self.stride != time - length:
+            self._count(time - length, 1)
+        scores = self._take(time)
+        self._start()
+        return scores
+
+    def windows(self, x: Float[Tensor, "n channels length"]) -> Scores:
+        """Scores of the steps of windows that do not overlap, one window after the other."""
+        parts = [self._errors(batch).movedim(0, 1).flatten(1) for batch in x.split(self.block)]
+        return self._scores(x.movedim(0, 1).flatten(1), torch.cat(parts, dim=1))
+
+    def _add(self, piece: Tensor) -> None:
+        if piece.ndim != 2 or len(piece) != self.model.channels:
+            raise InputError(f"series of shape {tuple(piece.shape)}: expected ({self.model.channels}, time)")
+        self._x = torch.cat([self._x, piece.float()], dim=1)
+        self._sums, self._counts = (F.pad(sums, (0, piece.shape[1])) for sums in (self._sums, self._counts))
+
+    def _count(self, start: int, n: int) -> None:
+        """Add the errors of n windows, the first of which starts at a step of `_x`, to the sums of their steps."""
+        length = self.model.length
+        width = (n - 1) * self.stride + length
+        windows = self._x[:, start : start + width].unfold(1, length, self.stride).movedim(0, 1)
+        errors = torch.cat([self._errors(windows).movedim(0, 2), torch.ones(1, length, n, dtype=torch.float64)])
+        sums = F.fold(errors, (1, width), (1, length), stride=(1, self.stride))[:, 0, 0]
+        self._sums[:, start : start + width] += sums[:-1]
+        self._counts[start : start + width] += sums[-1]
+
+    @torch.no_grad()
+    def _errors(self, x: Float[Tensor, "n channels length"]) -> Float[Tensor, "n rows length"]:
+        """Squared errors of each channel, of their mean by each stage, and the distance of each code; 0 for missing."""
+        x = x.float().to(self.model.device)
+        z = self.model.encode(x)
+        scaled = (x - self.model.level(x)[0]) / self.model.level(x)[1]
+        latent = z[:, : -2 * self.model.channels] if self.model.per_window else z
+        stages = [(scaled - x_hat).square() for x_hat in self.model.stages_scaled(latent).values()]
+        rows = [stages[-1]]
+        if len(stages) > 1:
+            rows += [error.nanmean(1, keepdim=True) for error in stages]
+        z = z.cpu()
+        rows = [row.cpu().double().nan_to_num(0.0) for row in rows]
+        for name, code in self.codes.items():
+            distance = code.distance(z[:, self.model.codes[name]])
+            rows.append(distance[:, None, None].expand(-1, 1, x.shape[2]))
+        return torch.cat(rows, dim=1)
+
+    def _take(self, n: int) -> Scores:
+        """The scores of the first n steps, which are then forgotten."""
+        scores = self._scores(self._x[:, :n], self._sums[:, :n] / self._counts[:n])
+        self._x, self._sums, self._counts = self._x[:, n:], self._sums[:, n:], self._counts[n:]
+        self._next -= n
+        return scores
+
+    def _scores(self, x: Float[Tensor, "channels time"], rows: Float[Tensor, "rows time"]) -> Scores:
+        channels = rows[: len(x)].where(~x.isnan(), torch.nan)
+        rest = rows[len(x) :].where(~x.isnan().all(0), torch.nan).float()
+        return Scores(channels.nanmean(0).float(), channels.float(), dict(zip(self.names, rest, strict=True)))
+
+
+def scores(
+    scorer: Scorer, x: Float[Tensor, "channels time"] | Float[Tensor, "n channels length"], size: int = 1 << 16
+) -> Iterator[Scores]:
+    """The scores of a whole series, or of windows that do not overlap, `size` time steps at a time.
+
+    What is memory-mapped is read when its turn comes.
+    """
+    if x.ndim == 3:
+        for batch in torch.split(x, max(1, size // x.shape[2])):
+            yield scorer.windows(batch)
+        return
+    for piece in torch.split(x, size, 1):
+        yield scorer.push(piece)
+    yield scorer.finish()
+
+
+class Thinned:
+    """Rows, evenly spread, of more than can be kept: every row at first, then every second, fourth and so on.
+
+    Args:
+        limit: rows that are kept at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.step, self.seen = 1, 0
+        self._kept: list[Tensor] = []
+
+    def chosen(self, n: int) -> slice:
+        """Which of the next n rows to add."""
+        start = -self.seen % self.step
+        self.seen += n
+        return slice(start, None, self.step)
+
+    def add(self, rows: Float[Tensor, "n values"]) -> None:
+        """Add rows that `chosen` chose."""
+        self._kept.append(rows)
+        while sum(map(len, self._kept)) > self.limit:
+            self._kept = [self.rows()[::2]]
+            self.step *= 2
+
+    def rows(self) -> Float[Tensor, "m values"]:
+        """Those that are kept."""
+        return torch.cat(self._kept)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is usual, as training series show it.
+
+    Attributes:
+        codes: distribution of each code.
+        usual: of each of `Scores.scales`, the quantile `USUAL`.
+        totals: the scores of time steps, of many evenly spread ones.
+    """
+
+    codes: dict[str, Gaussian]
+    usual: dict[str, float]
+    totals: Float[Tensor, " n"]
+
+
+Data = Float[Tensor, "channels _"] | Float[Tensor, "_ channels length"]
+"""A series, or windows that do not overlap."""
+
+
+def learn(model: Reconstructor, data: Sequence[Data], stride: int = 1) -> Reference:
+    """What is usual in training series, each at least a window long, or windows, in raw units.
+
+    Args:
+        model: in evaluation mode.
+        data: may be memory-mapped: it is gone through twice, in pieces.
+        stride: see `Scorer`.
+
+    Raises:
+        InputError: fewer than two windows, or no value in any.
+    """
+    kept = Thinned(WINDOWS)
+    for x in data:
+        windows = x if x.ndim == 3 else x.unfold(1, model.length, stride).movedim(1, 0)
+        for batch in windows.split(BLOCK):
+            some = batch[kept.chosen(len(batch))].float()
+            some = some[~some.isnan().all(2).all(1)]
+            if len(some):
+                with torch.no_grad():
+                    kept.add(model.encode(some.to(model.device)).cpu())
+    if not kept.seen or (z := kept.rows()).shape[0] < 2:
+        raise InputError(f"training series: {kept.seen} windows; expected at least 2, to tell what is usual")
+    codes = {name: fit(z[:, code]) for name, code in model.codes.items()}
+    scorer = Scorer(model, codes, stride)
+    totals = Thinned(KEPT)
+    for x in data:
+        for part in scores(scorer, x):
+            totals.add(torch.stack([part.total, *part.scales.values()], dim=1)[totals.chosen(len(part))])
+    rows = totals.rows()
+    rows = rows[~rows[:, 0].isnan()]
+    usual = np.quantile(rows[:, 1:].numpy(), USUAL, axis=0).tolist()
+    return Reference(codes, dict(zip(scorer.names, usual, strict=True)), rows[:, 0])
+
+
+def strangest(
+    scales: Mapping[str, Float[Tensor, " time"]], usual: Mapping[str, float]
+) -> tuple[list[str], Int[Tensor, " time"], Float[Tensor, " time"]]:
+    """Which scale finds each step strange: the one whose error or distance is most times what is usual of it.
+
+    Returns:
+        The names of scales; for each step the number of one of them, -1 where no channel has a value; and how many
+        times what is usual that is.
+    """
+    names = list(dict.fromkeys(name.partition("_")[2] for name in scales))
+    least = torch.finfo(torch.float32).tiny
+    times = torch.stack([row / max(usual[name], least) for name, row in scales.items()])
+    missing = times[0].isnan()
+    found, view = times.nan_to_num(-1.0).max(0)
+    scale_of = torch.tensor([names.index(name.partition("_")[2]) for name in scales])
+    return names, scale_of[view].where(~missing, -1), found.where(~missing, torch.nan)
+
+
+def threshold(totals: Float[Tensor, " n"], probability: float, method: str = "evt", level: float = 0.98) -> float:
+    """The score that a training step is above with a wanted probability.
+
+    Args:
+        totals: scores of training steps; NaN is left out.
+        probability: of an alarm at a step like those of training.
+        method: `quantile`, of the scores; or `evt`, extreme value theory: a generalized Pareto distribution, fitted by
+            maximum likelihood to the peaks over a first threshold, tells of scores that training did not show (Siffer
+            et al., KDD 2017, equation 1).
+        level: quantile that is the first threshold of `evt`; a probability above 1 - level needs no tail, and gives the
+            quantile.
+
+    Raises:
+        InputError: a probability that is not between 0 and 1, another method, too few scores.
+    """
+    check_choice("method", method, METHODS)
+    if not 0 < check_number("probability", probability, 1) < 1:
+        raise InputError(f"probability={probability}: expected a number between 0 and 1, such as 1e-3")
+    found = totals[~totals.isnan()].double().numpy()
+    least = 50 / (1 - level) if method == "evt" and probability < 1 - level else 1 / probability
+    if len(found) < least - 1e-6:
+        hint = "a higher probability" if method == "quantile" else "method=quantile"
+        raise InputError(
+            f"probability={probability:g}: {len(found)} training scores; expected {least:.0f} at least, or {hint}"
+        )
+    if method == "quantile" or probability >= 1 - level:
+        return float(np.quantile(found, 1 - probability))
+    from scipy.stats import genpareto
+
+    first = float(np.quantile(found, level))
+    peaks = found[found > first] - first
+    if not len(peaks):  # scores that are all alike up there
+        return first
+    unit = peaks.mean()
+    shape, _, scale = genpareto.fit(peaks / unit, floc=0)
+    return first + float(unit) * float(genpareto.isf(probability * len(found) / len(peaks), shape, scale=scale))
+
+
+@dataclass(frozen=True)
+class Event:
+    """A run of time steps above the threshold; steps are counted from 0.
+
+    Attributes:
+        start: first step.
+        end: last step.
+        peak: the step of the greatest score.
+        score: that score.
+        scale: number of the scale that finds the peak strangest, -1 for none.
+        channel: number of the channel with the greatest score at the peak.
+    """
+
+    start: int
+    end: int
+    peak: int
+    score: float
+    scale: int
+    channel: int
+
+
+def events(found: Scores, above: float, scale: Int[Tensor, " time"] | None = None, first: int = 0) -> list[Event]:
+    """The runs of steps whose score is above a threshold.
+
+    Args:
+        found: scores of steps, the first of which is number `first`.
+        above: the threshold.
+        scale: number of the strangest scale at each step.
+        first: number of the first step.
+    """
+    edges = torch.diff((found.total > above).int(), prepend=torch.zeros(1).int(), append=torch.zeros(1).int())
+    result = []
+    for start, stop in zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist(), strict=True):
+        peak = start + int(found.total[start:stop].argmax())
+        channel = int(found.channels[:, peak].nan_to_num(-1.0).argmax())
+        number = -1 if scale is None else int(scale[peak])
+        result.append(Event(first + start, first + stop - 1, first + peak, float(found.total[peak]), number, channel))
+    return result
+
+
+def merged(runs: Iterable[Event], gap: int = 0) -> list[Event]:
+    """Events in order, with those joined that are `gap` steps or fewer apart; 0 joins those that touch."""
+    check_int("gap", gap, 0)
+    result: list[Event] = []
+    for run in runs:
+        if result and run.start - result[-1].end - 1 <= gap:
+            peak = max(result[-1], run, key=lambda event: event.score)
+            run = Event(result[-1].start, run.end, peak.peak, peak.score, peak.scale, peak.channel)  # noqa: PLW2901
+            result.pop()
+        result.append(run)
+    return result
