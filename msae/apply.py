@@ -1,7 +1,7 @@
 """What the commands share that put a trained model to data: checks, series and samples as streams, tables as output.
 
-A command begins with `check` and `check_out`, takes its model from `load`, goes through `stretches(cfg, model)` (of files)
-or `samples(cfg, model)` (of data sets of samples; `has_files` tells which), and writes to a `Writer`.
+A command begins with `check` and `check_out`, takes its model from `load`, goes through `stretches(cfg, model)` of
+files or `samples(cfg, model)` of data sets of samples (`has_files` tells which), and writes to a `Writer`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def check_out(cfg: DictConfig, *beside: str) -> Path:
 
 
 def load(cfg: DictConfig) -> Reconstructor:
-    """The model of `cfg.ckpt`, on the CPU and in evaluation mode; InputError where `data.stride` exceeds its windows."""
+    """The model of `cfg.ckpt`, on the CPU, for evaluation; InputError where `data.stride` is above its length."""
     import torch
 
     from msae.models import base
@@ -178,6 +178,10 @@ class Stretch:
         else:
             where = starts(self.x.shape[1], length, stride).split(size)
             yield from zip(where, (x.float() for x in cut(self.x, length, stride, size)), strict=True)
+
+    def count(self, length: int, stride: int) -> int:
+        """How many windows there are."""
+        return len(self.x) if self.x.ndim == 3 else -(-(self.x.shape[1] - length) // stride) + 1
 
     def rows(self, steps: Int[Tensor, " m"]) -> np.ndarray:
         """The rows, from 0, in which steps of the stretch stand in the file."""
@@ -398,7 +402,7 @@ def picture(figure: Figure, path: Path) -> None:
 
 
 def bar(text: str, total: int, unit: str) -> tqdm[Any]:
-    """Progress on stderr, where that is a terminal, to be used as `with bar(...) as shown: ... shown.update(n)`."""
+    """Progress on stderr where that is a terminal; a context manager with a method `update(n)`."""
     from tqdm import tqdm
 
     return tqdm(desc=text, total=total, unit=f" {unit}", unit_scale=True, disable=None, leave=False)

@@ -1,12 +1,14 @@
-"""Pictures of reconstructions and of learning curves."""
+"""Pictures of reconstructions, of latents and of learning curves."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 
@@ -87,6 +89,34 @@ def series(
     axes[0, 0].legend(fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("row")
+    return figure
+
+
+def latents(z: Float[np.ndarray, "n latent"], by: Shaped[np.ndarray, " n"], name: str) -> Figure:
+    """Latents in two dimensions, by PCA; a colour for each of up to 20 texts or whole numbers, else a colour bar.
+
+    Args:
+        z: the latents.
+        by: what they are coloured by, such as labels or times.
+        name: of that.
+    """
+    pca = PCA(min(2, *z.shape), svd_solver="full").fit(z)
+    x, y = np.pad(pca.transform(z), ((0, 0), (0, 2 - pca.n_components_))).T
+    share = np.append(np.nan_to_num(pca.explained_variance_ratio_), 0.0)
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    axis = figure.subplots()
+    kinds, number = np.unique(by, return_inverse=True)
+    if len(kinds) <= 20 and name == "label":
+        for i, kind in enumerate(kinds):
+            axis.scatter(x[number == i], y[number == i], s=6, color=colormaps["tab20"](i), label=str(kind))
+        axis.legend(title=name, fontsize=8, markerscale=2)
+    else:
+        stamps = by.dtype.kind == "M"
+        values = by.astype("M8[s]").astype(float) if stamps else number if by.dtype.kind in "OU" else by
+        bar = figure.colorbar(axis.scatter(x, y, s=6, c=values, cmap="viridis"), label=name)
+        if stamps:
+            bar.ax.yaxis.set_major_formatter(lambda second, _: str(np.datetime64(int(second), "s"))[:16])
+    axis.set(xlabel=f"first component, {share[0]:.0%} of the variance", ylabel=f"second, {share[1]:.0%}")
     return figure
 
 

@@ -1,0 +1,136 @@
+"""The latents of a trained model as a table: `python -m msae.embed ckpt=... data=... out=z.parquet`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from msae import apply, cli
+from msae.errors import InputError
+
+if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from msae.models.base import Reconstructor
+
+POINTS = 4000
+"""Least number of latents that the picture shows, where there are as many."""
+Piece = tuple["Float[Tensor, 'm channels length']", dict[str, Any]]
+"""Windows, and what the table says of each."""
+
+
+def embed(cfg: DictConfig) -> Path:
+    """Write a row for each window, or sample, and a picture beside it; return the table's path.
+
+    Raises:
+        InputError: a checkpoint, data or an output that cannot be used.
+    """
+    apply.check(cfg, files=False)
+    out = apply.check_out(cfg, ".png")
+    if cfg.label is not None and not apply.has_files(cfg):
+        raise InputError(f"label={cfg.label}: a column of files; expected null, as this data set has its own labels")
+    import torch
+
+    from msae import plots
+
+    model = apply.load(cfg)
+    pieces = of_files(cfg, model) if apply.has_files(cfg) else of_samples(cfg, model)
+    shown = Shown()
+    with apply.Writer(out) as table:
+        for x, about in pieces:
+            with torch.no_grad():
+                z = model.encode(x)
+            table.write(about | columns(z, model))
+            shown.add(z, about)
+    apply.picture(plots.latents(*shown.points()), out.with_name(f"{out.name}.png"))
+    print(f"{table.rows} rows, {model.latent_dim} values each: {sizes(model)}\n  {out}\n  {out}.png")
+    return out
+
+
+def of_files(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
+    """The windows of the files, with their file, group, rows, times and labels."""
+    for stretch in apply.stretches(cfg, model, cfg.label):
+        whole = stretch.x.ndim == 2
+        with apply.bar(
+            f"{stretch.table.path} {stretch.group}", stretch.count(model.length, cfg.data.stride), "windows"
+        ) as bar:
+            for starts, x in stretch.windows(model.length, cfg.data.stride):
+                ends = starts + (model.length - 1 if whole else 0)
+                about: dict[str, Any] = {"file": [str(stretch.table.path)] * len(x)}
+                if cfg.data.group_column is not None:
+                    about["group"] = [stretch.group] * len(x)
+                about |= {"start": stretch.rows(starts), "stop": stretch.rows(ends) + 1}
+                if cfg.data.time_column is not None:
+                    about |= {"start_time": stretch.times(starts), "stop_time": stretch.times(ends)}
+                if stretch.labels is not None:
+                    about["label"] = stretch.labels.of(stretch.rows(ends))
+                yield x, about
+                bar.update(len(x))
+
+
+def of_samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
+    """The samples of a data set, with their split, number in it, and label."""
+    import numpy as np
+
+    for batch in apply.samples(cfg, model):
+        index = np.arange(batch.first, batch.first + len(batch.x))
+        about: dict[str, Any] = {"split": [batch.split] * len(batch.x), "index": index}
+        yield batch.x, about if batch.y is None else about | {"label": batch.y}
+
+
+def columns(z: Float[Tensor, "n latent"], model: Reconstructor) -> dict[str, Float[Tensor, " n"]]:
+    """The latents' values by names such as `small_0`, of the scale and of the place in its code."""
+    return {
+        f"{scale}_{i}": values
+        for scale, code in model.codes.items()
+        for i, values in enumerate(z[:, code].T.contiguous())
+    }
+
+
+def sizes(model: Reconstructor) -> str:
+    """How many values each scale has."""
+    return ", ".join(f"{scale} {code.stop - code.start}" for scale, code in model.codes.items())
+
+
+class Shown:
+    """Latents for the picture, evenly chosen as they come, between POINTS and twice as many where there are enough."""
+
+    def __init__(self) -> None:
+        self.z: list[Tensor] = []
+        self.by: list[Any] = []
+        self.name = ""
+        self.step = 1
+        self.seen = 0
+
+    def add(self, z: Float[Tensor, "m latent"], about: dict[str, Any]) -> None:
+        """Look at more latents, and at what they are coloured by: their label, their time, or their number."""
+        self.name = next((name for name in ("label", "start_time", "start") if name in about), "index")
+        first = -self.seen % self.step
+        values = about[self.name]
+        values = values.to_numpy(zero_copy_only=False) if hasattr(values, "to_numpy") else values
+        self.z += list(z[first :: self.step])
+        self.by += list(values[first :: self.step])
+        self.seen += len(z)
+        while len(self.z) >= 2 * POINTS:
+            self.z, self.by, self.step = self.z[::2], self.by[::2], 2 * self.step
+
+    def points(self) -> tuple[Any, Any, str]:
+        """Latents `(n, latent)`, what they are coloured by `(n,)`, and its name."""
+        import numpy as np
+        import torch
+
+        return torch.stack(self.z).numpy(), np.array(self.by), self.name
+
+
+def main() -> None:
+    """The command."""
+    cli.run(embed, "embed")
+
+
+if __name__ == "__main__":
+    importlib.import_module("msae.embed").main()
