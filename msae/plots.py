@@ -1,4 +1,4 @@
-"""Pictures of reconstructions, of latents and of learning curves."""
+"""Pictures of reconstructions, of latents, of forecasts and of learning curves."""
 
 from collections.abc import Mapping, Sequence
 
@@ -120,6 +120,57 @@ def latents(z: Float[np.ndarray, "n latent"], by: Shaped[np.ndarray, " n"], name
     return figure
 
 
+def forecast(
+    x: Float[np.ndarray, "time channels"], y_hat: Float[np.ndarray, "horizon channels"], names: Sequence[str]
+) -> Figure:
+    """A row for each of the first four channels: the end of a series, and the forecast of what follows it."""
+    shown = min(4, x.shape[1])
+    figure = Figure(figsize=(9, 0.6 + 1.8 * shown), layout="constrained")
+    axes = figure.subplots(shown, squeeze=False, sharex=True)[:, 0]
+    for channel, axis in enumerate(axes):
+        axis.plot(np.arange(1 - len(x), 1), x[:, channel], linewidth=1, label="series")
+        axis.plot(np.arange(1, len(y_hat) + 1), y_hat[:, channel], linewidth=1, label="forecast")
+        axis.axvline(0.5, color="gray", linewidth=0.6)
+        axis.set_ylabel(names[channel])
+    axes[0].legend(fontsize=8)
+    axes[-1].set_xlabel("steps after the end")
+    return figure
+
+
+def anomalies(
+    x: Float[np.ndarray, "time channels"],
+    score: Float[np.ndarray, " time"],
+    threshold: float,
+    events: Sequence[tuple[int, int]],
+    names: Sequence[str],
+) -> Figure:
+    """A row for each of the first four channels and one for the score, with the threshold; events are shaded.
+
+    Args:
+        x: the series.
+        score: of each step, drawn on a logarithmic axis where it is above 0.
+        threshold: above which an event is.
+        events: first and last step of each.
+        names: of the channels.
+    """
+    shown = min(4, x.shape[1])
+    figure = Figure(figsize=(11, 2.2 + 1.4 * shown), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(shown + 1, 1, sharex=True, height_ratios=[*[1] * shown, 1.4]))
+    for channel, axis in enumerate(axes[:-1]):
+        axis.plot(*envelope(x[:, channel]), linewidth=0.8)
+        axis.set_ylabel(names[channel])
+    axes[-1].plot(*envelope(score), linewidth=0.8, color="black", label="score")
+    axes[-1].axhline(threshold, color="tab:red", linestyle="--", linewidth=1, label="threshold")
+    if np.nanmax(score, initial=0) > 0:
+        axes[-1].set_yscale("log", nonpositive="mask")
+    axes[-1].set(ylabel="score", xlabel="step")
+    axes[-1].legend(fontsize=8, loc="upper left")
+    bars = [(start - 0.5, end - start + 1) for start, end in events]
+    for axis in axes:
+        axis.broken_barh(bars, (0, 1), transform=axis.get_xaxis_transform(), color="tab:red", alpha=0.25, linewidth=1)
+    return figure
+
+
 def envelope(values: Float[np.ndarray, " time"]) -> tuple[np.ndarray, np.ndarray]:
     """Rows and values of a line that shows the least and greatest value of each of up to 1,000 stretches."""
     if len(values) <= 2000:
@@ -128,3 +179,32 @@ def envelope(values: Float[np.ndarray, " time"]) -> tuple[np.ndarray, np.ndarray
     with np.errstate(all="ignore"):
         bounds = [(np.fmin.reduce(piece), np.fmax.reduce(piece)) for piece in np.split(values, edges[1:-1])]
     return np.repeat(edges[:-1], 2), np.array(bounds).reshape(-1)
+
+
+def variants(
+    x: Float[Tensor, "n channels length"],
+    made: Mapping[str, Float[Tensor, "n channels length"]],
+    image_shape: tuple[int, ...] | None = None,
+) -> Figure:
+    """A column for each of n old samples, first as it is, then what each of `made` has in its place, before it in grey.
+
+    Samples are drawn as images where `image_shape`, (rows, columns), is given, else as lines, one a channel, four at
+    most.
+    """
+    rows = [("old", x), *made.items()]
+    height = 0.9 if image_shape else 1.2
+    figure = Figure(figsize=(1.6 + (0.9 if image_shape else 1.8) * len(x), height * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(x), squeeze=False)
+    present = x[~x.isnan()]
+    low, high = (float(bound) for bound in present.aminmax()) if len(present) else (0.0, 1.0)
+    for (name, samples), line in zip(rows, axes, strict=True):
+        for old, new, axis in zip(x, samples, line, strict=True):
+            if image_shape:
+                axis.imshow(new.reshape(image_shape).numpy(), cmap="gray", vmin=low, vmax=high)
+            else:
+                axis.plot(old[:4].T.numpy(), color="0.75", linewidth=0.8)
+                axis.set_prop_cycle(None)
+                axis.plot(new[:4].T.numpy(), linewidth=0.8)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    return figure

@@ -1,0 +1,190 @@
+"""Forecasts from the latent: `python -m msae.forecast ckpt=... data=series data.path=... out=forecast.csv`."""
+
+from __future__ import annotations
+
+import importlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from msae import apply, cli
+from msae.errors import InputError, check_ints
+
+if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
+    import pyarrow as pa
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from msae.data.rows import Table
+    from msae.latent.forecasting import Errors, Forecaster, Part
+    from msae.models.base import Reconstructor
+
+
+def forecast(cfg: DictConfig) -> Path:
+    """Fit, tell the errors on the test split, and write what follows the end of each series, and a picture.
+
+    Raises:
+        InputError: a checkpoint, data, horizons or an output that cannot be used.
+    """
+    apply.check(cfg)
+    horizons = sorted(set(check_ints("horizons", list(cfg.horizons))))
+    if not horizons:
+        raise InputError("horizons=[]: expected steps to forecast, such as [24,48]")
+    out = apply.check_out(cfg, ".png")
+    from msae.latent import forecasting
+
+    model = apply.load(cfg)
+    tables, last, parts = read(cfg, model)
+    for split, its in parts.items():
+        forecasting.check_horizons(split, its, model.length, horizons)
+    steps = sum(series.shape[1] - first for its in parts.values() for series, first in its)
+    with apply.bar("windows", steps // cfg.data.stride, "windows") as bar:
+        encode = encoder(model, bar.update)
+        stride = cfg.data.stride
+        found = forecasting.fit(encode, parts["training"], parts["validation"], model.length, horizons, stride)
+        errors = forecasting.evaluate(encode, found, parts["test"], model.length, stride)
+    print("\n".join(table_of(found, errors, tables[0].columns)))
+    shown = write(cfg, out, last, model, found)
+    from msae import plots
+
+    apply.picture(plots.forecast(*shown, tables[0].columns), out.with_name(f"{out.name}.png"))
+    print(f"\n{len(last)} series\n  {out}\n  {out}.png")
+    return out
+
+
+def read(
+    cfg: DictConfig, model: Reconstructor
+) -> tuple[list[Table], list[tuple[Table, str, int, int]], dict[str, list[Part]]]:
+    """The files; their series' last stretches, by table, group and rows; and the parts of training, validation, test.
+
+    Raises:
+        InputError: see `msae.data.series`; also a missing value, or a series that ends with less than a window.
+    """
+    import torch
+
+    from msae.data import files, rows, series
+
+    names = ("window", "stride", "missing", "scale", "split", "split_seed", "val_size", "test_size", "test_path")
+    given = dict(cfg.data) | {"window": model.length}
+    shares = series.check_options(*(given[name] for name in names))
+    form, paths = apply.form(cfg, model), apply.found(cfg)
+    test_paths = files.find(cfg.data.test_path, "data.test_path") if cfg.data.test_path else []
+    if both := {file.resolve() for file in paths} & {file.resolve() for file in test_paths}:
+        raise InputError(f"data.test_path={cfg.data.test_path}: {min(both)} is among the files of data.path too")
+    tables = [files.read(path, form) for path in [*paths, *test_paths]]
+    for table in tables:
+        apply.check_channels(table, model)
+        if table.values.ndim == 3:
+            raise InputError(f"{table.path}: windows already cut; expected series, whose windows have a future")
+        if hole := rows.first_hole(table.values, 0, len(table.values)):
+            raise InputError(
+                f"{table.where(hole[0])}, column {table.columns[hole[1]]}: no value; expected one in every row: "
+                "a line drawn to the next value would tell of the future"
+            )
+    stretches = [rows.stretches(table, cfg.data.max_gap) for table in tables]
+    spans = series.in_time(stretches[: len(paths)], shares)
+    spans["test"] += [(i, a, b) for i in range(len(paths), len(tables)) for _, a, b in stretches[i]]
+    parts: dict[str, list[Part]] = {split: [] for split in spans}
+    for split, its in spans.items():
+        for number, start, stop in its:
+            begins = [first for _, first, _ in stretches[number]]
+            first = max(begins[bisect_right(begins, start) - 1], start - model.length)
+            parts[split].append((torch.from_numpy(tables[number].values[first:stop]).T, start - first))
+    last = {(i, name): (a, b) for i in range(len(paths)) for name, a, b in stretches[i]}
+    for (i, name), (start, stop) in last.items():
+        if stop - start < model.length:
+            what = f"{tables[i].path}{f', {name}' if name else ''}"
+            raise InputError(f"{what}: ends with {stop - start} steps without a gap; expected a window, {model.length}")
+    return tables, [(tables[i], name, start, stop) for (i, name), (start, stop) in last.items()], parts
+
+
+def encoder(
+    model: Reconstructor, seen: Callable[[int], Any]
+) -> Callable[[Float[Tensor, "n channels length"]], Float[Tensor, "n latent"]]:
+    """The model's `encode` without gradients, which tells `seen` of how many windows."""
+    import torch
+
+    def encode(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            z = model.encode(x)
+        seen(len(x))
+        return z
+
+    return encode
+
+
+def table_of(found: dict[int, Forecaster], errors: dict[int, Errors], names: list[str]) -> Iterator[str]:
+    """Lines: the errors of each horizon and channel, and their mean over channels in scaled units."""
+    wide = max(map(len, [*names, "channel"]))
+    yield "errors on the test split, scaled by the training split's deviation and in raw units"
+    yield f"horizon  windows  alpha  {'channel':{wide}}       MSE       MAE     MSE, raw     MAE, raw"
+    for horizon, its in errors.items():
+        head = f"{horizon:7}  {its.n:7}  {found[horizon].alpha:5g}"
+        for i, name in enumerate(names):
+            width = float(found[horizon].deviation[i])
+            mse, mae = float(its.mse[i]), float(its.mae[i])
+            yield f"{head}  {name:{wide}}  {mse:8.4f}  {mae:8.4f}  {mse * width**2:11.5g}  {mae * width:11.5g}"
+        yield f"{head}  {'all':{wide}}  {float(its.mse.mean()):8.4f}  {float(its.mae.mean()):8.4f}"
+
+
+def write(
+    cfg: DictConfig,
+    out: Path,
+    last: list[tuple[Table, str, int, int]],
+    model: Reconstructor,
+    found: dict[int, Forecaster],
+) -> tuple[Any, Any]:
+    """Write the forecasts; returns the end of the first series and its longest forecast, both `(time, channels)`."""
+    import numpy as np
+    import torch
+
+    shown = None
+    with apply.Writer(out) as rows:
+        for table, group, begin, stop in last:
+            x = torch.from_numpy(table.values[stop - model.length : stop]).T[None].float()
+            z = encoder(model, lambda _: None)(x)
+            for horizon, forecaster in found.items():
+                y_hat = forecaster(z)[0]
+                about: dict[str, Any] = {"file": [str(table.path)] * horizon}
+                if cfg.data.group_column is not None:
+                    about["group"] = [group] * horizon
+                about |= {"horizon": np.full(horizon, horizon), "step": np.arange(1, horizon + 1)}
+                if table.times is not None:
+                    about["time"] = following(table, stop, horizon)
+                names = [name if name not in about else f"{name}_value" for name in table.columns]
+                rows.write(about | dict(zip(names, y_hat.contiguous(), strict=True)))
+            if shown is None:
+                start = max(begin, stop - max(2 * model.length, *found))
+                shown = np.asarray(table.values[start:stop], np.float32), y_hat.T.numpy()
+    assert shown is not None
+    return shown
+
+
+def following(table: Table, stop: int, n: int) -> pa.Array:
+    """The times of the n steps after row `stop`: months where all of the last were, else at the usual distance."""
+    import numpy as np
+
+    assert table.times is not None
+    start = next(first for _, first, end in table.groups if first < stop <= end)
+    times = np.asarray(table.times[max(start, stop - 1000) : stop])
+    step = float(np.median(np.diff(times)))
+    if table.origin is not None:
+        stamps = table.origin.astype("M8[us]") + np.round(times * 1e6).astype("m8[us]")
+        months = stamps.astype("M8[M]")
+        apart, days = np.unique(np.diff(months)), np.unique(stamps - months)
+        if len(apart) == len(days) == 1 and apart[0] > np.timedelta64(0, "M"):
+            after = months[-1] + apart[0] * np.arange(1, n + 1)
+            return apply.stamps((after + days[0] - table.origin) / np.timedelta64(1, "s"), table.origin)
+    return apply.stamps(times[-1] + step * np.arange(1, n + 1), table.origin)
+
+
+def main() -> None:
+    """The command."""
+    cli.run(forecast, "forecast")
+
+
+if __name__ == "__main__":
+    importlib.import_module("msae.forecast").main()
