@@ -1,0 +1,314 @@
+"""New samples from old ones by controlled changes of the latent, of all scales or of some.
+
+Every change moves a latent along one draw, and `strength` is how far: a stronger change goes on where a weaker one
+stopped. Strengths are in deviations of the latent over reference samples, so that they mean the same for every model
+and data set. The changes follow L-GTA (arXiv 2507.23615), where they are of a latent sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from msae.errors import InputError, check_choice, check_int, check_number, check_positive
+from msae.models.base import Reconstructor
+
+CHANGES = ("jitter", "scaling", "magnitude_warp", "drift", "mix")
+STRONGEST = 100.0
+"""Deviations that a change may go, at most; a mixture goes at most to the neighbour, at 1."""
+TOLERANCE = 0.01
+"""Share of a distance by which an adaptive change may miss it."""
+NEIGHBOURS = 5
+KNOTS = 4
+BATCH = 2048
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Samples by which strengths, distances and neighbours are measured, as their latents.
+
+    Attributes:
+        z: latents.
+        y: labels, where there are any; only samples of one label are mixed.
+        mean: of each latent value.
+        deviation: of each latent value.
+        spread: deviation of each channel in scaled units.
+    """
+
+    z: Float[Tensor, "n latent"]
+    y: Int[Tensor, " n"] | None
+    mean: Float[Tensor, " latent"]
+    deviation: Float[Tensor, " latent"]
+    spread: Float[Tensor, "channels 1"]
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, model: Reconstructor, x: Float[Tensor, "n channels length"], y: Int[Tensor, " n"] | None = None
+    ) -> Reference:
+        """The reference that samples in raw units make, such as those of the training split.
+
+        Raises:
+            InputError: no sample, or samples that are not of the model's shape.
+        """
+        if not len(x):
+            raise InputError("reference: no sample")
+        z = torch.cat([model.encode(part) for part in x.split(BATCH)])
+        offset, scale = model.level(x)
+        scaled = (x - offset) / scale
+        mean = scaled.nanmean((0, 2), keepdim=True)
+        spread = (scaled - mean).square().nanmean((0, 2)).sqrt()[:, None]
+        return cls(z, y, z.mean(0), z.std(0, correction=0), spread.where(spread > 0, 1.0))
+
+
+class Augmented(NamedTuple):
+    """New samples, and how far each is from the old one.
+
+    Attributes:
+        x: the samples, in raw units.
+        strength: of each one's change.
+        distance: root mean square of each one's decoded change, in scaled units, by the reference's deviation.
+        reached: whether that is the distance asked for, within `TOLERANCE`; True where none was.
+    """
+
+    x: Float[Tensor, "batch channels length"]
+    strength: Float[Tensor, " batch"]
+    distance: Float[Tensor, " batch"]
+    reached: Bool[Tensor, " batch"]
+
+
+@torch.no_grad()
+def augment(
+    model: Reconstructor,
+    x: Float[Tensor, "batch channels length"],
+    reference: Reference,
+    change: str = "jitter",
+    strength: float = 0.5,
+    *,
+    y: Int[Tensor, " batch"] | None = None,
+    scales: Sequence[str] | None = None,
+    distance: float | None = None,
+    residual: bool = True,
+    generator: torch.Generator | None = None,
+) -> Augmented:
+    """New samples, each with the label of the old one.
+
+    Args:
+        model: in evaluation mode.
+        x: samples in raw units.
+        reference: see `Reference.of`.
+        change: `jitter`, a normal move of every value; `scaling`, one factor for a latent's difference from the mean;
+            `magnitude_warp`, a smooth curve of factors over the values of each code, which are in order of time where
+            a code is of segments; `drift`, a random direction, growing over the values of each code; or `mix`, towards
+            one of the nearest latents of the same label, at most all the way.
+        strength: deviations of the move, or of a factor; for `mix` the share of the way.
+        y: labels, for `mix`.
+        scales: names of the codes to change, of `model.codes`; by default all but `level`.
+        distance: where given, each sample has the strength at which its decoded change is as large as this.
+        residual: whether what the reconstruction lacks of a sample is kept: x + decode(z') - decode(z) in place of
+            decode(z'), within the data's range where it has one. Missing values are then missing still. On validation
+            splits such samples were harder to tell from real ones in most of what was tried.
+        generator: of the draws, on the CPU; the same state gives the same draws at every strength.
+
+    Raises:
+        InputError: a change, scale, strength or distance that cannot be used.
+    """
+    most = check(model, change, strength, scales, distance)
+    z = model.encode(x)
+    move = directions(model, z, reference, change, y, generator) * chosen(model, scales).to(z)
+    x_hat, width = model.decode(z), model.level(x)[1] * reference.spread
+
+    def decoded(strengths: Tensor) -> Tensor:
+        moved = z + strengths[:, None] * move
+        if model.per_window:  # a deviation is not negative
+            moved[:, -model.channels :].clamp_(min=0)
+        return model.decode(moved)
+
+    def effect(strengths: Tensor) -> Tensor:
+        return ((decoded(strengths) - x_hat) / width).square().mean((1, 2)).sqrt()
+
+    used = z.new_full((len(z),), strength) if distance is None else meet(distance, effect, len(z), most).to(z)
+    made = decoded(used)
+    change_made = made - x_hat
+    found = (change_made / width).square().mean((1, 2)).sqrt()
+    reached = torch.ones_like(found, dtype=torch.bool)
+    if distance is not None:
+        reached = (found - distance).abs() <= TOLERANCE * distance
+    if residual:
+        made = x + change_made
+        made = made.clamp(*model.value_range.tolist()) if model.bounded else made
+    return Augmented(made, used, found, reached)
+
+
+def check(
+    model: Reconstructor, change: str, strength: float, scales: Sequence[str] | None, distance: float | None
+) -> float:
+    """Raise InputError for what `augment` cannot use; returns the greatest strength that the change may have."""
+    check_choice("change", change, CHANGES)
+    most = 1.0 if change == "mix" else STRONGEST
+    check_number("strength", strength, most)
+    if distance is not None:
+        check_positive("distance", distance)
+    if scales is not None and (isinstance(scales, str) or not len(scales)):
+        raise InputError(f"scales={scales}: expected a list of {', '.join(model.codes)}, or null for all")
+    for name in scales or ():
+        check_choice("scales", name, model.codes)
+    return most
+
+
+def chosen(model: Reconstructor, scales: Sequence[str] | None) -> Float[Tensor, " latent"]:
+    """1 for the latent values in the codes of these scales, 0 for others; None is all but `level`."""
+    one = torch.zeros(model.latent_dim)
+    for name, code in model.codes.items():
+        one[code] = float(name != "level" if scales is None else name in map(str, scales))
+    return one
+
+
+def directions(
+    model: Reconstructor,
+    z: Float[Tensor, "batch latent"],
+    reference: Reference,
+    change: str,
+    y: Int[Tensor, " batch"] | None,
+    generator: torch.Generator | None,
+) -> Float[Tensor, "batch latent"]:
+    """The moves of latents at strength 1, all codes together."""
+
+    def draw(size: int) -> Tensor:
+        return torch.randn(len(z), size, generator=generator).to(z.device, z.dtype)
+
+    if change == "mix":
+        return neighbours(z, reference, y, generator) - z
+    if change == "jitter":
+        return draw(z.shape[1]) * reference.deviation
+    if change == "scaling":
+        return draw(1) * (z - reference.mean)
+    place = places(model).to(z)
+    if change == "drift":
+        return draw(z.shape[1]) * reference.deviation * place * math.sqrt(3)  # as large as jitter, on average
+    waves = torch.cos(torch.pi * place[:, None] * torch.arange(KNOTS).to(z))
+    curves: Tensor = draw(KNOTS) @ (waves / waves.norm(dim=1, keepdim=True)).T
+    return curves * (z - reference.mean)
+
+
+def places(model: Reconstructor) -> Float[Tensor, " latent"]:
+    """Where each latent value stands in its code, up to 1 for the last."""
+    sizes = [code.stop - code.start for code in model.codes.values()]
+    return torch.cat([torch.arange(1, size + 1) / size for size in sizes])
+
+
+def neighbours(
+    z: Float[Tensor, "batch latent"],
+    reference: Reference,
+    y: Int[Tensor, " batch"] | None,
+    generator: torch.Generator | None,
+) -> Float[Tensor, "batch latent"]:
+    """One of the nearest latents of the same label, for each; the latent itself where there is no other."""
+    unit = reference.deviation.where(reference.deviation > 0, 1.0)
+    apart = torch.cdist(z / unit, reference.z / unit, compute_mode="donot_use_mm_for_euclid_dist")
+    apart = apart.masked_fill(apart < 1e-4, math.inf)  # the sample itself
+    if reference.y is not None and y is not None:
+        apart = apart.masked_fill(y[:, None] != reference.y, math.inf)
+    near = apart.topk(min(NEIGHBOURS, apart.shape[1]), largest=False)
+    count = near.values.isfinite().sum(1)
+    picked = (torch.rand(len(z), generator=generator).to(z) * count).long().clamp(max=NEIGHBOURS - 1)
+    other = reference.z[near.indices.gather(1, picked[:, None]).squeeze(1)]
+    return other.where(count[:, None] > 0, z)
+
+
+def meet(distance: float, effect: Callable[[Tensor], Tensor], n: int, most: float) -> Float[Tensor, " n"]:
+    """Strengths of n samples at which `effect` is `distance`, by bisection; `most` where it is less even there.
+
+    The least of strengths that double up to `most` at which the effect is large enough is where bisection starts.
+    """
+    low, high = torch.zeros(n), torch.full((n,), most / 2**12)
+    for _ in range(12):
+        short = effect(high).cpu() < distance
+        low, high = high.where(short, low), (2 * high).where(short, high)
+    middle = high
+    for _ in range(30):
+        found = effect(middle).cpu()
+        done = (found - distance).abs() <= TOLERANCE / 2 * distance
+        if (done | ((high == most) & (found < distance) & (high - low < TOLERANCE * most))).all():
+            break
+        short = found < distance
+        low, high = middle.where(short & ~done, low), middle.where(~short & ~done, high)
+        middle = middle.where(done, (low + high) / 2)
+    return middle
+
+
+def check_prior(model: Reconstructor) -> None:
+    """Raise InputError unless the model's latent has a prior to sample from."""
+    if model.regularizer != "kl":
+        raise InputError(f"sample: the model was trained with model.regularizer={model.regularizer}; expected kl")
+
+
+@torch.no_grad()
+def sample(
+    model: Reconstructor, n: int, reference: Reference | None = None, generator: torch.Generator | None = None
+) -> Float[Tensor, "n channels length"]:
+    """New samples, in raw units, of latents from the prior of a model trained with `regularizer=kl`.
+
+    The prior is a normal distribution (arXiv 1312.6114); the level of windows that are each scaled by itself has none,
+    and is taken from a sample of the reference.
+
+    Raises:
+        InputError: another regularizer, or windows with a level and no reference.
+    """
+    check_int("n", n)
+    check_prior(model)
+    levels = 2 * model.channels if model.per_window else 0
+    z = torch.randn(n, model.latent_dim - levels, generator=generator)
+    if levels:
+        if reference is None:
+            raise InputError("reference=None: the model scales each window by itself; expected one, for the level")
+        picked = torch.randint(len(reference.z), (n,), generator=generator)
+        z = torch.cat([z, reference.z[picked, -levels:].cpu()], dim=1)
+    return torch.cat([model.decode(part.to(model.device)) for part in z.split(BATCH)])
+
+
+def statistics(
+    x: Float[Tensor, "n channels length"], x_new: Float[Tensor, "m channels length"], lags: int = 3
+) -> dict[str, Float[Tensor, "2 channels"]]:
+    """What new samples should have in common with old ones: for each channel, of the old ones and of the new ones.
+
+    Mean, deviation, least and greatest value; autocorrelation within samples, at `lags` lags; slope of the logarithm of
+    the mean power spectrum over that of the frequency; and, of several channels, the mean correlation with the others.
+    Missing values are left out, of spectra the samples that have some.
+    """
+    both = [summary(samples.double(), min(lags, x.shape[2] - 1)) for samples in (x, x_new)]
+    return {name: torch.stack([found[name] for found in both]).float() for name in both[0]}
+
+
+def summary(x: Float[Tensor, "n channels length"], lags: int) -> dict[str, Float[Tensor, " channels"]]:
+    """The statistics of samples."""
+    flat = x.movedim(1, 0).flatten(1)
+    present = ~flat.isnan()
+    mean = flat.nanmean(1)
+    rest = (flat - mean[:, None]).nan_to_num()
+    found = {
+        "mean": mean,
+        "deviation": (rest.square().sum(1) / present.sum(1)).sqrt(),
+        "least": flat.where(present, math.inf).amin(1),
+        "greatest": flat.where(present, -math.inf).amax(1),
+    }
+    own = (x - x.nanmean(2, keepdim=True)).nan_to_num()
+    power = own.square().sum((0, 2)).clamp(min=1e-30)
+    for lag in range(1, lags + 1):
+        found[f"autocorrelation {lag}"] = (own[..., lag:] * own[..., :-lag]).sum((0, 2)) / power
+    if x.shape[2] > 4:
+        whole = own[~x.isnan().flatten(1).any(1)]
+        spectrum = torch.fft.rfft(whole, dim=2)[..., 1:].abs().square().sum(0).clamp(min=1e-30).log()
+        frequency = torch.arange(1, spectrum.shape[1] + 1).to(x).log()
+        frequency -= frequency.mean()
+        found["spectral slope"] = spectrum @ frequency / frequency.square().sum()
+    if len(flat) > 1:
+        unit = rest / rest.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        found["correlation"] = ((unit @ unit.T).sum(1) - unit.square().sum(1)) / (len(flat) - 1)
+    return found
