@@ -1,6 +1,7 @@
 """Shared fixtures; shapes in the signatures of models, data and plots are checked while tests run."""
 
 import hashlib
+import importlib
 import signal
 import struct
 import sys
@@ -8,12 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import lightning as L
 import numpy as np
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
-with install_import_hook(["msae.models", "msae.data", "msae.plots"], CHECKER):
+with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.latent"], CHECKER):
     import msae.data.base
     import msae.data.digits
     import msae.data.files
@@ -23,11 +26,14 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots"], CHECKER):
     import msae.data.tables
     import msae.data.ucr
     import msae.data.windows
+    import msae.latent.anomaly
+    import msae.latent.augmentation
+    import msae.latent.forecasting
     import msae.models.ae
+    import msae.models.lgta
     import msae.models.msae
     import msae.models.pyramid
     import msae.plots
-    from msae import reconstruct, report, train
 
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
 
@@ -45,7 +51,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `python -m msae.train ARGS` (or `msae.report`) in this process, in an empty folder."""
+    """Runs `python -m msae.train ARGS`, or another command, in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(*args: str, module: str = "train", traceback: bool = False) -> Result:
@@ -53,12 +59,23 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setattr(sys, "argv", [f"msae.{module}", *args])
         code = 0
         try:
-            {"train": train, "report": report, "reconstruct": reconstruct}[module].main()
+            importlib.import_module(f"msae.{module}").main()
         except SystemExit as end:
             code = int(end.code or 0)
         return Result(code, *capsys.readouterr())
 
     return run
+
+
+def save(model: msae.models.base.Reconstructor, path: str, names: list[str] | None = None) -> None:
+    """A checkpoint of a model as it is, trained on channels of these names."""
+    x = torch.zeros(4, model.channels, model.length)
+    data = msae.data.base.DataModule(msae.data.base.Windows(x), msae.data.base.Windows(x), names=names)
+    model.set_statistics(**data.statistics)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accelerator="cpu", max_epochs=0, **quiet)
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(path)
 
 
 def write_idx(folder: Path, name: str, values: np.ndarray) -> None:

@@ -55,8 +55,8 @@ class Reconstructor(L.LightningModule, ABC):
     A model is one final class: its constructor takes `shape`, the (channels, length) of a window, or (channels, rows,
     columns) of one that is an image read row by row, and plain scalars, calls `super().__init__`, then
     `self.save_hyperparameters(logger=False)`, builds its nets and fills `codes`; it defines `encode_scaled` and
-    `decode_scaled`, `initialize` where it starts from data, and `stages_scaled` where scales add up. Everything else is
-    here.
+    `decode_scaled`, `initialize` where it starts from data, `stages_scaled` where scales add up, and `penalties` where
+    its loss has terms of its own. Everything else is here.
 
     Args:
         lr: Adam's learning rate.
@@ -262,6 +262,10 @@ class Reconstructor(L.LightningModule, ABC):
             loss = (self.errors(x, drawn)[0] if self.regularizer == "kl" else loss) + self.beta * penalty
         return loss, mse, weight
 
+    def penalties(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, ""]]:
+        """Terms of a model's own that are added to the loss of latents as decoded in training, by the names to log."""
+        return {}
+
     def scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch channels length"]:
         """What the nets see of raw windows: 0 where a value is missing."""
         offset, scale = self.level(x)
@@ -303,20 +307,22 @@ class Reconstructor(L.LightningModule, ABC):
             z, penalty = self.regularized(self.encode_scaled(self.scaled(x)))
             loss, mse, weight = self.errors(x, z)
             optimizer.zero_grad()
-            self.manual_backward(loss + self._weight() * penalty)
+            own = self.penalties(z)
+            self.manual_backward(sum(own.values(), loss + self._weight() * penalty))
             if self.gradient_clip_val is not None:
                 self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
             steps.increment_ready()
             optimizer.step()
             steps.increment_completed()
             self._step_schedulers("step", self.global_step)
-            errors.append(torch.stack([loss, mse, penalty]).detach())
+            errors.append(torch.stack([loss, mse, penalty, *own.values()]).detach())
             weights.append(weight)
         share = torch.tensor(weights, device=self.device) / sum(weights)
-        loss, mse, penalty = share @ torch.stack(errors)
+        loss, mse, *penalties = share @ torch.stack(errors)
         self._log("train", loss, mse, sum(weights))
-        if self.regularizer != "none":
-            self.log("train/penalty", penalty, on_step=False, on_epoch=True, batch_size=sum(weights))
+        for name, penalty in zip(["penalty", *own], penalties, strict=True):
+            if name != "penalty" or self.regularizer != "none":
+                self.log(f"train/{name}", penalty, on_step=False, on_epoch=True, batch_size=sum(weights))
 
     def _weight(self) -> float:
         """The regularizer's weight at this step."""
