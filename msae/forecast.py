@@ -73,7 +73,7 @@ def read(
     form, paths = apply.form(cfg, model), apply.found(cfg)
     test_paths = files.find(cfg.data.test_path, "data.test_path") if cfg.data.test_path else []
     if both := {file.resolve() for file in paths} & {file.resolve() for file in test_paths}:
-        raise InputError(f"data.test_path={cfg.data.test_path}: {min(both)} is among the files of data.path too")
+        raise InputError(f"data.test_path={cfg.data.test_path}: {min(both).name} is among the files of data.path too")
     tables = [files.read(path, form) for path in [*paths, *test_paths]]
     for table in tables:
         apply.check_channels(table, model)

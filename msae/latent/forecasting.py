@@ -24,7 +24,7 @@ PIECE = 1 << 22
 """Values of the future held at a time."""
 Encode = Callable[[Float[Tensor, "n channels length"]], Float[Tensor, "n latent"]]
 """What is known of windows in raw units: a model's `encode`, or for comparison `lambda x: x.flatten(1)`."""
-Part = tuple[Shaped[Tensor, "channels time"], int]
+Part = tuple[Shaped[Tensor, "channels _"], int]
 """A part of a series, and its first step that belongs to the split; those before are only looked back at."""
 
 

@@ -1,0 +1,281 @@
+"""Ridge regression on latents, and the command; no forecast knows of what comes after it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import Command, Result, save
+from hydra import compose, initialize_config_dir
+from pyarrow import csv, parquet
+from sklearn.linear_model import Ridge
+from torch import Tensor
+
+import msae
+from msae import apply, forecast
+from msae.cli import CONF
+from msae.data.rows import Table
+from msae.latent import forecasting
+from msae.latent.forecasting import ALPHAS, Part
+from msae.models.ae import AutoEncoder
+
+LENGTH = 8
+
+
+def flat(x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+def wave(time: int, seed: int = 0) -> Tensor:
+    """Two channels in double precision: a noisy sine high up, and a walk."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(2, time))
+    return torch.from_numpy(np.stack([100 + np.sin(np.arange(time) / 3) + noise[0] / 9, noise[1].cumsum()]))
+
+
+def split(series: Tensor) -> list[list[Part]]:
+    return [[(series[:, :200], 0)], [(series[:, 200 - LENGTH : 260], LENGTH)], [(series[:, 260 - LENGTH :], LENGTH)]]
+
+
+def windows(series: Tensor, first: int, stop: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """The naive way: inputs and futures whose steps are all from `first` to `stop`."""
+    now = [t for t in range(LENGTH, series.shape[1]) if t >= first and t + horizon <= stop]
+    x = np.stack([series[:, t - LENGTH : t].float().numpy().reshape(-1) for t in now])
+    return x.astype(np.float64), np.stack([series[:, t : t + horizon].numpy().reshape(-1) for t in now])
+
+
+@pytest.mark.parametrize("horizon", [1, 5])
+def test_it_is_ridge_regression(horizon: int) -> None:
+    """As scikit-learn's on standardised windows, with the penalty that is best on validation."""
+    series = wave(320)
+    train, val, test = split(series)
+    found = forecasting.fit(flat, train, val, LENGTH, [horizon])[horizon]
+    center, width = series[:, :200].mean(1).numpy().repeat(horizon), series[:, :200].std(1, correction=0).numpy()
+    width = width.repeat(horizon)
+    (x, y), (x_val, y_val), (x_test, y_test) = (
+        windows(series, first, stop, horizon) for first, stop in ((0, 200), (200, 260), (260, 320))
+    )
+    mean, deviation = x.mean(0), x.std(0)
+    ridges = [Ridge(alpha).fit((x - mean) / deviation, (y - center) / width) for alpha in ALPHAS]
+    errors = [np.square(r.predict((x_val - mean) / deviation) - (y_val - center) / width).mean() for r in ridges]
+    best = int(np.argmin(errors))
+    assert found.alpha == ALPHAS[best]
+    y_hat = ridges[best].predict((x_test - mean) / deviation)
+    assert found(torch.from_numpy(x_test)).flatten(1).numpy() == pytest.approx(y_hat * width + center, rel=1e-5)
+    result = forecasting.evaluate(flat, {horizon: found}, test, LENGTH)[horizon]
+    error = (y_hat - (y_test - center) / width).reshape(len(x_test), 2, horizon)
+    assert result.n == len(x_test) == 60 - horizon + 1
+    assert result.mse.numpy() == pytest.approx(np.square(error).mean((0, 2)))
+    assert result.mae.numpy() == pytest.approx(np.abs(error).mean((0, 2)))
+
+
+def test_horizons_side_by_side_are_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in batches of another size, and of two series."""
+    train, val, _ = split(wave(320))
+    train += split(wave(320, seed=1))[0]
+    together = forecasting.fit(flat, train, val, LENGTH, [1, 5, 40], stride=3)
+    monkeypatch.setattr(forecasting, "PIECE", 50)
+    for horizon, its in together.items():
+        alone = forecasting.fit(flat, train, val, LENGTH, [horizon], stride=3)[horizon]
+        assert alone.alpha == its.alpha
+        assert alone.weights.numpy() == pytest.approx(its.weights.numpy(), rel=1e-6, abs=1e-9)
+
+
+def test_a_latent_value_that_is_constant_is_left_out() -> None:
+    def with_constant(x: Tensor) -> Tensor:
+        return torch.cat([flat(x), torch.full((len(x), 1), 7.3)], 1)
+
+    train, val, _ = split(wave(320))
+    plain, other = (forecasting.fit(encode, train, val, LENGTH, [2])[2] for encode in (flat, with_constant))
+    assert other.weights[-1].tolist() == [0] * 4
+    assert other.weights[:-1].numpy() == pytest.approx(plain.weights.numpy(), rel=1e-6, abs=1e-9)
+
+
+def test_a_channel_that_is_constant() -> None:
+    series = wave(320)
+    series[1] = 5
+    train, val, test = split(series)
+    found = forecasting.fit(flat, train, val, LENGTH, [2])
+    assert found[2](flat(series[None, :, :LENGTH]))[0, 1].tolist() == pytest.approx([5, 5])
+    assert forecasting.evaluate(flat, found, test, LENGTH)[2].mse[1] == pytest.approx(0)
+
+
+def test_a_spike_does_not_change_the_forecasts_before_it() -> None:
+    """Through a model: the forecasts made before step 150 are the same whatever comes from there on."""
+    model = AutoEncoder((2, LENGTH), latent_dim=3)
+    series = wave(320)
+    train, val, _ = split(series)
+
+    def encode(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.encode(x)
+
+    forecaster = forecasting.fit(encode, train, val, LENGTH, [4])[4]
+
+    def forecasts(x: Tensor) -> list[Tensor]:
+        return [y for z, _ in forecasting.pairs(encode, [(x, 0)], LENGTH, [4]) for y in forecaster(z)]
+
+    spiked = series.clone()
+    spiked[:, 150] += 1e3
+    same = [torch.equal(a, b) for a, b in zip(forecasts(series), forecasts(spiked), strict=True)]
+    assert same == [not start <= 150 < start + LENGTH for start in range(320 - LENGTH - 4 + 1)]
+
+
+X = wave(400).T.numpy().astype(np.float32)
+TIMES = np.datetime64("2024-01-01T00:00:00") + np.arange(400) * np.timedelta64(15, "m")
+
+
+@pytest.fixture
+def run(command: Command) -> object:
+    torch.manual_seed(0)
+    save(AutoEncoder((2, LENGTH), latent_dim=6), "best.ckpt", ["a", "b"])
+
+    def forecast(*args: str) -> Result:
+        fixed = ("ckpt=best.ckpt", "data=series", "data.path=a.csv", "out=f.csv", "horizons=[3,10]")
+        return command(*fixed, *args, module="forecast")
+
+    return forecast
+
+
+def write(path: str, x: np.ndarray = X, **columns: object) -> None:
+    csv.write_csv(pa.table({"a": x[:, 0], "b": x[:, 1]} | columns), path)
+
+
+def fitted(*overrides: str) -> tuple[list[Table], dict[str, list[Part]], dict[int, forecasting.Forecaster]]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("forecast", overrides=["ckpt=best.ckpt", "out=f.csv", *overrides])
+    model = apply.load(cfg)
+    tables, _, parts = forecast.read(cfg, model)
+    encode = forecast.encoder(model, lambda _: None)
+    return tables, parts, forecasting.fit(encode, parts["training"], parts["validation"], LENGTH, [3, 10])
+
+
+@pytest.mark.usefixtures("run")
+def test_what_the_test_split_holds_changes_nothing() -> None:
+    """In the file's last 15 %; what the training split holds does change the coefficients."""
+    found = []
+    for low, high in ((0, 0), (340, 400), (0, 280)):
+        x = X.copy()
+        x[low:high] = np.random.default_rng(5).normal(size=(high - low, 2)) * 30
+        write("a.csv", x)
+        found.append(fitted("data.path=a.csv")[2])
+    for horizon, plain in found[0].items():
+        assert (plain.alpha, plain.mean.tolist()) == (found[1][horizon].alpha, found[1][horizon].mean.tolist())
+        assert torch.equal(plain.weights, found[1][horizon].weights)
+        assert not torch.equal(plain.weights, found[2][horizon].weights)
+
+
+@pytest.mark.usefixtures("run")
+def test_parts_look_back_but_not_across_gaps_or_series() -> None:
+    """The steps that a split may forecast are its own; windows reach back into the split before."""
+    day = np.arange(200)
+    day[100:] += 50  # a gap within the training split, which ends at 140
+    write("a.csv", t=np.repeat(day, 2), g=list("xy") * 200)
+    options = ("data.path=a.csv", "data.time_column=t", "data.group_column=g", "data.max_gap=1")
+    [table], parts, _ = fitted(*options)
+
+    def rows(its: Sequence[Part]) -> list[tuple[int, int]]:
+        order = {tuple(row): i for i, row in enumerate(table.values.tolist())}
+        starts = [order[tuple(series[:, 0].tolist())] for series, _ in its]
+        return [(start + first, start + series.shape[1]) for start, (series, first) in zip(starts, its, strict=True)]
+
+    assert rows(parts["training"]) == [(0, 100), (100, 140), (200, 300), (300, 340)]
+    assert [first for _, first in parts["training"]] == [0] * 4
+    assert rows(parts["validation"]) == [(140, 170), (340, 370)]
+    assert rows(parts["test"]) == [(170, 200), (370, 400)]
+    assert [first for split in ("validation", "test") for _, first in parts[split]] == [LENGTH] * 4
+
+
+def test_command(run: Command) -> None:
+    write("a.csv", t=TIMES)
+    code, out, err = run("data.time_column=t")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[1].split() == ["horizon", "windows", "alpha", "channel", "MSE", "MAE", "MSE,", "raw", "MAE,", "raw"]
+    rows = [line.split() for line in lines[2:8]]
+    assert [(row[0], row[1], row[3]) for row in rows] == [
+        (horizon, n, name) for horizon, n in (("3", "58"), ("10", "51")) for name in ("a", "b", "all")
+    ]
+    deviation = X[:280].std(0, dtype=np.float64)
+    mse, mae, mse_raw, mae_raw = map(float, rows[1][4:])
+    assert mse_raw == pytest.approx(mse * deviation[1] ** 2, rel=1e-2)
+    assert mae_raw == pytest.approx(mae * deviation[1], rel=1e-2)
+    assert float(rows[2][4]) == pytest.approx((float(rows[0][4]) + mse) / 2, rel=1e-2)
+    table = csv.read_csv("f.csv").to_pydict()
+    assert list(table) == ["file", "horizon", "step", "time", "a", "b"]
+    assert table["step"] == [*range(1, 4), *range(1, 11)]
+    assert np.array(table["time"], "M8[s]")[3:].tolist() == [
+        (TIMES[-1] + step * np.timedelta64(15, "m")).item() for step in range(1, 11)
+    ]
+    assert np.abs(np.array(table["a"]) - 100).max() < 2  # raw units
+    assert Path("f.csv.png").stat().st_size > 5000
+
+
+def test_series_of_groups_and_no_times(run: Command) -> None:
+    """The forecasts are those of the last window of each series."""
+    write("a.csv", g=["x"] * 200 + ["y"] * 200)
+    assert run("data.group_column=g", "out=f.parquet").code == 0
+    table = parquet.read_table("f.parquet").to_pydict()
+    assert list(table) == ["file", "group", "horizon", "step", "a", "b"]
+    assert table["group"] == ["x"] * 13 + ["y"] * 13
+    _, _, found = fitted("data.path=a.csv", "data.group_column=g")
+    encode = forecast.encoder(msae.load("best.ckpt"), lambda _: None)
+    y_hat = found[10](encode(torch.from_numpy(X[None, 192:200].transpose(0, 2, 1).copy())))
+    assert table["b"][3:13] == pytest.approx(y_hat[0, 1].tolist(), rel=1e-4)
+
+
+@pytest.mark.usefixtures("run")
+def test_months_are_months() -> None:
+    months = np.datetime64("2020-01") + np.arange(48)
+    times = (months.astype("M8[D]") - np.datetime64("2020-01-01")) / np.timedelta64(1, "s")
+    table = Table(Path("a.csv"), ["a"], X[:48], times, np.datetime64("2020-01-01"), [("", 0, 48)])
+    after = forecast.following(table, 48, 4).to_pylist()
+    assert [str(np.datetime64(t, "D")) for t in after] == ["2024-01-01", "2024-02-01", "2024-03-01", "2024-04-01"]
+    numbers = Table(Path("a.csv"), ["a"], X[:48], np.arange(48) * 0.5, None, [("", 0, 48)])
+    assert forecast.following(numbers, 48, 2).to_pylist() == [24.0, 24.5]
+
+
+def test_a_channel_called_as_another_column(run: Command) -> None:
+    csv.write_csv(pa.table({"step": X[:, 0], "b": X[:, 1]}), "a.csv")
+    assert run("data.columns=[step,b]").code == 0
+    assert csv.read_csv("f.csv").column_names == ["file", "horizon", "step", "step_value", "b"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["horizons=[3,99]"],
+            "horizons: 99: no window of 8 steps with as many after it in the validation split, whose",
+        ),
+        (["horizons=[]"], "horizons=[]: expected steps to forecast, such as [24,48]"),
+        (["horizons=[0]"], "horizons=0: expected a whole number, at least 1"),
+        (["data.val_size=0"], "horizons: 3: no window of 8 steps with as many after it in the validation split"),
+        (["data.path=hole.csv"], "hole.csv, line 397, column b: no value; expected one in every row"),
+        (["data.path=one.csv", "data.columns=[a]"], "one.csv: 1 channels, a; the model takes 2, in windows of 8 steps"),
+        (["data.path=short.csv"], "horizons: 3: no window of 8 steps with as many after it in the training split"),
+        (["data.path=cut.npy", "data.columns=[0,1]"], "cut.npy: windows already cut; expected series"),
+        (["data.test_path=a.csv"], "data.test_path=a.csv: a.csv is among the files of data.path too"),
+        (["out=there.csv"], "out=there.csv: there.csv exists; overwrite=true replaces it"),
+    ],
+)
+def test_mistakes(args: list[str], message: str, run: Command) -> None:
+    write("a.csv")
+    write("hole.csv", b=[None if i == 395 else float(i) for i in range(400)])
+    write("short.csv", X[:9])
+    csv.write_csv(pa.table({"a": X[:, 0]}), "one.csv")
+    np.save("cut.npy", np.zeros((9, 2, 8)))
+    Path("there.csv").touch()
+    before = sorted(Path().iterdir())
+    code, out, err = run(*args)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"error: {message}")
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_data_set_of_samples_is_refused(command: Command) -> None:
+    save(AutoEncoder((1, 64)), "best.ckpt")
+    code, _, err = command("ckpt=best.ckpt", "data=digits", "out=f.csv", module="forecast")
+    assert (code, err) == (2, "error: data: expected series, or an option made of it, such as ecg\n")
