@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from typing import Any
 
-__all__ = ["InputError", "load"]
+__all__ = ["InputError", "MultiScaleAugmenter", "MultiScaleDetector", "MultiScaleTransformer", "load"]
 __version__ = version("msae")
 
 
@@ -17,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from msae.errors import InputError
 
         return InputError
+    if name.startswith("MultiScale") and name in __all__:
+        from msae import estimators
+
+        return getattr(estimators, name)
     raise AttributeError(f"module 'msae' has no attribute {name!r}")

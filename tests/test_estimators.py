@@ -1,0 +1,337 @@
+"""The estimators behind scikit-learn's interface: its own checks, aeon's pipelines, and that nothing is left behind."""
+
+import logging
+import pickle
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScaleTransformer, estimators
+from msae.data.ucr import ucr
+from msae.latent import anomaly
+from msae.models.base import Reconstructor
+
+RNG = np.random.default_rng(0)
+X = np.sin(np.arange(24) / 3 + RNG.uniform(0, 6, (40, 1))) + 0.1 * RNG.normal(size=(40, 24)) + 5
+Y = np.repeat(["a", "b"], 20)
+QUICK = {"latent_dim": 4, "n_epochs": 1, "random_state": 0, "device": "cpu"}
+ALL = (MultiScaleTransformer, MultiScaleDetector, MultiScaleAugmenter)
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch is once through the samples."""
+    monkeypatch.setattr(estimators, "EPOCH_STEPS", 1)
+
+
+@parametrize_with_checks([cls(**{**QUICK, "latent_dim": 1}) for cls in ALL])
+def test_scikit_learns_checks(estimator: BaseEstimator, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def transformer() -> MultiScaleTransformer:
+    return MultiScaleTransformer(**QUICK).fit(X)
+
+
+def test_transform_and_back_is_the_reconstruction(transformer: MultiScaleTransformer) -> None:
+    z = transformer.transform(X)
+    assert z.shape == (40, 4)
+    x_hat = transformer.inverse_transform(z)
+    with torch.no_grad():
+        expected = transformer.model_(torch.from_numpy(X).float()[:, None])[0][:, 0]
+    np.testing.assert_allclose(x_hat, expected, rtol=1e-4, atol=1e-4)
+    scaled = (x_hat - X) / transformer.model_.scale.item()
+    np.testing.assert_allclose(transformer.score_samples(X), -np.mean(scaled**2, 1), rtol=1e-5)
+    assert transformer.score(X) == pytest.approx(-np.mean(scaled**2))
+    assert transformer.score(X) > -0.5  # where the mean of the samples has -1
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_several_channels(cls: Any) -> None:
+    x = np.stack([X, 100 * X[:, ::-1]], 1)
+    estimator = cls(**QUICK).fit(x, Y)
+    assert estimator.model_.offset[:, 0].tolist() == pytest.approx(x.mean((0, 2)), rel=0.02)
+    assert estimator.score_samples(x).shape == (40,)
+    if cls is MultiScaleTransformer:
+        assert estimator.inverse_transform(estimator.transform(x)).shape == x.shape
+    if cls is MultiScaleAugmenter:
+        assert estimator.augment(x).shape == x.shape
+    for wrong in (x[:, :1], x[:, :, :20], x[:, 0]):
+        with pytest.raises(
+            InputError, match=rf"X of shape \({', '.join(map(str, wrong.shape))}\): fitted to .*\(2, 24\)"
+        ):
+            estimator.score_samples(wrong)
+
+
+def test_one_channel_of_three_dimensions_is_the_same(transformer: MultiScaleTransformer) -> None:
+    again = MultiScaleTransformer(**QUICK).fit(X[:, None])
+    np.testing.assert_array_equal(again.transform(X[:, None]), transformer.transform(X))
+    assert again.inverse_transform(again.transform(X[:, None])).shape == (40, 1, 24)
+
+
+@pytest.mark.parametrize("model", estimators.MODELS)
+def test_features_are_named_by_scale_and_index(model: str) -> None:
+    fitted = MultiScaleTransformer(**{**QUICK, "model": model, "scale": "window"}).set_output(transform="pandas").fit(X)
+    found = fitted.transform(X)
+    codes = fitted.model_.codes
+    for scale, code in codes.items():
+        assert list(found.columns[code]) == [f"{scale}_{i}" for i in range(code.stop - code.start)]
+    assert list(codes)[-1] == "level"
+    np.testing.assert_allclose(found["level_0"], X.mean(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_a_seed_gives_the_same_weights_and_another_others(cls: Any) -> None:
+    first, same, other = (cls(**{**QUICK, "random_state": seed}).fit(X) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.score_samples(X), same.score_samples(X))
+    assert np.any(first.score_samples(X) != other.score_samples(X))
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_clone_and_pickle(cls: Any) -> None:
+    fitted = cls(**QUICK).fit(X, Y)
+    copied = clone(fitted)
+    assert not hasattr(copied, "model_")
+    assert copied.get_params() == fitted.get_params()
+    saved = pickle.dumps(fitted)
+    loaded = pickle.loads(saved)
+    np.testing.assert_array_equal(loaded.score_samples(X), fitted.score_samples(X))
+    weights = sum(4 * p.numel() for p in fitted.model_.parameters())
+    assert len(saved) < weights + 50_000  # no Trainer, no data
+
+
+def test_grid_search_by_reconstruction_and_in_a_pipeline() -> None:
+    search = GridSearchCV(MultiScaleTransformer(**QUICK), {"latent_dim": np.array([1, 6])}, cv=2).fit(X)
+    assert search.best_params_ == {"latent_dim": 6}
+    pipeline = make_pipeline(MultiScaleTransformer(**QUICK), LogisticRegression())
+    labels = np.where(X[:, :3].mean(1) > X.mean(), "up", "down")
+    grid = {"multiscaletransformer__model": ["ae", "pyramid"]}
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(X, labels)
+    assert search.best_params_ == {"multiscaletransformer__model": "pyramid"}  # which starts at PCA
+    assert search.score(X, labels) > 0.9
+
+
+@pytest.mark.parametrize("name", ["ItalyPowerDemand", "BasicMotions"])
+def test_pipelines_with_aeon(name: str) -> None:
+    from aeon.classification.sklearn import ContinuousIntervalTree
+    from aeon.pipeline import make_pipeline as aeon_pipeline
+    from aeon.transformations.collection import Normalizer
+
+    data = ucr(name)
+    assert data.train.y is not None
+    assert data.test.y is not None
+    (x, y), (x_test, y_test) = ((s.x[:].double().numpy(), s.y.numpy()) for s in (data.train, data.test))  # type: ignore[union-attr]
+    features = MultiScaleTransformer(**{**QUICK, "latent_dim": 16})
+    pipelines = [
+        make_pipeline(features, ContinuousIntervalTree(random_state=0)),
+        make_pipeline(Normalizer(), features, RidgeClassifier()),
+    ]
+    if x.shape[1] == 1:  # aeon's own pipeline takes several channels from aeon's own transformers alone
+        pipelines.append(aeon_pipeline(Normalizer(), features, ContinuousIntervalTree(random_state=0)))
+        pipelines.append(aeon_pipeline(features, RidgeClassifier()))
+    for pipeline in pipelines:
+        assert pipeline.fit(x, y).score(x_test, y_test) > (0.85 if name == "ItalyPowerDemand" else 0.4)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_nothing_is_left_behind(
+    cls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # not that of `random`, which the checks of shapes draw from
+    loggers = [logging.getLogger(name) for name in (None, "lightning.pytorch", "lightning.fabric", "msae")]
+    numpy_state = np.random.get_state()[1].tolist()
+    before = torch.get_rng_state().tolist(), list(warnings.filters), torch.get_num_threads()
+    settings = [(logger.level, list(logger.handlers)) for logger in loggers], signal.getsignal(signal.SIGINT)
+    cls(**QUICK).fit(X, Y).score_samples(X)
+    assert numpy_state == np.random.get_state()[1].tolist()
+    assert before == (
+        torch.get_rng_state().tolist(),
+        list(warnings.filters),
+        torch.get_num_threads(),
+    )
+    assert settings == ([(logger.level, logger.handlers) for logger in loggers], signal.getsignal(signal.SIGINT))
+    assert list(tmp_path.iterdir()) == []
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+@pytest.mark.usefixtures("sigint")
+def test_ctrl_c_interrupts_and_can_interrupt_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reconstructor, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        MultiScaleTransformer(**QUICK).fit(X)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_import_is_lazy() -> None:
+    code = "import msae, sys; assert not {'torch', 'sklearn', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(ImportError, match="MultiScaleTypo"):
+        from msae import MultiScaleTypo  # noqa: F401
+
+
+def test_verbose_prints_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = MultiScaleTransformer(**{**QUICK, "n_epochs": 3, "verbose": 1}).fit(X)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(fitted.history_) == 3
+    assert lines[0].startswith(f"epoch 1 of 3: train/loss={fitted.history_[0]['train/loss']:.4g} val/loss=")
+
+
+def test_the_best_epoch_is_kept() -> None:
+    fitted = MultiScaleTransformer(**{**QUICK, "n_epochs": 3, "lr": 100.0, "validation_fraction": 0.2}).fit(X)
+    start = MultiScaleTransformer(**{**QUICK, "lr": 1e-12, "validation_fraction": 0.2}).fit(X)
+    assert min(epoch["val/loss"] for epoch in fitted.history_) > start.history_[0]["val/loss"]
+    np.testing.assert_allclose(fitted.transform(X), start.transform(X), rtol=1e-5, atol=1e-5)
+    last = MultiScaleTransformer(**{**QUICK, "n_epochs": 3, "lr": 100.0, "validation_fraction": 0}).fit(X)
+    assert set(last.history_[0]) == {"train/loss"}
+    assert last.score(X) < start.score(X)
+
+
+def test_two_samples_of_one_step() -> None:
+    for cls in ALL:
+        assert cls(**QUICK).fit([[1.0], [2.0]]).score_samples([[1.0], [2.0], [3.0]]).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.where(X > 6, np.nan, X), "Input X contains NaN"),
+        (np.where(X > 6, np.inf, X), "Input X contains infinity"),
+        (X[0], "Expected 2D array, got 1D array"),
+        (X[:1], r"Found array with 1 sample\(s\)"),
+        (X[None, None], r"X of shape \(2, 1, 40, 24\): expected \(n, time\) or \(n, channels, time\)"),
+        (np.empty((3, 2, 0)), r"X of shape \(3, 2, 0\): expected"),
+    ],
+)
+def test_samples_that_cannot_be_used(values: np.ndarray, message: str) -> None:
+    for cls in ALL:
+        with pytest.raises(ValueError, match=message):
+            cls(**QUICK).fit(values if values.shape[0] > 1 or "1 sample" in message else np.concatenate([values] * 2))
+
+
+def test_samples_of_another_length(transformer: MultiScaleTransformer) -> None:
+    with pytest.raises(ValueError, match="X has 20 features, but MultiScaleTransformer is expecting 24 features"):
+        transformer.transform(X[:, :20])
+    with pytest.raises(InputError, match=r"X of shape \(40, 1, 24\): fitted to samples of shape \(24,\)"):
+        transformer.transform(X[:, None])
+    with pytest.raises(InputError, match=r"latents of shape \(40, 24\): expected \(n, 4\)"):
+        transformer.inverse_transform(X)
+    named = MultiScaleTransformer(**QUICK).fit(pd.DataFrame(X, columns=[f"t{i}" for i in range(24)]))
+    with pytest.raises(ValueError, match="feature names should match"):
+        named.transform(pd.DataFrame(X, columns=[f"u{i}" for i in range(24)]))
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ({"model": "pyramids"}, "model=pyramids: expected one of pyramid, single, ae, msae"),
+        ({"model": "msae", "latent_dim": 1}, "latent_dim=1: expected a whole number, at least 2"),
+        ({"latent_dim": 0}, "latent_dim=0"),
+        ({"n_epochs": 0}, "n_epochs=0: expected a whole number, at least 1"),
+        ({"lr": -1}, "lr=-1: expected a number above 0"),
+        ({"batch_size": 1.5}, "batch_size=1.5"),
+        ({"scale": "log"}, "scale=log: expected one of"),
+        ({"validation_fraction": 2}, "validation_fraction=2: expected a number from 0 to 1"),
+        ({"device": "tpu9"}, "device=tpu9: expected auto"),
+        ({"device": "cuda:99"}, "device=cuda:99: there is none; expected auto"),
+    ],
+)
+def test_parameters_that_cannot_be_used(parameter: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MultiScaleTransformer(**{**QUICK, **parameter}).fit(X)
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    settings = {"model": "ae", "lr": 1e30, "n_epochs": 3, "validation_fraction": 0}
+    with pytest.raises(InputError, match="try an lr below 1e\\+30"):
+        MultiScaleTransformer(**{**QUICK, **settings}).fit(X)
+
+
+def test_outliers_are_found() -> None:
+    strange = X.copy()
+    strange[::10] = 5 + RNG.normal(size=(4, 24))
+    detector = MultiScaleDetector(**{**QUICK, "n_epochs": 2}).fit(strange)
+    assert np.flatnonzero(detector.predict(strange) == -1).tolist() == [0, 10, 20, 30]
+    assert detector.predict(X[1::2]).mean() > 0.8
+    np.testing.assert_array_equal(detector.fit_predict(strange), detector.predict(strange))
+    for wrong in (0, 0.6, -0.1):
+        with pytest.raises(InputError, match=f"contamination={wrong}"):
+            MultiScaleDetector(wrong, **QUICK).fit(X)
+
+
+def test_scores_of_the_steps_of_a_series() -> None:
+    detector = MultiScaleDetector(**QUICK).fit(X)
+    series = np.sin(np.arange(200) / 3) + 5
+    series[100] += 6
+    scores = detector.score_series(series)
+    assert scores.argmin() == 100
+    [part] = [*anomaly.scores(anomaly.Scorer(detector.model_), torch.from_numpy(series).float()[None])][-1:]
+    assert scores[-1] == -part.total[-1]
+    one = detector.score_series(X[0])  # of one window: what `score_samples` is the mean of
+    assert one.mean() == pytest.approx(detector.score_samples(X[:1])[0], rel=1e-4)
+    for wrong, message in ((series[:20], "series of 20 steps"), (np.stack([series] * 2), r"expected \(1, time\)")):
+        with pytest.raises(InputError, match=message):
+            detector.score_series(wrong)
+
+
+@pytest.mark.parametrize("change", ["jitter", "scaling", "magnitude_warp", "drift", "mix"])
+def test_new_samples(change: str) -> None:
+    augmenter = MultiScaleAugmenter(change, 0.3, copies=2, **QUICK)
+    x, y = augmenter.fit_resample(X, Y)
+    assert x.shape == (120, 24)
+    np.testing.assert_array_equal(x[:40], X)
+    assert y.tolist() == Y.tolist() * 3
+    first, second = np.split(x[40:], 2)
+    for made in (first, second):
+        assert 0 < np.abs(made - X).mean() < X.std()
+    assert np.any(first != second)
+    np.testing.assert_array_equal(augmenter.augment(X, Y), x[40:])  # random_state is a seed
+    still = MultiScaleAugmenter(change, 0.0, **QUICK).fit(X, Y).augment(X, Y)
+    np.testing.assert_allclose(still, X, atol=1e-5)
+
+
+def test_mixing_keeps_labels_apart() -> None:
+    far = np.concatenate([X[:20], X[20:] + 50])
+    made = MultiScaleAugmenter("mix", 1.0, **QUICK).fit(far, Y).augment(far, Y)
+    assert made[:20].max() < 30 < made[20:].min()
+
+
+def test_a_distance_for_every_sample() -> None:
+    augmenter = MultiScaleAugmenter(distance=0.2, scales=["1"], **QUICK).fit(X)
+    moved = np.sqrt(np.mean((augmenter.augment(X) - X) ** 2, 1)) / X.std()
+    np.testing.assert_allclose(moved, 0.2, rtol=0.03)
+    with pytest.warns(UserWarning, match="40 of 40 new samples miss it"):
+        augmenter.set_params(change="mix", distance=50.0).augment(X)
+
+
+def test_labels_and_changes_that_cannot_be_used() -> None:
+    augmenter = MultiScaleAugmenter(**QUICK).fit(X, Y)
+    with pytest.raises(InputError, match="label c: expected one of those in fit, a, b"):
+        augmenter.augment(X[:2], ["a", "c"])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        augmenter.augment(X, Y[:3])
+    for parameter, message in (
+        ({"change": "jiter"}, "change=jiter: expected one of"),
+        ({"strength": -1.0}, "strength=-1"),
+        ({"scales": ["7"]}, "scales=7: expected one of"),
+        ({"copies": 0}, "copies=0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            clone(augmenter).set_params(**parameter).fit(X, Y).augment(X, Y)
