@@ -118,7 +118,8 @@ def quoted(text: str) -> str:
         if key in ("data.columns", "data.path", "data.test_path") and re.search(r"[=(){}]", value):
             return f"{key}=[{','.join(repr(item.strip()) for item in value[1:-1].split(','))}]"
         return text
-    own = dict.fromkeys(("ckpt_path", "ckpt", "output", "out"), "[=, ]")  # the project's folders have commas in them
+    # the project's folders have commas in their names
+    own = dict.fromkeys(("ckpt_path", "ckpt", "output", "out", "reference"), "[=, ]")
     keys = ("path", "test_path", "root", "time_column", "group_column")  # in which a comma is a sweep
     users = {f"data.{name}": r"[= ()\[\]{}]" for name in keys}
     signs = dict.fromkeys(("data.separator", "data.decimal", "data.time_format"), "^(?!null$)")

@@ -280,7 +280,7 @@ def test_scores_that_are_all_alike() -> None:
 @pytest.mark.parametrize(
     ("n", "probability", "method", "message"),
     [
-        (100, 1e-3, "evt", "probability=0.001: 100 training scores; expected 2500 at least, or method=quantile"),
+        (100, 1e-3, "evt", "probability=0.001: 100 training scores; expected 1000 at least, or method=quantile"),
         (100, 1e-3, "quantile", "100 training scores; expected 1000 at least, or a higher probability"),
         (100, 0, "evt", "probability=0: expected a number between 0 and 1"),
         (100, 1, "evt", "probability=1: expected a number between 0 and 1"),
@@ -307,7 +307,15 @@ def test_events() -> None:
     assert anomaly.merged(every) == every
     assert anomaly.merged(every, 1) == [Event(100, 104, 100, 9, 1, 0), every[2]]
     assert anomaly.merged(every, 2) == [Event(100, 107, 100, 9, 1, 0)]
-    assert anomaly.events(scored([0, nan]), 0) == []
+    assert anomaly.events(scored([0, nan]), 0) == anomaly.events(scored([]), 0) == []
+
+
+def test_events_end_with_a_window_that_stands_alone() -> None:
+    found = scored([0.0, 3, 4, 5, 0, 6])
+    every = anomaly.events(found, 2, length=3)
+    assert [(event.start, event.end) for event in every] == [(1, 2), (3, 3), (5, 5)]
+    assert anomaly.merged(every, length=3) == every
+    assert [(event.start, event.end) for event in anomaly.merged(every, 1, 3)] == [(1, 2), (3, 5)]
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=40), st.lists(st.integers(1, 39), max_size=5))

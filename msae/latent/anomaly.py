@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ WINDOWS = 20_000
 """Training windows of which codes are looked at, evenly spread, at most."""
 USUAL = 0.99
 """Quantile of the training scores against which scales are compared."""
+PEAKS = 20
+"""Peaks that a tail is fitted to, at least."""
 METHODS = ("evt", "quantile")
 
 
@@ -271,13 +273,16 @@ Data = Float[Tensor, "channels _"] | Float[Tensor, "_ channels length"]
 """A series, or windows that do not overlap."""
 
 
-def learn(model: Reconstructor, data: Sequence[Data], stride: int = 1) -> Reference:
+def learn(
+    model: Reconstructor, data: Iterable[Data], stride: int = 1, seen: Callable[[int], object] = lambda _: None
+) -> Reference:
     """What is usual in training series, each at least a window long, or windows, in raw units.
 
     Args:
         model: in evaluation mode.
-        data: may be memory-mapped: it is gone through twice, in pieces.
+        data: is gone through twice; what is memory-mapped is read in pieces.
         stride: see `Scorer`.
+        seen: is called with numbers of time steps as they are done.
 
     Raises:
         InputError: fewer than two windows, or no value in any.
@@ -299,6 +304,7 @@ def learn(model: Reconstructor, data: Sequence[Data], stride: int = 1) -> Refere
     for x in data:
         for part in scores(scorer, x):
             totals.add(torch.stack([part.total, *part.scales.values()], dim=1)[totals.chosen(len(part))])
+            seen(len(part))
     rows = totals.rows()
     rows = rows[~rows[:, 0].isnan()]
     usual = np.quantile(rows[:, 1:].numpy(), USUAL, axis=0).tolist()
@@ -342,7 +348,7 @@ def threshold(totals: Float[Tensor, " n"], probability: float, method: str = "ev
     if not 0 < check_number("probability", probability, 1) < 1:
         raise InputError(f"probability={probability}: expected a number between 0 and 1, such as 1e-3")
     found = totals[~totals.isnan()].double().numpy()
-    least = 50 / (1 - level) if method == "evt" and probability < 1 - level else 1 / probability
+    least = PEAKS / (1 - level) if method == "evt" and probability < 1 - level else 1 / probability
     if len(found) < least - 1e-6:
         hint = "a higher probability" if method == "quantile" else "method=quantile"
         raise InputError(
@@ -382,7 +388,13 @@ class Event:
     channel: int
 
 
-def events(found: Scores, above: float, scale: Int[Tensor, " time"] | None = None, first: int = 0) -> list[Event]:
+def events(
+    found: Scores,
+    above: float,
+    scale: Int[Tensor, " time"] | None = None,
+    first: int = 0,
+    length: int | None = None,
+) -> list[Event]:
     """The runs of steps whose score is above a threshold.
 
     Args:
@@ -390,10 +402,13 @@ def events(found: Scores, above: float, scale: Int[Tensor, " time"] | None = Non
         above: the threshold.
         scale: number of the strangest scale at each step.
         first: number of the first step.
+        length: of windows that stand alone, one after the other, from one to the next of which no run goes on.
     """
-    edges = torch.diff((found.total > above).int(), prepend=torch.zeros(1).int(), append=torch.zeros(1).int())
+    length = length or max(1, len(found))
+    edges = torch.diff(F.pad((found.total > above).int().reshape(-1, length), (1, 1)))
+    starts, stops = ((edges == sign).nonzero() @ torch.tensor([length, 1]) for sign in (1, -1))
     result = []
-    for start, stop in zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist(), strict=True):
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         peak = start + int(found.total[start:stop].argmax())
         channel = int(found.channels[:, peak].nan_to_num(-1.0).argmax())
         number = -1 if scale is None else int(scale[peak])
@@ -401,12 +416,16 @@ def events(found: Scores, above: float, scale: Int[Tensor, " time"] | None = Non
     return result
 
 
-def merged(runs: Iterable[Event], gap: int = 0) -> list[Event]:
-    """Events in order, with those joined that are `gap` steps or fewer apart; 0 joins those that touch."""
+def merged(runs: Iterable[Event], gap: int = 0, length: int | None = None) -> list[Event]:
+    """Events in order, with those joined that are `gap` steps or fewer apart; 0 joins those that touch.
+
+    None are of different windows of `length` steps that stand alone.
+    """
     check_int("gap", gap, 0)
     result: list[Event] = []
     for run in runs:
-        if result and run.start - result[-1].end - 1 <= gap:
+        together = length is None or (result and run.start // length == result[-1].end // length)
+        if result and together and run.start - result[-1].end - 1 <= gap:
             peak = max(result[-1], run, key=lambda event: event.score)
             run = Event(result[-1].start, run.end, peak.peak, peak.score, peak.scale, peak.channel)  # noqa: PLW2901
             result.pop()

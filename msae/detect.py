@@ -1,0 +1,325 @@
+"""How strange the time steps of a series are to a trained model: `python -m msae.detect ckpt=... data=... out=...`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from msae import apply, cli
+from msae.errors import InputError, check_choice, check_int, check_number
+
+if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
+    import numpy as np
+    import pyarrow as pa
+    from jaxtyping import Float, Int
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from msae.data.windows import Views
+    from msae.latent.anomaly import Event, Reference, Scorer
+    from msae.models.base import Reconstructor
+
+PLACES = ("start", "end", "peak")
+"""Steps of an event that its table gives."""
+
+
+def detect(cfg: DictConfig) -> Path:
+    """Write a row of scores for each time step, and events and a picture beside it; return the table's path.
+
+    Raises:
+        InputError: a checkpoint, data, a reference or an output that cannot be used.
+    """
+    apply.check(cfg, files=False)
+    out = apply.check_out(cfg, ".events.csv", ".png")
+    check(cfg)
+    model = apply.load(cfg)
+    check_int("stride", cfg.stride, 1, model.length)
+    from msae.latent import anomaly
+
+    parts: Iterator[Part] = series(cfg, model)
+    parts = chain([next(parts)], parts)  # what is wrong with the first is told before all else is read
+    known = reference(cfg, model)
+    above = cfg.threshold
+    if isinstance(above, str):
+        assert known is not None
+        above = anomaly.threshold(known.totals, cfg.probability, above)
+    scorer = anomaly.Scorer(model, known.codes if known else None, cfg.stride)
+    detector = Detector(scorer, known, float(above), cfg.merge)
+    with apply.Writer(out) as table:
+        for part in parts:
+            with apply.bar(part.name, part.x.numel() // model.channels, "steps") as bar:
+                for rows in detector.scores(part):
+                    table.write(rows)
+                    bar.update(len(rows["score"]))
+    with apply.Writer(out.with_name(f"{out.name}.events.csv")) as events:
+        like = detector.row(part, anomaly.Event(0, 0, 0, 0.0, 0, 0))  # there may be no event, but the table has columns
+        for row in [{name: apply.column(values, text=False)[:0] for name, values in like.items()}, *detector.events]:
+            events.write(row)
+    apply.picture(detector.figure(), out.with_name(f"{out.name}.png"))
+    print(
+        f"{table.rows} time steps, {len(detector.events)} events above {above:.6g}"
+        f"\n  {out}\n  {out}.events.csv\n  {out}.png"
+    )
+    return out
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise InputError for values that cannot be used, before anything is loaded."""
+    check_int("merge", cfg.merge, 0)
+    check_int("stride", cfg.stride)
+    if isinstance(cfg.threshold, (int, float)):
+        check_number("threshold", cfg.threshold)
+    else:
+        check_choice("threshold", cfg.threshold, ("evt", "quantile", "a number"))
+        if not 0 < check_number("probability", cfg.probability, 1) < 1:
+            raise InputError(f"probability={cfg.probability}: expected a number between 0 and 1, such as 1e-3")
+        if cfg.reference is None:
+            raise InputError(f"reference=null: threshold={cfg.threshold} needs training scores; expected a number")
+    if cfg.reference not in (None, "training"):
+        from msae.data import files
+
+        files.find(reference_path(cfg), "reference")
+        if not apply.has_files(cfg):
+            raise InputError(f"reference={cfg.reference}: files, where data has none; expected training or null")
+
+
+def reference_path(cfg: DictConfig) -> Any:
+    """`cfg.reference` as `data.path` takes it."""
+    return OmegaConf.to_container(cfg.reference) if OmegaConf.is_config(cfg.reference) else cfg.reference
+
+
+def reference(cfg: DictConfig, model: Reconstructor) -> Reference | None:
+    """What is usual in the training split of the checkpoint's run, or in files; None without a reference."""
+    from msae.latent import anomaly
+
+    if cfg.reference is None:
+        return None
+    data: list[Tensor] | Cut
+    if cfg.reference == "training":
+        data = training(cfg)
+    else:
+        files = OmegaConf.merge(cfg, {"data": {"path": reference_path(cfg)}})
+        assert isinstance(files, DictConfig)
+        data = [stretch.x for stretch in apply.stretches(files, model)]
+    total = sum(x.numel() // model.channels for x in data) if isinstance(data, list) else len(data.x) * model.length
+    with apply.bar("training scores", total, "steps") as bar:
+        return anomaly.learn(model, data, cfg.stride, bar.update)
+
+
+def training(cfg: DictConfig) -> list[Tensor] | Cut:
+    """The series, or windows, of the training split of the checkpoint's run.
+
+    Raises:
+        InputError: there is no config beside the checkpoint, or its data cannot be read.
+    """
+    from hydra.utils import instantiate
+
+    from msae.data.windows import Views
+
+    beside = Path(cfg.ckpt).parent / "config.yaml"
+    hint = "reference=PATH takes scores of other files, reference=null with threshold=NUMBER none"
+    if not beside.is_file():
+        raise InputError(f"reference=training: no {beside}; {hint}")
+    try:
+        x = instantiate(OmegaConf.load(beside).data).train.x
+    except (InputError, HydraException, OSError) as error:
+        reason = cli.explain(error, "train").rstrip(".")
+        raise InputError(f"reference=training: the data of {beside}: {reason}; {hint}") from None
+    if not isinstance(x, Views):
+        return [x]
+    if x.blocks[0].ndim == 3:
+        return Cut(x)
+    return [x.blocks[number][start:stop].T for number, start, stop in x.spans]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Windows of files that hold windows already, read in batches as often as they are gone through."""
+
+    x: Views
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self.x[first : first + apply.BATCH] for first in range(0, len(self.x), apply.BATCH))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a series, or windows that stand alone, whose steps are counted on from one to the next.
+
+    Attributes:
+        x: in raw units.
+        name: of it.
+        channels: their names.
+        owner: columns that say what a step belongs to.
+        place: columns that say where steps stand in that, the first of them a number.
+    """
+
+    x: Float[Tensor, "channels time"] | Float[Tensor, "n channels length"]
+    name: str
+    channels: list[str]
+    owner: Callable[[Int[Tensor, " m"]], dict[str, Any]]
+    place: Callable[[Int[Tensor, " m"]], dict[str, Any]]
+
+
+def series(cfg: DictConfig, model: Reconstructor) -> Iterator[Part]:
+    """All that is to be scored."""
+    length = model.length
+    if not apply.has_files(cfg):
+        names = list(model.names or map(str, range(model.channels)))
+        for batch in apply.samples(cfg, model):
+            yield Part(
+                batch.x,
+                f"{batch.split} {batch.first} to {batch.first + len(batch.x) - 1}",
+                names,
+                partial(sample, batch, length),
+                lambda steps: {"step": steps % length},
+            )
+        return
+    for stretch in apply.stretches(cfg, model):
+        yield Part(
+            stretch.x,
+            f"{stretch.table.path} {stretch.group}".strip(),
+            list(stretch.table.columns),
+            partial(owner, stretch, cfg.data.group_column is not None, length),
+            partial(place, stretch, length),
+        )
+
+
+def sample(batch: apply.Samples, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
+    """Split and sample to which steps belong."""
+    return {"split": [batch.split] * len(steps), "index": batch.first + steps // length}
+
+
+def owner(stretch: apply.Stretch, grouped: bool, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
+    """File, series or window to which steps belong."""
+    found: dict[str, Any] = {"file": [str(stretch.table.path)] * len(steps)}
+    if grouped:
+        found["group"] = [stretch.group] * len(steps)
+    return found if stretch.x.ndim == 2 else found | {"index": stretch.rows(steps // length)}
+
+
+def place(stretch: apply.Stretch, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
+    """Row and time of steps, or the step in its window."""
+    if stretch.x.ndim == 3:
+        return {"step": steps % length}
+    found: dict[str, Any] = {"row": stretch.rows(steps)}
+    return found if stretch.table.times is None else found | {"time": stretch.times(steps)}
+
+
+class Detector:
+    """Scores as columns of a table, and the events in them.
+
+    Args:
+        scorer: of a model.
+        known: what is usual.
+        above: the threshold.
+        merge: steps between events that are one, at most.
+
+    Attributes:
+        events: a row of a table for each.
+        shown: of the series or window with the greatest score that score, what `plots.anomalies` draws, and the name.
+    """
+
+    def __init__(self, scorer: Scorer, known: Reference | None, above: float, merge: int) -> None:
+        self.scorer = scorer
+        self.known = known
+        self.above = above
+        self.merge = merge
+        self.events: list[dict[str, Any]] = []
+        self.shown: tuple[float, dict[str, Any], str] | None = None
+
+    def scores(self, part: Part) -> Iterator[dict[str, Any]]:
+        """The table of a part, in pieces; after them its events are there."""
+        import numpy as np
+        import torch
+
+        from msae.data.files import Spool
+        from msae.latent import anomaly
+
+        length = part.x.shape[2] if part.x.ndim == 3 else None
+        done = 0
+        runs: list[Event] = []
+        with Spool(np.float32) as totals:
+            for found in filter(len, anomaly.scores(self.scorer, part.x)):
+                steps = torch.arange(done, done + len(found))
+                table = part.owner(steps) | part.place(steps) | {"score": found.total}
+                table |= {f"score_{name}": row for name, row in zip(part.channels, found.channels, strict=True)}
+                table |= found.scales
+                scale = None
+                if self.known is not None:
+                    names, scale, _ = anomaly.strangest(found.scales, self.known.usual)
+                    table["strangest"] = texts(names, scale)
+                yield table | {"alarm": found.total > self.above}
+                runs += anomaly.events(found, self.above, scale, done, length)
+                totals.append(found.total.numpy())
+                done += len(found)
+            runs = anomaly.merged(runs, self.merge, length)
+            self.events += [self.row(part, run) for run in runs]
+            self._show(part, totals.array()[:, 0], runs)
+
+    def row(self, part: Part, run: Event) -> dict[str, Any]:
+        """An event as a row of a table."""
+        import torch
+
+        steps = torch.tensor([run.start, run.end, run.peak])
+        found = part.owner(steps[:1])
+        for name, values in part.place(steps).items():
+            ends = ("_" + name if name == "time" else "" for _ in range(3))
+            found |= {f"{end}{tail}": values[i : i + 1] for i, (end, tail) in enumerate(zip(PLACES, ends, strict=True))}
+        found["score"] = [run.score]
+        if self.known is not None:
+            names = list(dict.fromkeys(name.partition("_")[2] for name in self.known.usual))
+            found["strangest"] = [names[run.scale]]
+        return found | {"channel": [part.channels[run.channel]]}
+
+    def _show(self, part: Part, totals: np.ndarray, runs: list[Event]) -> None:
+        """Keep what the picture shows, if its greatest score is above those before."""
+        import numpy as np
+
+        if np.isnan(totals).all():
+            return
+        peak = int(np.nanargmax(totals))
+        if self.shown is not None and totals[peak] <= self.shown[0]:
+            return
+        first, stop, x = 0, len(totals), part.x
+        if x.ndim == 3:
+            number = peak // x.shape[2]
+            first, stop, x = number * x.shape[2], (number + 1) * x.shape[2], x[number]
+        spans = [(run.start - first, run.end - first) for run in runs if first <= run.start < stop]
+        drawn = {"x": x.T.numpy(), "score": totals[first:stop], "events": spans, "names": part.channels}
+        self.shown = float(totals[peak]), drawn, part.name if part.x.ndim == 2 else f"{part.name}, number {number}"
+
+    def figure(self) -> Figure:
+        """The picture."""
+        from msae import plots
+
+        assert self.shown is not None, "something was scored"
+        _, drawn, name = self.shown
+        figure = plots.anomalies(**drawn, threshold=self.above)
+        figure.suptitle(name, fontsize=9)
+        return figure
+
+
+def texts(names: list[str], numbers: Int[Tensor, " n"]) -> pa.Array:
+    """A column of texts, `names[number]` for each number; empty where that is -1."""
+    import pyarrow as pa
+
+    index = numbers.numpy()
+    return pa.array(names, pa.string()).take(pa.array(index, mask=index < 0))
+
+
+def main() -> None:
+    """The command."""
+    cli.run(detect, "detect")
+
+
+if __name__ == "__main__":
+    importlib.import_module("msae.detect").main()

@@ -1,0 +1,253 @@
+"""Scores of whole files as tables, with events and a picture."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Command, Result
+from pyarrow import parquet
+
+from msae import apply, load
+from msae.latent import anomaly
+
+TIME = 1500
+ARGS = ("data=series", "data.window=12", "trainer=cpu", "trainer.max_epochs=2", "data.batch_size=32")
+PYRAMID = ("model=pyramid", "model.latent_dim=8", "model.hidden_dim=8", "model.segments=[1,2]")
+
+
+def waves(time: int = TIME, seed: int = 0) -> np.ndarray:
+    """Two channels, one of them in hundreds."""
+    noise = np.random.default_rng(seed).normal(size=(time, 2)) / 10
+    return (np.sin(np.arange(time)[:, None] / np.array([3, 5])) + noise) * np.array([1, 100])
+
+
+def strange() -> np.ndarray:
+    """A spike in the first channel at row 1300, a level in the second at 1400 to 1404."""
+    x = waves()
+    x[1300, 0] += 9
+    x[1400:1405, 1] += 800
+    return x
+
+
+def write(name: str, x: np.ndarray, **more: Any) -> None:
+    times = pd.date_range("2024-01-01", periods=len(x), freq="h")
+    pd.DataFrame({"t": times, "0": x[:, 0], "1": x[:, 1]} | more).to_csv(name, index=False, float_format="%.6f")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder, and the file it was trained on, `a.csv`, beside it."""
+    import sys
+
+    from msae import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write("a.csv", waves())
+        path = f"data.path={folder / 'a.csv'}"
+        patch.setattr(sys, "argv", ["msae.train", *ARGS, *PYRAMID, path, "data.time_column=t", "hydra.run.dir=run"])
+        train.main()
+    return folder
+
+
+@pytest.fixture
+def run(command: Command, trained: Path) -> Any:
+    def detect(*args: str) -> Result:
+        return command(f"ckpt={trained / 'run' / 'best.ckpt'}", *args, module="detect")
+
+    return detect
+
+
+def test_csv(run: Any, trained: Path) -> None:
+    x = strange()
+    write("new.csv", x)
+    code, out, err = run("data.path=new.csv", "data.time_column=t", "out=o/s.csv", "merge=3", "probability=1e-5")
+    assert code == 0, err
+    assert out.startswith("1500 time steps, 2 events above ")
+    assert out.endswith("\n  o/s.csv\n  o/s.csv.events.csv\n  o/s.csv.png\n")
+    scores = pd.read_csv("o/s.csv")
+    names = ["file", "row", "time", "score", "score_0", "score_1", "error_1", "error_2", "code_1", "strangest", "alarm"]
+    assert [name for name in scores if name != "code_2"] == names
+    assert scores["row"].tolist() == list(range(TIME))
+    assert scores["time"][25] == "2024-01-02 01:00:00"
+    assert scores["score"].to_numpy() == pytest.approx(scores[["score_0", "score_1"]].mean(axis=1).to_numpy(), rel=1e-4)
+    model = load(trained / "run" / "best.ckpt")
+    found = anomaly.joined(list(anomaly.scores(anomaly.Scorer(model), torch.from_numpy(x).T.float())))
+    assert scores["score_1"].to_numpy() == pytest.approx(found.channels[1].numpy(), rel=1e-2, abs=1e-3)
+    above = float(out.split("above ")[1].split()[0])
+    assert scores["alarm"].tolist() == (scores["score"] > above * (1 + 1e-6)).tolist()
+    events = pd.read_csv("o/s.csv.events.csv")
+    times = ["start_time", "end_time", "peak_time"]
+    assert set(events) == {"file", "start", "end", "peak", *times, "score", "strangest", "channel"}
+    assert events["channel"].tolist() == [0, 1]
+    assert events["peak"][0] == 1300
+    assert events["peak_time"][0] == "2024-02-24 04:00:00"
+    assert 1389 <= events["start"][1] <= 1400 < 1404 <= events["end"][1] <= 1415
+    assert events["start"][1] <= events["peak"][1] <= events["end"][1]
+    assert set(events["strangest"]) <= {"1", "2", 1, 2}
+    assert Path("o/s.csv.png").stat().st_size > 10_000
+
+
+def test_parquet_and_a_series_in_two_files(run: Any) -> None:
+    """A row's score does not depend on the rows of other files, and the two runs have one threshold."""
+    x = strange()
+    np.save("x.npy", x)
+    Path("in").mkdir()
+    np.save("in/1.npy", x[:700])
+    np.save("in/2.npy", x[700:])
+    assert run("data.path=x.npy", "out=x.parquet").code == 0
+    assert run("data.path=in", "out=in.parquet").code == 0
+    one, two = (parquet.read_table(f"{name}.parquet").to_pandas() for name in ("x", "in"))
+    assert two["row"].tolist() == [*range(700), *range(800)]
+    apart = np.r_[:689, 711:TIME]
+    assert two["score"][apart].to_numpy() == pytest.approx(one["score"][apart].to_numpy(), rel=1e-3, abs=1e-5)
+    one, two = (pd.read_csv(f"{name}.parquet.events.csv") for name in ("x", "in"))
+    assert len(one)
+    assert one["end"].tolist() == (two["end"] + 700 * two["file"].str.endswith("2.npy")).tolist()
+
+
+def test_groups_gaps_and_missing_values(run: Any) -> None:
+    """Rows of two series in turn; a stretch shorter than a window has no scores, a missing value none."""
+    x = waves(300)
+    times = np.repeat(np.r_[0:60, 1000:1005, 2000:2085], 2)
+    frame = pd.DataFrame({"t": times, "0": x[:, 0], "1": x[:, 1], "g": ["u", "v"] * 150})
+    frame.loc[20:24, "0"] = np.nan
+    frame.loc[30, "1"] = frame.loc[30, "0"] = np.nan
+    frame.to_csv("g.csv", index=False)
+    args = ("data.path=g.csv", "data.time_column=t", "data.group_column=g", "data.max_gap=2", "data.missing=mask")
+    code, _, err = run(*args, "out=g.parquet", "threshold=1e9", "reference=null")
+    assert code == 0, err
+    scores = parquet.read_table("g.parquet").to_pandas().set_index("row")
+    assert sorted(scores.index) == [*range(120), *range(130, 300)]
+    assert scores["group"].sort_index().tolist() == ["u", "v"] * 145
+    assert scores["time"].sort_index().tolist() == np.delete(times, range(120, 130)).tolist()
+    assert scores.index[scores["score_0"].isna()].tolist() == [20, 22, 24, 30, 21, 23]
+    assert scores.index[scores["score"].isna()].tolist() == [30]
+    assert not {"strangest", "code_1"} & set(scores)
+    events = pd.read_csv("g.parquet.events.csv")
+    assert len(events) == 0
+    assert {"group", "start", "end_time", "channel"} <= set(events)
+
+
+def test_reference_files_and_quantile(run: Any) -> None:
+    """The threshold is that of the reference, whatever is scored."""
+    np.save("x.npy", strange())
+    np.save("calm.npy", waves(seed=5) * np.array([1.5, 1.0]))
+    args = ("data.path=x.npy", "threshold=quantile", "probability=.01", "overwrite=true")
+    assert run("data.path=calm.npy", "out=calm.csv", "threshold=1").code == 0
+    expected = pd.read_csv("calm.csv")["score"].quantile(0.99)
+    for reference in ("calm.npy", "[calm.npy]"):
+        _, out, err = run(*args, "out=x.csv", f"reference={reference}")
+        assert not err
+        assert float(out.split("above ")[1].split()[0]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_windows_already_cut(run: Any) -> None:
+    """Stand alone: an event goes on from none to the next."""
+    windows = np.stack(np.split(waves(240), 20)).transpose(0, 2, 1).astype(np.float32)
+    windows[3, 0, 11] += 30
+    windows[4, 0, 0] += 20
+    np.save("w.npy", windows)
+    code, _, err = run("data.path=w.npy", "out=w.csv", "threshold=20", "merge=5")
+    assert code == 0, err
+    scores = pd.read_csv("w.csv")
+    assert scores["index"].tolist() == np.repeat(range(20), 12).tolist()
+    assert scores["step"].tolist() == list(range(12)) * 20
+    events = pd.read_csv("w.csv.events.csv")
+    assert events[["index", "end"]].to_numpy()[0].tolist() == [3, 11]
+    assert events[["index", "start"]].to_numpy()[1].tolist() == [4, 0]
+    assert len(events) == 2
+
+
+def test_samples_of_a_data_set(command: Command) -> None:
+    args = ("data=ucr", "data.name=ItalyPowerDemand", "trainer=cpu", "trainer.max_epochs=1")
+    assert command("model=msae16", *args, "hydra.run.dir=run").code == 0
+    code, out, err = command("ckpt=run/best.ckpt", *args[:2], "out=s.parquet", "probability=.05", module="detect")
+    assert code == 0, err
+    scores = parquet.read_table("s.parquet").to_pandas()
+    assert len(scores) == 24 * (67 + 1029)
+    assert scores.groupby("split")["index"].max().to_dict() == {"train": 66, "test": 1028}
+    assert scores["score"][scores["split"] == "train"].quantile(0.95) == pytest.approx(
+        float(out.split("above ")[1].split()[0]), rel=0.1
+    )
+    assert set(scores["strangest"]) == {"small", "large"}
+
+
+def test_full_disk(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of a table that could not be written."""
+    np.save("x.npy", waves())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(apply.Writer, "_open", full)
+    code, _, err = run("data.path=x.npy", "out=o/x.csv")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "o/x.csv: cannot be written: No space left on device" in err
+    assert not list(Path("o").iterdir())
+
+
+def test_what_exists_is_kept(run: Any) -> None:
+    np.save("x.npy", waves())
+    Path("x.csv.events.csv").write_text("mine")
+    code, _, err = run("data.path=x.npy", "out=x.csv", "threshold=1")
+    assert (code, err) == (2, "error: out=x.csv: x.csv.events.csv exists; overwrite=true replaces it\n")
+    assert run("data.path=x.npy", "out=x.csv", "threshold=1", "overwrite=true").code == 0
+    assert Path("x.csv.events.csv").read_text() != "mine"
+
+
+def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
+    np.save("x.npy", waves())
+    (trained / "a.csv").rename(trained / "b.csv")
+    try:
+        code, _, err = run("data.path=x.npy", "out=x.csv")
+        assert code == 2
+        assert err.startswith(f"error: reference=training: the data of {trained}/run/config.yaml: ")
+        assert err.endswith("reference=PATH takes scores of other files, reference=null with threshold=NUMBER none\n")
+        assert run("data.path=x.npy", "out=x.csv", "threshold=1", "reference=null").code == 0
+    finally:
+        (trained / "b.csv").rename(trained / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["data.path=short.npy"], "short.npy: no stretch of 12 steps"),
+        (["data.path=one.npy"], "one.npy: no column 1; it has 1, such as 0"),
+        (
+            ["data.path=holes.npy"],
+            "holes.npy, row 3, column 0: no value; data.missing=interpolate or data",
+        ),
+        (["data=digits"], "data: 1 channels, in windows of 64 steps; the model takes 2"),
+        (["stride=13"], "stride=13: expected a whole number, from 1 to 12"),
+        (["stride=0"], "stride=0: expected a whole number"),
+        (["merge=-1"], "merge=-1: expected a whole number, at least 0"),
+        (["threshold=best"], "threshold=best: expected one of evt, quantile, a number"),
+        (["threshold=-1"], "threshold=-1: expected a number from 0"),
+        (["probability=0"], "probability=0: expected a number between 0 and 1"),
+        (["probability=2"], "probability=2: expected a number from 0 to 1"),
+        (["probability=1e-9", "threshold=quantile"], "training scores; expected 1000000000 at least, or a higher"),
+        (["reference=null"], "reference=null: threshold=evt needs training scores; expected a number"),
+        (["reference=nowhere"], "reference=nowhere: no such file or folder"),
+        (["reference=short.npy"], "short.npy: no stretch of 12 steps"),
+        (["reference=x.npy", "data=digits"], "reference=x.npy: files, where data has none"),
+        (["out=x.txt"], "out=x.txt: expected a file ending .parquet or .csv"),
+        (["treshold=1"], "treshold: no such key; nearest: threshold"),
+    ],
+)
+def test_mistakes(args: list[str], message: str, run: Any) -> None:
+    x = waves()
+    holes = x.copy()
+    holes[3, 0] = np.nan
+    for name, array in (("x", x), ("short", x[:5]), ("one", x[:, :1]), ("holes", holes)):
+        np.save(f"{name}.npy", array)
+    code, out, err = run(*(["data.path=x.npy"] if "data=digits" not in args else []), "out=o/s.csv", *args)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not Path("o/s.csv").exists()
