@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -146,9 +146,7 @@ def augment(
     return Augmented(made, used, found, reached)
 
 
-def check(
-    model: Reconstructor, change: str, strength: float, scales: Sequence[str] | None, distance: float | None
-) -> float:
+def check(model: Reconstructor, change: Any, strength: Any, scales: Sequence[str] | str | None, distance: Any) -> float:
     """Raise InputError for what `augment` cannot use; returns the greatest strength that the change may have."""
     check_choice("change", change, CHANGES)
     most = 1.0 if change == "mix" else STRONGEST
