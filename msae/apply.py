@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 
 BATCH = 2048
 """Windows encoded at a time."""
+PIECE = 1 << 22
+"""Values of a table written at a time: a .parquet keeps something in memory of each of its row groups."""
 FORMAT = ("columns", "time_column", "group_column", "separator", "decimal", "header", "time_format")
 SUFFIXES = (".csv", ".parquet")
 
@@ -343,9 +345,10 @@ class Writer:
         self.rows = 0
         self._out: Any = None
         self._schema: pa.Schema | None = None
+        self._held: list[pa.Table] = []
 
     def write(self, columns: Mapping[str, Any]) -> None:
-        """Add rows: arrays, tensors or lists of one length, by the columns' names."""
+        """Add rows: arrays, tensors or lists of one length, by the columns' names; not to be changed afterwards."""
         import pyarrow as pa
 
         csv = self.path.suffix.lower() == ".csv"
@@ -356,8 +359,16 @@ class Writer:
                 self._schema = batch.schema
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._out = self._open(csv)
-            self._out.write(pa.Table.from_batches([batch]).cast(self._schema))
+            self._held.append(pa.Table.from_batches([batch]).cast(self._schema))
+            if sum(map(len, self._held)) * len(columns) >= PIECE:
+                self._flush()
         self.rows += len(batch)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        self._out.write(pa.concat_tables(self._held))
+        self._held.clear()
 
     def _open(self, csv: bool) -> Any:
         from pyarrow import csv as pa_csv
@@ -373,6 +384,8 @@ class Writer:
             if kind is None:
                 assert self._out is not None, "a table without rows is written by a piece without rows"
                 with told(self.path):
+                    if self._held:
+                        self._flush()
                     self._out.close()
                     self.temporary.replace(self.path)
             elif self._out is not None:
