@@ -19,7 +19,8 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
+from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, clone
+from sklearn.model_selection import KFold
 from sklearn.utils import check_array, check_random_state, column_or_1d
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 from torch import Tensor
@@ -37,6 +38,8 @@ EPOCH_STEPS = 50
 """Optimizer steps that an epoch has at least."""
 BATCH = 2048
 """Samples that go through a fitted model at once."""
+FOLDS, SHARE = 3, 0.1
+"""Of `contamination="auto"`: the folds, and the share of outliers."""
 
 
 def _msae(shape: Sequence[int], latent_dim: int, lr: float) -> Reconstructor:
@@ -248,7 +251,9 @@ class MultiScaleDetector(OutlierMixin, _Estimator):  # type: ignore[misc]
     The latent has to be smaller than a sample, or all samples are reconstructed.
 
     Args:
-        contamination: share of the training samples that are outliers, above 0 and at most .5.
+        contamination: which share of samples is outliers: above 0 and at most .5, of those in `fit`, which a model
+            reconstructs better than new ones; or `auto`, a tenth of new ones, as samples that three folds held out in
+            turn show it, for three times the training.
         model: this and the other arguments are those of `MultiScaleTransformer`.
 
     Attributes:
@@ -261,7 +266,7 @@ class MultiScaleDetector(OutlierMixin, _Estimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        contamination: float = 0.1,
+        contamination: float | str = "auto",
         model: str = "pyramid",
         latent_dim: int | float = 16,
         n_epochs: int = 10,
@@ -287,10 +292,19 @@ class MultiScaleDetector(OutlierMixin, _Estimator):  # type: ignore[misc]
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:  # noqa: N803
         """Train on samples `(n, time)` or `(n, channels, time)`, some of which may be outliers; `y` is not used."""
-        if not check_number("contamination", _plain(self.contamination), 0.5):
-            raise InputError(f"contamination={self.contamination}: expected a number above 0, at most .5")
+        share = (
+            SHARE if self.contamination == "auto" else check_number("contamination", _plain(self.contamination), 0.5)
+        )
+        if not share:
+            raise InputError(f"contamination={self.contamination}: expected auto, or a number above 0 and at most .5")
         super().fit(X)
-        self.offset_ = float(np.quantile(self.score_samples(X), self.contamination))
+        x = self._samples(self._windows(X))
+        scores = self.score_samples(X)
+        if self.contamination == "auto" and len(x) >= FOLDS:
+            alone = clone(self).set_params(contamination=share)
+            folds = KFold(FOLDS, shuffle=True, random_state=0).split(x)
+            scores = np.concatenate([alone.fit(x[kept]).score_samples(x[held_out]) for kept, held_out in folds])
+        self.offset_ = float(np.quantile(scores, share))
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
@@ -483,8 +497,10 @@ def _apart(seed: int) -> Iterator[None]:
         torch.manual_seed(seed)
         try:
             yield
-        except SystemExit:  # which Lightning makes of Ctrl-C, and ignores the next
-            raise KeyboardInterrupt from None
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):  # of which Lightning makes it
+                raise KeyboardInterrupt from None
+            raise
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)

@@ -267,13 +267,22 @@ def test_a_loss_that_is_not_finite() -> None:
 def test_outliers_are_found() -> None:
     strange = X.copy()
     strange[::10] = 5 + RNG.normal(size=(4, 24))
-    detector = MultiScaleDetector(**{**QUICK, "n_epochs": 2}).fit(strange)
+    detector = MultiScaleDetector(0.1, **QUICK).fit(strange)
     assert np.flatnonzero(detector.predict(strange) == -1).tolist() == [0, 10, 20, 30]
     assert detector.predict(X[1::2]).mean() > 0.8
     np.testing.assert_array_equal(detector.fit_predict(strange), detector.predict(strange))
-    for wrong in (0, 0.6, -0.1):
+    for wrong in (0, 0.6, -0.1, "none"):
         with pytest.raises(InputError, match=f"contamination={wrong}"):
             MultiScaleDetector(wrong, **QUICK).fit(X)
+
+
+def test_a_tenth_of_new_samples_is_strange(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimators, "EPOCH_STEPS", 200)
+    x = RNG.normal(size=(240, 12)).cumsum(1)
+    settings = {**QUICK, "model": "ae", "n_epochs": 3, "lr": 1e-2}
+    found, of_fit = (MultiScaleDetector(share, **settings).fit(x[:40]).predict(x[40:]) for share in ("auto", 0.1))
+    assert 0.03 < (found == -1).mean() < 0.2
+    assert (of_fit == -1).mean() > 0.3
 
 
 def test_scores_of_the_steps_of_a_series() -> None:
