@@ -67,6 +67,7 @@ def test_training_commands(line: str, command: Command) -> None:
         assert (code, out.count(": finished before")) == (0, 4), err
 
 
+LATENT = [line for line in LINES if re.match(r"python -m msae\.(embed|detect|augment|forecast)", line)]
 ECG = "runs/series/ecg/model=ae16,seed=0,experiment=series,data=ecg,data.path=100.npy"
 
 
@@ -83,6 +84,7 @@ def test_other_commands() -> None:
         "python -m msae.reconstruct ckpt=runs/readings/best.ckpt data=series data.path=readings.csv",
         "python -m msae.report runs/series",
         f"python -m msae.reconstruct ckpt={ECG}/best.ckpt data=ecg data.path=100.npy",
+        *LATENT,
         "python benchmarks/train_speed.py",
         "python benchmarks/window_speed.py",
         *(memory, f"{memory} --values 1000000000 --stride 64 --cap 2"),
@@ -218,12 +220,31 @@ def test_tensorboard_serves_a_run(command: Command, tmp_path: Path) -> None:
 def test_python(command: Command) -> None:
     [train] = [line for line in TRAIN if "runs/digits" in line]
     assert command(*shlex.split(train), *FAST[1:]).code == 0
-    [block] = [block for kind, block in BLOCKS if kind == "python"]
+    block, estimators = [block for kind, block in BLOCKS if kind == "python"]
     found: dict[str, Any] = {}
     exec(textwrap.dedent(block), found)
     assert found["x_hat"].shape == (8, 1, 64)
     assert {scale: code.shape for scale, code in found["codes"].items()} == {"small": (8, 64), "large": (8, 64)}
     assert found["msae"] is msae
+    exec(textwrap.dedent(estimators).replace("n_epochs=5", "n_epochs=1"), found)
+    assert found["probe"].score(found["x"], found["y"]) > 0.7
+    assert found["more_x"].shape == (2 * len(found["x"]), 1, 64)
+    assert [len(found[name]) for name in ("scores", "more_y")] == [len(found["x"]), 2 * len(found["x"])]
+
+
+def test_commands_of_the_latent(command: Command) -> None:
+    write_readings("readings.csv", 3000)
+    for name in ("readings", "digits"):
+        [train] = [line for line in TRAIN if line.endswith(f"hydra.run.dir=runs/{name}")]
+        assert command(*shlex.split(train), "trainer=cpu", "trainer.max_epochs=1").code == 0
+    assert len(LATENT) == 5
+    for line in LATENT:
+        _, _, module, *arguments = shlex.split(line)
+        result = command(*arguments, module=module.removeprefix("msae."))
+        assert result.code == 0, result
+        [out] = [Path(text.removeprefix("out=")) for text in arguments if text.startswith("out=")]
+        assert out.exists()
+        assert Path(f"{out}.png").exists()
 
 
 def write_readings(path: str, rows: int) -> None:
