@@ -3,11 +3,11 @@
     python benchmarks/ucr_study.py ARCHIVE [--out runs/ucr] [--sets NAME ...] [KEY=VALUE ...]
 
 ARCHIVE is a folder of NAME_TRAIN.tsv and NAME_TEST.tsv, or .ts; sets with unequal lengths or missing values are left
-out. For each set and model the setting of least validation loss, of six tried with seed 0, is trained with two more
-seeds; the test split chooses nothing. The number of the pyramid's scales is among what is tried, one scale too. An
-interrupted study goes on when it is started again. It writes `search.json`, every trial; `study.json` and `study.md`,
-the results; `ranks.png`, the mean ranks with their critical difference; and `scales.png`, what each scale reconstructs
-of the set on which the most scales help most.
+out. For each set and model the setting of least validation loss, of those in `SPACE` tried with seed 0, is trained with
+two more seeds; the test split chooses nothing. The number of the pyramid's scales is among what is tried, one scale
+too, and that of the segments of `segmented`, a model of one scale. An interrupted study goes on when it is started
+again. It writes `search.json`, every trial; `study.json` and `study.md`, the results; `ranks.png`, the mean ranks with
+their critical difference; and `scales.png`, what each scale reconstructs of the set on which the most scales help most.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from msae.report import Run, markdown_over, over_data_sets, read_runs, table
 
 SPACE: dict[str, dict[str, tuple[str, ...]]] = {
     "single": {"model.lr": ("0.0001", "0.0003", "0.0006", "0.001", "0.002", "0.004")},
-    "segmented": {"model.lr": ("0.0003", "0.002"), "model.segments": ("[1]", "[4]", "[8]")},
+    "segmented": {"model.lr": ("0.0003",), "model.segments": ("[1]", "[4]", "[8]")},
     "pyramid": {"model.lr": ("0.0003", "0.002"), "model.segments": ("[1]", "[1,4]", "[1,4,16]")},
 }
-"""What is tried of each model, as Hydra writes it: all combinations, as many of each."""
+"""What is tried of each model, as Hydra writes it: all combinations."""
 SEEDS = (0, 1, 2)
 
 

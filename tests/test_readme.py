@@ -122,7 +122,7 @@ def test_ucr_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytes
     study = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(study)
     tried = [len(list(itertools.product(*space.values()))) for space in study.SPACE.values()]
-    assert tried == [6, 6]
+    assert tried == [6, 3, 6]
     fewer = {"single": {"model.lr": ("0.001", "0.002")}, "pyramid": {"model.segments": ("[1]", "[1,4]")}}
     monkeypatch.setattr(study, "SPACE", fewer)
     archive = Path(datasets.__file__).parent / "data"
