@@ -79,7 +79,7 @@ def test_other_commands() -> None:
         "python -m msae.report runs/fair_search",
         "python benchmarks/ucr_study.py UCR",
         "python -m msae.report runs/scales",
-        "python benchmarks/scale_cost.py",
+        "python benchmarks/scale_cost.py --rounds 7 --steps 20",
         "tensorboard --logdir runs",
         "python -m msae.reconstruct ckpt=runs/readings/best.ckpt data=series data.path=readings.csv",
         "python -m msae.report runs/series",
