@@ -67,6 +67,7 @@ def settings(run: Run) -> dict[str, str]:
 def trials(folder: Path, names: list[str], overrides: dict[str, str]) -> dict[tuple[str, str], list[Run]]:
     """The runs in a folder of each set and model, the one of least validation loss first; no other study's runs."""
     found = defaultdict(list)
+    overrides = {key: value for key, value in overrides.items() if not key.startswith("hydra.")}
     for run in sorted(read_runs(folder)[0], key=lambda run: run["val_loss"]):
         had = settings(run)
         tried = all(had.get(key) in values for key, values in SPACE[run["model"]].items())

@@ -485,7 +485,7 @@ class _Best(L.Callback):
 @contextmanager
 def _apart(seed: int) -> Iterator[None]:
     """Draws by a seed, and leaves torch's generators, warnings, loggers and Ctrl-C of the process as they were."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "msae")]
     levels = [logger.level for logger in loggers]
     handler = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings(), torch.random.fork_rng(range(torch.cuda.device_count())):

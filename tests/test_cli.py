@@ -29,7 +29,7 @@ class TestErrors:
         [
             (
                 "model=msea",
-                "model=msea: no such option; nearest: msae, msae16; there are ae, ae128, ae128wide, ae16, msae, msae16",
+                "model=msea: no such option; nearest: msae, msae16; there are ae, ae128, ae128wide, ae16, lgta, msae",
             ),
             ("dataa=digits", "dataa: no such key; nearest: data"),
             ("model.latent_dmi=3", "model.latent_dmi: no such key; nearest: model.large_dim, "),
@@ -252,7 +252,7 @@ def test_help(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert result.stdout.endswith("set()\n")
     for text in (
-        "model: ae, ae128, ae128wide, ae16, msae, msae16, pyramid",
+        "model: ae, ae128, ae128wide, ae16, lgta, msae, msae16, pyramid, pyramid28, segmented, single",
         "data: digits, ecg, finance, mnist, sensor, series, ucr",
         "max_epochs: 20",
         "python -m msae.train -m",

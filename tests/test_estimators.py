@@ -144,7 +144,7 @@ def test_pipelines_with_aeon(name: str) -> None:
         pipelines.append(aeon_pipeline(Normalizer(), features, ContinuousIntervalTree(random_state=0)))
         pipelines.append(aeon_pipeline(features, RidgeClassifier()))
     for pipeline in pipelines:
-        assert pipeline.fit(x, y).score(x_test, y_test) > (0.85 if name == "ItalyPowerDemand" else 0.4)
+        assert pipeline.fit(x, y).score(x_test, y_test) > (0.85 if name == "ItalyPowerDemand" else 0.3)
 
 
 @pytest.mark.parametrize("cls", ALL)

@@ -94,7 +94,7 @@ def test_other_commands() -> None:
 
 def test_reconstruct_and_report(command: Command) -> None:
     write_readings("readings.csv", 500)
-    [train] = [line for line in TRAIN if "readings.csv" in line]
+    [train] = [line for line in TRAIN if line.endswith("hydra.run.dir=runs/readings")]
     assert command(*shlex.split(train), "data.window=24", *FAST[1:]).code == 0
     readings, ecg = [line for line in LINES if line.startswith("python -m msae.reconstruct")]
     assert command(*shlex.split(readings)[3:], module="reconstruct").code == 0
