@@ -85,6 +85,7 @@ def test_other_commands() -> None:
         "python -m msae.report runs/series",
         f"python -m msae.reconstruct ckpt={ECG}/best.ckpt data=ecg data.path=100.npy",
         *LATENT,
+        "python benchmarks/forecasting.py ETTh1.csv --rows 14400",
         "python benchmarks/train_speed.py",
         "python benchmarks/window_speed.py",
         *(memory, f"{memory} --values 1000000000 --stride 64 --cap 2"),
@@ -116,11 +117,7 @@ def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_ucr_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two sets, ten steps; started again, it trains nothing; runs of another study do not count."""
-    specification = importlib.util.spec_from_file_location("ucr_study", ROOT / "benchmarks" / "ucr_study.py")
-    assert specification is not None
-    assert specification.loader is not None
-    study = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(study)
+    study = module("ucr_study")
     tried = [len(list(itertools.product(*space.values()))) for space in study.SPACE.values()]
     assert tried == [6, 3, 6]
     fewer = {"single": {"model.lr": ("0.001", "0.002")}, "pyramid": {"model.segments": ("[1]", "[1,4]")}}
@@ -150,6 +147,44 @@ def test_ucr_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytes
     assert {"ranks.png", "scales.png", "study.md"} <= {path.name for path in Path("ucr").iterdir()}
     run("--sets", "GunPoint", "trainer.max_steps=5")
     assert len(json.loads(Path("ucr/search.json").read_text())) == 4
+
+
+def module(name: str) -> Any:
+    """A benchmark as a module."""
+    specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    found = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(found)
+    return found
+
+
+def test_forecasting_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Waves are forecast by the linear map, and all ways have a row for each horizon."""
+    study = module("forecasting")
+    monkeypatch.setattr(study, "MODELS", ("ae",))
+    monkeypatch.chdir(tmp_path)
+    write_readings("waves.csv", 2400)
+    options = ["--rows", "2300", "trainer.max_steps=2", "hydra.launcher.n_jobs=1"]
+    monkeypatch.setattr(sys, "argv", ["forecasting.py", "waves.csv", *options])
+    study.main()
+    assert "## waves" in capfd.readouterr().out
+    rows = json.loads(Path("runs/forecasting/forecasting.json").read_text())
+    assert [(row["features"], row["n"]) for row in rows[::5]] == [("ridge on raw values", 1), ("linear", 1), ("ae", 3)]
+    assert [row["horizon"] for row in rows[:5]] == [24, 48, 96, 168, 336]
+    assert rows[5]["mse"] < 0.1
+
+
+def test_the_table_of_forecasts_is_the_studys() -> None:
+    """`docs/forecasting.json` is what `benchmarks/forecasting.py` wrote."""
+    rows = json.loads((ROOT / "docs" / "forecasting.json").read_text())
+    lines = README.partition("| ETTh1, test MSE at a horizon of |")[2].splitlines()[2:7]
+    for line, first in zip(lines, range(0, 25, 5), strict=True):
+        cells = [line.split(" | ")[1]]
+        for cell, row in zip(line.removesuffix(" |").split(" | ")[2:], rows[first : first + 5], strict=True):
+            spread = "" if row["mse_sd"] is None else f" ± {row['mse_sd']:.3f}"
+            assert cell == f"{row['mse']:.3f}{spread}".replace("0.", ".")
+        assert cells == [f"{rows[first]['n']}"]
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
