@@ -27,6 +27,7 @@ from pyarrow import csv
 from torch import Tensor
 
 from msae import cli, load
+from msae.data.series import in_time
 from msae.latent import forecasting
 from msae.report import interval, read_runs, table
 
@@ -48,13 +49,10 @@ def read(path: Path, rows: int | None) -> tuple[Tensor, list[str]]:
 
 def split(series: Tensor) -> Parts:
     """The splits in time, each with the steps before it that its first windows look back at."""
-    time = series.shape[1]
-    test = time - round(SHARES[1] * time)
-    val = test - round(SHARES[0] * time)
-    bounds = {"training": (0, val), "validation": (val, test), "test": (test, time)}
+    spans = in_time([[("", 0, series.shape[1])]], SHARES)
     return {
         name: [(series[:, max(0, start - LENGTH) : stop], start - max(0, start - LENGTH))]
-        for name, (start, stop) in bounds.items()
+        for name, [(_, start, stop)] in spans.items()
     }
 
 

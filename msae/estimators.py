@@ -458,7 +458,7 @@ class _Best(L.Callback):
         assert isinstance(pl_module, Reconstructor)
         if len(self.data.val):
             with torch.no_grad():
-                self._keep(float(pl_module.errors(self.data.val.x[:].to(pl_module.device))[0]), pl_module)
+                self._keep(float(pl_module.judged(self.data.val.x[:].to(pl_module.device))[0]), pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values = {
