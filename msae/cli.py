@@ -1,5 +1,6 @@
 """How the commands meet Hydra: where the configs are, how folders are named, how errors are told."""
 
+import _thread
 import difflib
 import functools
 import hashlib
@@ -8,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,6 +99,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
                 raise
             fail(explain(error, config_name))
 
+    hook, sys.unraisablehook = sys.unraisablehook, dropped
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(functools.wraps(task)(told))()
     except MISTAKES as error:
@@ -109,6 +112,16 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         started = any(sweep.glob("*/train.log"))
         print("\ninterrupted; the same command with resume=true goes on" if started else "\ninterrupted")
         sys.exit(130)
+    finally:
+        sys.unraisablehook = hook
+
+
+def dropped(error: "sys.UnraisableHookArgs") -> None:
+    """Interrupt again where Python drops an interruption: in what a weak reference calls, where training often is."""
+    if issubclass(error.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(error)
 
 
 def quoted(text: str) -> str:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +262,26 @@ def test_help(tmp_path: Path) -> None:
     ):
         assert text in result.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("sigint")
+def test_an_interruption_that_python_drops_comes_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def task(_: object) -> None:
+        held = {1}
+        reference = weakref.ref(held, interrupted)
+        del held
+        assert reference() is None
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(SystemExit) as end:
+        cli.run(task, "train")
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("\ninterrupted\n", "")

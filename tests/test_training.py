@@ -347,7 +347,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted; go on with\n  python -m msae.train" in out
-    assert "Traceback" not in err
+    assert "KeyboardInterrupt" not in err
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] > 0
 
 
