@@ -53,13 +53,18 @@ class History(Callback):
         self._validated = trainer.global_step
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - self._waited(pl_module)
+
+    @staticmethod
+    def _waited(pl_module: L.LightningModule) -> float:
+        assert isinstance(pl_module, Reconstructor)
+        return pl_module.stack.waited if pl_module.stack else 0.0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: list[Tensor], batch_idx: int
     ) -> None:
         self.windows += sum(map(len, batch))
-        self._stopped = time.perf_counter()
+        self._stopped = time.perf_counter() - self._waited(pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds += self._stopped - self._started
@@ -100,8 +105,8 @@ def evaluate(trainer: L.Trainer, measure: str, loader: Any, limit: float) -> lis
     with trainer.precision_plugin.forward_context():
         errors = [getattr(model, measure)(x.to(model.device)) for x in batches]
     model.train()
-    total = sum(weight for *_, weight in errors)
-    return [float(sum(error[i] * error[2] for error in errors)) / max(1, total) for i in (0, 1)]
+    total = max(1.0, float(sum(weight for *_, weight in errors)))
+    return [float(sum(error[i] * error[2] for error in errors)) / total for i in (0, 1)]
 
 
 class Checkpoint(ModelCheckpoint):

@@ -34,11 +34,11 @@ def check_number(name: str, value: Any, high: float = float("inf")) -> float:
     return value
 
 
-def check_ints(name: str, values: Any, low: int = 1) -> list[int]:
-    """Return `values` as a list if they are whole numbers, at least `low`; raises InputError otherwise."""
+def check_ints(name: str, values: Any, low: int = 1, high: int | None = None) -> list[int]:
+    """Return `values` as a list if they are whole numbers from `low` to `high`; raises InputError otherwise."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise InputError(f"{name}={values}: expected a list of whole numbers, such as [256]")
-    return [check_int(name, value, low) for value in values]
+    return [check_int(name, value, low, high) for value in values]
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:

@@ -37,13 +37,15 @@ def read_runs(folder: Path) -> tuple[list[Run], dict[str, str]]:
     for run in sorted(path.parent for path in folder.glob("**/train.log")):
         if (run / "metrics.json").exists():
             runs.append(json.loads((run / "metrics.json").read_text()) | {"folder": run})
+        elif any(run.glob("seed=*/train.log")):
+            continue  # runs of several seeds as one lie in it
         elif (run / "error.txt").exists():
             missing[str(run.relative_to(folder))] = "failed: " + (run / "error.txt").read_text().splitlines()[0]
         else:
             missing[str(run.relative_to(folder))] = "not finished"
     if not runs and not missing:
         raise InputError(f"{folder}: no runs in it; expected the folder of a sweep, or of several")
-    return sorted(runs, key=lambda run: (run["folder"].parent, run["job"])), missing
+    return sorted(runs, key=lambda run: (run["folder"].parent, run["job"], run["seed"])), missing
 
 
 def name_runs(runs: list[Run]) -> None:
@@ -268,7 +270,7 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
         run["config"] = json.dumps(OmegaConf.to_container(config), sort_keys=True)
     runs.sort(key=lambda run: (run["title"], run["config"]))
     for config, group in groupby(runs, key=lambda run: run["config"]):
-        of_data = sorted(group, key=lambda run: (run["folder"].parent, run["job"]))
+        of_data = sorted(group, key=lambda run: (run["folder"].parent, run["job"], run["seed"]))
         same = {run["config"] for run in runs if run["title"] == of_data[0]["title"]}
         varied = [o for o in of_data[0]["overrides"] if o.startswith("data.")] if len(same) > 1 else []
         name = " ".join([of_data[0]["title"], *varied])
@@ -314,16 +316,20 @@ class SweepReport(Callback):
             )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        try:
-            text, missing = report(folder)
-        except Exception as error:  # noqa: BLE001  (Hydra would make a warning of it)
-            if not isinstance(error, cli.MISTAKES):
-                traceback.print_exc()
-            cli.fail(f"no report of {folder}: {cli.explain(error, 'train')}")
-        print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir '{folder}'")
-        if missing:
-            cli.fail(f"{len(missing)} of the runs did not finish: {', '.join(missing)}")
+        end_of_sweep(Path(config.hydra.sweep.dir))
+
+
+def end_of_sweep(folder: Path) -> None:
+    """Report, on the terminal too; exit code 2 if a run did not finish."""
+    try:
+        text, missing = report(folder)
+    except Exception as error:  # noqa: BLE001  (Hydra would make a warning of it)
+        if not isinstance(error, cli.MISTAKES):
+            traceback.print_exc()
+        cli.fail(f"no report of {folder}: {cli.explain(error, 'train')}")
+    print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir '{folder}'")
+    if missing:
+        cli.fail(f"{len(missing)} of the runs did not finish: {', '.join(missing)}")
 
 
 def main() -> None:

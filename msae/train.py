@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import math
@@ -10,6 +11,7 @@ import shlex
 import sys
 import traceback
 import warnings
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +22,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msae import cli
-from msae.errors import InputError, check_choice, check_int
+from msae.errors import InputError, check_choice, check_int, check_ints
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from msae.data.base import DataModule
-    from msae.models.base import Reconstructor
+    from msae.models.base import Reconstructor, Stepper
 
 log = logging.getLogger(__name__)
 FREE = ("trainer.", "ckpt_path", "resume", "threads", "data.root")
@@ -33,7 +35,14 @@ CHOSEN = ("code_dims",)
 """A model's arguments that its training windows choose where the config has null."""
 
 
-def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, Any]:
+def train(
+    cfg: DictConfig,
+    run: Path,
+    name: str,
+    bar: bool = True,
+    data: DataModule | None = None,
+    stack: Stepper | None = None,
+) -> dict[str, Any]:
     """Train, test, and write everything about the run into its folder.
 
     Args:
@@ -41,6 +50,8 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
         run: the run's folder.
         name: of the run, for its progress lines.
         bar: whether a progress bar may be drawn.
+        data: what `cfg.data` makes, where it is there already.
+        stack: what makes the optimizer steps, together with those of other runs.
 
     Returns:
         What `metrics.json` holds.
@@ -59,12 +70,13 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
 
     torch.set_num_threads(cfg.threads)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = instantiate(cfg.data)
-    model = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
+    data = data or instantiate(cfg.data)
+    model: Reconstructor = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
     kept = "best" if len(data.val) else "last"
     if cfg.ckpt_path is not None:
         model = resumed(cfg, model, data, run / f"{kept}.ckpt")
     model.set_statistics(**data.statistics)
+    model.stack = stack
     if cfg.ckpt_path is None:
         model.initialize(lambda: sample(data))
     history, checkpoint = History(data), Checkpoint(run, data)
@@ -83,8 +95,9 @@ def train(cfg: DictConfig, run: Path, name: str, bar: bool = True) -> dict[str, 
     [metrics] = trainer.test(model, data, ckpt_path=str(run / f"{kept}.ckpt"), weights_only=True, verbose=False)
 
     hydra = HydraConfig.get()
+    own = [f"seed={cfg.seed}" if text.startswith("seed=") else text for text in hydra.overrides.task]
     result = {
-        "overrides": list(hydra.overrides.task),
+        "overrides": own,
         "job": 0 if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num,
         "data": hydra.runtime.choices["data"],
         "model": hydra.runtime.choices["model"],
@@ -214,6 +227,7 @@ def quiet() -> None:
         ".*does not have many workers.*",  # batches are slices of a tensor
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # so it calls that of the start
         ".*LeafSpec.*is deprecated.*",  # Lightning's own call
+        "The `srun` command is available.*",  # a run need not be one of Slurm's
         "Checkpoint directory .* exists and is not empty.*",  # the run's folder
         "Total length of `list` across ranks is zero.*",  # no validation split
         "The number of training batches .* is smaller than the logging interval.*",  # logged once an epoch
@@ -239,7 +253,9 @@ def job(cfg: DictConfig) -> None:
     """One run, alone or in a sweep."""
     hydra = HydraConfig.get()
     run = Path(hydra.runtime.output_dir)
-    if hydra.mode == RunMode.RUN:
+    if OmegaConf.is_list(cfg.seed):
+        together(cfg, run, hydra.mode == RunMode.RUN)
+    elif hydra.mode == RunMode.RUN:
         alone(cfg, run)
     else:
         in_sweep(cfg, run)
@@ -270,7 +286,62 @@ def alone(cfg: DictConfig, run: Path) -> None:
                 run.rmdir()
 
 
-def in_sweep(cfg: DictConfig, run: Path) -> None:
+def together(cfg: DictConfig, run: Path, reports: bool) -> None:
+    """Runs of several seeds as one, each with a folder in `run` as if it had been alone; then their report.
+
+    Raises:
+        InputError: seeds that are not whole numbers, or twice the same; a folder that holds such runs already.
+    """
+    from msae.report import end_of_sweep
+    from msae.stack import Run, Stack
+
+    seeds = check_ints("seed", OmegaConf.to_container(cfg.seed), 0, 2**32 - 1)
+    if not seeds:
+        raise InputError("seed=[]: expected a seed at least")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"seed={list(seeds)}: expected each seed once")
+    if cfg.ckpt_path is not None:
+        raise InputError(
+            f"ckpt_path={cfg.ckpt_path}: of one run; several seeds go on with hydra.run.dir=RUN resume=true"
+        )
+    if reports and not cfg.resume and any(run.glob("seed=*/train.log")):
+        raise InputError(f"{os.path.relpath(run)}: holds these runs already; resume=true goes on with them")
+    configs = {f"seed={seed}": cfg.copy() for seed in seeds}
+    for seed, one in zip(seeds, configs.values(), strict=True):
+        one.seed = seed
+    first = next(iter(configs.values()))
+    check(first)
+    shared = instantiate(first.data)
+
+    def alone_in(folder: Path, one: DictConfig, stack: Run) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = logging.FileHandler(folder / "train.log")
+        lines.setFormatter(logging.Formatter("%(message)s"))
+        lines.addFilter(lambda record: record.threadName == stack.name)
+        logging.getLogger().addHandler(lines)
+        data = copy.copy(shared)  # its order apart, which the seed gives, it is the same for all
+        data.seed = one.data.get("seed", data.seed)
+        try:
+            in_sweep(one, folder, data, stack)
+        finally:
+            logging.getLogger().removeHandler(lines)
+            lines.close()
+
+    try:
+        Stack({name: partial(alone_in, run / name, one) for name, one in configs.items()}).run()
+    except KeyboardInterrupt:
+        if not reports:  # the sweep tells
+            raise
+        free = ("hydra.run.dir=", "resume=")
+        given = [text for text in HydraConfig.get().overrides.task if not text.startswith(free)]
+        command = shlex.join([*given, f"hydra.run.dir={os.path.relpath(run)}", "resume=true"])
+        print(f"\ninterrupted; go on with\n  python -m msae.train {command}")
+        sys.exit(130)
+    if reports:
+        end_of_sweep(run)
+
+
+def in_sweep(cfg: DictConfig, run: Path, data: DataModule | None = None, stack: Stepper | None = None) -> None:
     """A run of a sweep: an error is written into its folder, and the other runs go on."""
     failure, last = run / "error.txt", run / "last.ckpt"
     if (run / "metrics.json").exists():
@@ -280,7 +351,7 @@ def in_sweep(cfg: DictConfig, run: Path) -> None:
     if cfg.resume and last.exists():
         cfg.ckpt_path = str(last)
     try:
-        result = train(cfg, run, run.name, bar=False)
+        result = train(cfg, run, run.name, bar=False, data=data, stack=stack)
         log.info("%s: test MSE %.4g", run.name, result["metrics"]["test/mse"])
     except Exception as error:  # noqa: BLE001  (whatever it is, the other runs go on, and the sweep ends with exit code 2)
         reason = cli.explain(error, "train")

@@ -219,6 +219,7 @@ class TestNames:
     [
         ("ckpt_path=runs/a,model=ae/last.ckpt", "ckpt_path='runs/a,model=ae/last.ckpt'"),
         ("ckpt=runs/a b/best.ckpt", "ckpt='runs/a b/best.ckpt'"),
+        ("hydra.run.dir=runs/seed=[0,1]", "hydra.run.dir='runs/seed=[0,1]'"),
         ("data.path=my data (1)/[a]=b.csv", "data.path='my data (1)/[a]=b.csv'"),
         ("data.path=it's here.csv", "data.path='it\\'s here.csv'"),
         ("data.path=a.csv,b.csv", "data.path=a.csv,b.csv"),  # a sweep over two files

@@ -172,8 +172,8 @@ class TestRegularizers:
         torch.manual_seed(0)
         model = AutoEncoder((1, 4), latent_dim=2, hidden_dims=[3], regularizer="kl", beta=2.0, anneal=0.5)
         weights: list[float] = []
-        weight = model._weight
-        model._weight = lambda: weights.append(weight()) or weights[-1]  # type: ignore[method-assign,func-returns-value]
+        weight = model.penalty_weight
+        model.penalty_weight = lambda: weights.append(weight()) or weights[-1]  # type: ignore[method-assign,func-returns-value]
         trainer = fit(model, DataModule(windows(20), windows(4), batch_size=2), tmp_path, max_epochs=2)
         assert weights == pytest.approx([2 * min(1, i / 10) for i in range(20)])
         assert trainer.callback_metrics["train/penalty"] > 0
@@ -230,8 +230,8 @@ def test_means_over_batches_are_exact_where_values_are_missing(tmp_path: Path) -
 
 def test_psnr_is_that_of_the_mean_mse() -> None:
     psnr = MeanPSNR()
-    psnr.update(torch.tensor(0.01), 30, torch.tensor(1.0))
-    psnr.update(torch.tensor(0.09), 10, torch.tensor(1.0))
+    psnr.update(torch.tensor(0.01), torch.tensor(30.0), torch.tensor(1.0))
+    psnr.update(torch.tensor(0.09), torch.tensor(10.0), torch.tensor(1.0))
     assert psnr.compute().item() == pytest.approx(10 * torch.log10(torch.tensor(1 / 0.03)).item())
 
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -24,6 +24,21 @@ from msae.errors import InputError, check_choice, check_int, check_ints, check_n
 from msae.models.layers import window_level
 
 
+class Stepper(Protocol):
+    """What makes a model's optimizer steps.
+
+    Attributes:
+        waited: seconds in which the model's run waited for others.
+    """
+
+    waited: float
+
+    def make_steps(
+        self, model: Reconstructor, batches: list[Tensor], noise: list[Tensor | None]
+    ) -> dict[str, Float[Tensor, " steps"]]:
+        """As `Reconstructor.make_steps`."""
+
+
 class MeanPSNR(Metric):
     """Peak signal-to-noise ratio in dB of the mean MSE of all windows; the mean of PSNRs would be another number."""
 
@@ -34,10 +49,10 @@ class MeanPSNR(Metric):
     def __init__(self) -> None:
         super().__init__()
         self.add_state("squared_error", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("weight", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("data_range", torch.tensor(1.0), dist_reduce_fx="max")
 
-    def update(self, mse: Float[Tensor, ""], weight: int, data_range: Float[Tensor, ""]) -> None:
+    def update(self, mse: Float[Tensor, ""], weight: Float[Tensor, ""], data_range: Float[Tensor, ""]) -> None:
         """Add the MSE of `weight` windows or values, in the units of `data_range`, the width of the data's range."""
         self.squared_error += mse.double() * weight
         self.weight += weight
@@ -78,6 +93,7 @@ class Reconstructor(L.LightningModule, ABC):
         missing: whether windows may hold NaN, which is encoded as the value that scales to 0, and left out of the loss
             and the metrics.
         names: of the channels it was trained on, where these have any.
+        stack: what makes its optimizer steps, together with those of other runs; by default it makes them itself.
 
     Raises:
         InputError: a shape, learning rate or clipping value that is not positive.
@@ -118,6 +134,7 @@ class Reconstructor(L.LightningModule, ABC):
         self.per_window = False
         self.missing = False
         self.bounded = False
+        self.stack: Stepper | None = None
         self.names: Sequence[str] | None = None
         self.psnr = nn.ModuleDict({f"{split}/psnr": MeanPSNR() for split in ("train", "val", "test")})
 
@@ -222,13 +239,17 @@ class Reconstructor(L.LightningModule, ABC):
         return self.decode(z), z
 
     def regularized(
-        self, z: Float[Tensor, "batch latent"], generator: torch.Generator | None = None
+        self, z: Float[Tensor, "batch latent"], noise: Float[Tensor, "batch latent"] | None = None
     ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, ""]]:
-        """The latents to decode in training, for `kl` a sample, and the regularizer's penalty, before its weight."""
+        """The latents to decode in training, for `kl` a sample, and the regularizer's penalty, before its weight.
+
+        Args:
+            z: what was encoded.
+            noise: of `kl`, standard normal; by default drawn anew.
+        """
         penalty = self.penalty(z)
         if self.regularizer == "kl":
-            noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-            z = z + noise * (self.log_variance(z) / 2).exp()
+            z = z + (torch.randn_like(z) if noise is None else noise) * (self.log_variance(z) / 2).exp()
         return z, penalty
 
     def penalty(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, ""]:
@@ -250,7 +271,9 @@ class Reconstructor(L.LightningModule, ABC):
             return ((centered.T @ centered).square() * apart).sum() / apart.sum().clamp(min=1)
         return z.new_zeros(())
 
-    def judged(self, x: Float[Tensor, "batch channels length"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
+    def judged(
+        self, x: Float[Tensor, "batch channels length"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
         """`errors` of a batch, but as loss what training minimises, of one draw, the regularizer at its whole weight.
 
         By it epochs are chosen: the MSE alone would choose a `kl` model whose variance is not learned yet.
@@ -258,7 +281,8 @@ class Reconstructor(L.LightningModule, ABC):
         z = self.encode_scaled(self.scaled(x))
         loss, mse, weight = self.errors(x, z)
         if self.regularizer != "none":
-            drawn, penalty = self.regularized(z, torch.Generator(z.device).manual_seed(0))
+            noise = torch.randn(z.shape, generator=torch.Generator(z.device).manual_seed(0), device=z.device)
+            drawn, penalty = self.regularized(z, noise)
             loss = (self.errors(x, drawn)[0] if self.regularizer == "kl" else loss) + self.beta * penalty
         return loss, mse, weight
 
@@ -274,7 +298,7 @@ class Reconstructor(L.LightningModule, ABC):
 
     def errors(
         self, x: Float[Tensor, "batch channels length"], z: Float[Tensor, "batch latent"] | None = None
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
         """MSE of a batch in raw units: in scaled units, which is the loss (paper III-C), in raw units, and its weight.
 
         The weight makes means over batches exact: the number of windows, or of values where some may be missing.
@@ -287,44 +311,71 @@ class Reconstructor(L.LightningModule, ABC):
         x_hat = self.decode_scaled(self.encode_scaled(scaled) if z is None else z)
         if not self.missing:
             error = F.mse_loss(x_hat, scaled, reduction="none").mean(2)
-            return error.mean(), (error * scale.squeeze(2) ** 2).mean(), len(x)
+            return error.mean(), (error * scale.squeeze(2) ** 2).mean(), error.new_full((), len(x), dtype=torch.float64)
         present = ~x.isnan()
         x_hat = x_hat.where(present, 0.0)
         error = F.mse_loss(x_hat, scaled, reduction="none").sum(2)
         count = present.sum().clamp(min=1)
-        return error.sum() / count, (error * scale.squeeze(2) ** 2).sum() / count, int(count)
+        return error.sum() / count, (error * scale.squeeze(2) ** 2).sum() / count, count.double()
+
+    def objective(
+        self, x: Float[Tensor, "batch channels length"], noise: Float[Tensor, "batch latent"] | None, weight: float
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """What an optimizer step minimises, and the terms of it to log, beside them `weight`, the batch's own.
+
+        Args:
+            x: windows in raw units.
+            noise: for `regularized`.
+            weight: of the regularizer's penalty.
+        """
+        z, penalty = self.regularized(self.encode_scaled(self.scaled(x)), noise)
+        loss, mse, n = self.errors(x, z)
+        own = self.penalties(z)
+        terms = {"loss": loss, "mse": mse, "penalty": penalty, **own, "weight": n.to(loss.dtype)}
+        return sum(own.values(), loss + weight * penalty), terms
 
     def training_step(self, batches: list[Tensor], batch_idx: int) -> None:
         """One optimizer step for each of `batches`, windows in raw units, each `(batch, channels, length)`."""
+        if self.trainer.max_steps != -1:
+            batches = batches[: self.trainer.max_steps - self.global_step]
+        noise: list[Tensor | None] = [None] * len(batches)
+        if self.regularizer == "kl":
+            size = self.log_variance.out_features
+            noise = [torch.randn(len(x), size, device=self.device) for x in batches]
+        terms = self.stack.make_steps(self, batches, noise) if self.stack else self.make_steps(batches, noise)
+        weight = terms.pop("weight")
+        means = {name: (weight / weight.sum()) @ values for name, values in terms.items()}
+        total = int(weight.sum())
+        self._log("train", means.pop("loss"), means.pop("mse"), weight.sum())
+        for name, mean in means.items():
+            if name != "penalty" or self.regularizer != "none":
+                self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=total)
+
+    def make_steps(self, batches: list[Tensor], noise: list[Tensor | None]) -> dict[str, Float[Tensor, " steps"]]:
+        """Make an optimizer step on each batch; `objective`'s terms of each."""
         # Lightning's wrapped optimizer runs all callbacks' hooks at every step; the bare one leaves the counting to us
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
-        steps = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        errors, weights = [], []
-        for x in batches:
-            if self.global_step == self.trainer.max_steps:
-                break
-            z, penalty = self.regularized(self.encode_scaled(self.scaled(x)))
-            loss, mse, weight = self.errors(x, z)
+        found = []
+        for x, drawn in zip(batches, noise, strict=True):
+            loss, terms = self.objective(x, drawn, self.penalty_weight())
             optimizer.zero_grad()
-            own = self.penalties(z)
-            self.manual_backward(sum(own.values(), loss + self._weight() * penalty))
+            self.manual_backward(loss)
             if self.gradient_clip_val is not None:
                 self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
-            steps.increment_ready()
             optimizer.step()
-            steps.increment_completed()
-            self._step_schedulers("step", self.global_step)
-            errors.append(torch.stack([loss, mse, penalty, *own.values()]).detach())
-            weights.append(weight)
-        share = torch.tensor(weights, device=self.device) / sum(weights)
-        loss, mse, *penalties = share @ torch.stack(errors)
-        self._log("train", loss, mse, sum(weights))
-        for name, penalty in zip(["penalty", *own], penalties, strict=True):
-            if name != "penalty" or self.regularizer != "none":
-                self.log(f"train/{name}", penalty, on_step=False, on_epoch=True, batch_size=sum(weights))
+            self.count_step()
+            found.append(torch.stack(list(terms.values())).detach())
+        return dict(zip(terms, torch.stack(found, dim=1), strict=True))
 
-    def _weight(self) -> float:
+    def count_step(self) -> None:
+        """What follows an optimizer step: Lightning's count, and schedules."""
+        steps = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        steps.increment_ready()
+        steps.increment_completed()
+        self._step_schedulers("step", self.global_step)
+
+    def penalty_weight(self) -> float:
         """The regularizer's weight at this step."""
         if not self.anneal or self.regularizer == "none":
             return self.beta
@@ -366,15 +417,16 @@ class Reconstructor(L.LightningModule, ABC):
         x_hat, z = self(x)
         return x_hat, z
 
-    def _log(self, split: str, loss: Tensor, mse: Tensor, weight: int) -> None:
+    def _log(self, split: str, loss: Tensor, mse: Tensor, weight: Tensor) -> None:
         psnr = self.psnr[f"{split}/psnr"]
         assert isinstance(psnr, MeanPSNR)
         psnr.update(mse, weight, self.value_range[1] - self.value_range[0])
         values: dict[str, Metric | Tensor | float] = {f"{split}/loss": loss, f"{split}/mse": mse, f"{split}/psnr": psnr}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=weight, sync_dist=split != "train")
+        size = int(weight)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=split != "train")
         # "step" sets the x axis of the loggers, which would otherwise count calls of training_step
         step = torch.tensor(float(self.global_step))
-        self.log("step", step, on_step=False, on_epoch=True, batch_size=weight, reduce_fx="max")
+        self.log("step", step, on_step=False, on_epoch=True, batch_size=size, reduce_fx="max")
 
     def configure_optimizers(self) -> Any:
         """Adam (paper III-C), all parameters in one fused update where the device has it, and the schedule."""

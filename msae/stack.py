@@ -1,0 +1,246 @@
+"""Runs that differ by their seed alone, as one: each optimizer step is made for all of them at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from queue import Queue
+from threading import Thread
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from msae.models.base import Reconstructor
+
+log = logging.getLogger(__name__)
+
+
+class Run(Thread):
+    """A run with a Trainer of its own, which does all but its optimizer steps as if it were alone.
+
+    Args:
+        name: of the run.
+        task: the run; it gives itself to its model, as `stack`.
+    """
+
+    def __init__(self, name: str, task: Callable[[Run], None]) -> None:
+        super().__init__(name=name, daemon=True)
+        self.task = task
+        self.model: Reconstructor
+        self.batches: list[Tensor] = []
+        self.noise: list[Tensor | None] = []
+        self.asks: Queue[bool] = Queue()
+        """True where it asks for steps, False at its end."""
+        self.answers: Queue[dict[str, Tensor] | BaseException | None] = Queue()
+        self.seconds = 0.0
+        """Its share of the time of its last steps."""
+        self.waited = 0.0
+        """Time in which other runs had their turns, or their shares."""
+
+    def run(self) -> None:
+        """Go through the task."""
+        try:
+            with contextlib.suppress(SystemExit):  # an interruption, which the stack tells
+                self.task(self)
+        finally:
+            self.asks.put(False)
+
+    def make_steps(self, model: Reconstructor, batches: list[Tensor], noise: list[Tensor | None]) -> dict[str, Tensor]:
+        """As `Reconstructor.make_steps`, by the stack."""
+        self.model, self.batches, self.noise = model, batches, noise
+        devices = [model.device] if model.device.type == "cuda" else []
+        started = time.perf_counter()
+        with torch.random.fork_rng(devices):  # the generator is that of all runs
+            self.asks.put(True)
+            answer = self.answers.get()
+        self.waited += time.perf_counter() - started - self.seconds
+        if isinstance(answer, BaseException):
+            raise answer
+        return model.make_steps(batches, noise) if answer is None else answer
+
+
+class Stack:
+    """Runs, which go on in turns: one until it asks for steps, then the next.
+
+    When all have asked, those that are furthest behind get theirs together. Where the model cannot be stacked, the log
+    says why, and each run makes its own steps in its turn.
+
+    Args:
+        tasks: the runs, by their names.
+    """
+
+    def __init__(self, tasks: dict[str, Callable[[Run], None]]) -> None:
+        self.runs = [Run(name, task) for name, task in tasks.items()]
+        self._asking: list[Run] = []
+        self._apart: bool | None = None
+        self._interrupted = False
+
+    def run(self) -> None:
+        """Go through all runs.
+
+        Raises:
+            KeyboardInterrupt: after an interruption, when each run has ended at its next step.
+        """
+        for run in self.runs:
+            run.start()
+            self._turn(run)
+        while self._asking:
+            behind = min(run.model.global_step for run in self._asking)
+            group = [run for run in self._asking if run.model.global_step == behind]
+            self._asking = [run for run in self._asking if run not in group]
+            for run, answer in zip(group, self._answers(group), strict=True):
+                run.answers.put(SystemExit(130) if self._interrupted else answer)
+                self._turn(run)
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def _turn(self, run: Run) -> None:
+        """Wait until a run asks or ends."""
+        while True:
+            try:
+                if run.asks.get():
+                    self._asking.append(run)
+            except KeyboardInterrupt:
+                self._interrupted = True
+            else:
+                return
+
+    def _answers(self, group: list[Run]) -> Sequence[dict[str, Tensor] | BaseException | None]:
+        """What each of the runs gets: its steps' terms, None to make them itself, or an error."""
+        alone = [None] * len(group)
+        try:
+            if self._apart is None:
+                reason = refused(group)
+                self._apart = reason is not None
+                if reason:
+                    log.warning("%s cannot be stacked, its runs go in turn: %s", type(group[0].model).__name__, reason)
+            if self._apart:
+                return alone
+            started = time.perf_counter()
+            stacked = Stacked([run.model for run in group])
+            answers = stacked.make_steps([run.batches for run in group], [run.noise for run in group])
+        except KeyboardInterrupt:
+            self._interrupted = True
+            return alone
+        except Exception as error:  # noqa: BLE001  (each run raises it)
+            return [error] * len(group)
+        for run in group:
+            run.seconds = (time.perf_counter() - started) / len(group)
+        return answers
+
+
+def refused(runs: Sequence[Run]) -> str | None:
+    """Why the steps of runs cannot be made together, or None."""
+    for run in runs:
+        owner = run.model.optimizers(False)
+        if type(owner) is not torch.optim.Adam or len(owner.param_groups) != 1:
+            return f"its optimizer is not Adam with one group of parameters, but {type(owner).__name__}"
+    stacked = Stacked([run.model for run in runs])
+    versions = [buffer._version for buffer in stacked.buffers.values()]  # noqa: SLF001  (autograd's own count)
+    try:
+        stacked.losses([run.batches[0] for run in runs], [run.noise[0] for run in runs])
+    except Exception as error:  # noqa: BLE001  (what is the model's own fault, each run raises again)
+        return " ".join(str(error).split())[:200]
+    changed = [buffer._version for buffer in stacked.buffers.values()] != versions  # noqa: SLF001
+    return "its buffers change in training" if changed else None
+
+
+class Stacked:
+    """Parameters of copies of a model, stacked, and one Adam over them.
+
+    Args:
+        models: within `training_step`, all at the same step of the same schedule.
+    """
+
+    def __init__(self, models: Sequence[Reconstructor]) -> None:
+        self.models = list(models)
+        self.owners = [owner for model in models if isinstance(owner := model.optimizers(False), torch.optim.Optimizer)]
+        for owner in self.owners:
+            owner.zero_grad()
+            owner.step()  # of nothing: a schedule wants to have seen one
+        objectives = [Objective(model) for model in models]
+        self.objective = objectives[0]
+        self.params, self.buffers = torch.func.stack_module_state(objectives)
+        self.optimizer = torch.optim.Adam(self.params.values(), **self.owners[0].defaults)
+        for i, stacked in enumerate(self.params.values()):
+            states = [owner.state.get(owner.param_groups[0]["params"][i], {}) for owner in self.owners]
+            if all(states):
+                self.optimizer.state[stacked] = {
+                    key: value.clone() if key == "step" else torch.stack([state[key] for state in states])
+                    for key, value in states[0].items()
+                }
+
+    def losses(self, batches: Sequence[Tensor], noise: Sequence[Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What each copy minimises on its batch, `(copies,)`, and the terms to log, each `(copies,)`."""
+        x = torch.stack(list(batches))
+        drawn = torch.stack([one for one in noise if one is not None]) if noise[0] is not None else None
+        weight = self.models[0].penalty_weight()
+
+        def of_one(
+            params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, drawn: Tensor | None
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            found: tuple[Tensor, dict[str, Tensor]] = torch.func.functional_call(
+                self.objective, (params, buffers), (x, drawn, weight)
+            )
+            return found
+
+        with self.models[0].trainer.precision_plugin.forward_context():
+            in_dims = (0, 0, 0, None if drawn is None else 0)
+            mapped: tuple[Tensor, dict[str, Tensor]] = torch.vmap(of_one, in_dims)(self.params, self.buffers, x, drawn)
+        return mapped
+
+    def make_steps(
+        self, batches: Sequence[list[Tensor]], noise: Sequence[list[Tensor | None]]
+    ) -> list[dict[str, Float[Tensor, " steps"]]]:
+        """An optimizer step of each copy on each of its batches; the terms to log, of each copy."""
+        found = []
+        for number in range(len(batches[0])):
+            self.optimizer.param_groups[0]["lr"] = self.owners[0].param_groups[0]["lr"]
+            loss, terms = self.losses([of[number] for of in batches], [of[number] for of in noise])
+            self.optimizer.zero_grad()
+            loss.sum().backward()
+            self.clip()
+            self.optimizer.step()
+            for model in self.models:
+                model.count_step()
+            found.append({name: term.detach() for name, term in terms.items()})
+        self.give_back()
+        return [
+            {name: torch.stack([terms[name][k] for terms in found]) for name in found[0]} for k in range(len(noise))
+        ]
+
+    def clip(self) -> None:
+        """Each copy's gradient, to its greatest norm."""
+        greatest = self.models[0].gradient_clip_val
+        if greatest is not None:
+            gradients = [p.grad for p in self.params.values() if p.grad is not None]
+            norm = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in gradients]).norm(dim=0)
+            factor = (greatest / (norm + 1e-6)).clamp(max=1)
+            for gradient in gradients:
+                gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Write the parameters and Adam's state into the copies, which may save them now."""
+        for k, owner in enumerate(self.owners):
+            for parameter, stacked in zip(owner.param_groups[0]["params"], self.params.values(), strict=True):
+                parameter.copy_(stacked[k])
+                if state := self.optimizer.state.get(stacked):
+                    owner.state[parameter] = {
+                        key: value.clone() if key == "step" else value[k].clone() for key, value in state.items()
+                    }
+
+
+class Objective(nn.Module):
+    """A model's `objective` as a forward, which `functional_call` wants."""
+
+    def __init__(self, model: Reconstructor) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, noise: Tensor | None, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `Reconstructor.objective`."""
+        return self.model.objective(x, noise, weight)
