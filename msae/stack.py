@@ -135,6 +135,8 @@ class Stack:
 def refused(runs: Sequence[Run]) -> str | None:
     """Why the steps of runs cannot be made together, or None."""
     for run in runs:
+        if run.model.compiles:
+            return "its steps are compiled, one run at a time"
         owner = run.model.optimizers(False)
         if type(owner) is not torch.optim.Adam or len(owner.param_groups) != 1:
             return f"its optimizer is not Adam with one group of parameters, but {type(owner).__name__}"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.models.base import Reconstructor, Stepper
 
 log = logging.getLogger(__name__)
-FREE = ("trainer.", "ckpt_path", "resume", "threads", "data.root")
+FREE = ("trainer.", "ckpt_path", "resume", "threads", "data.root", "model.compile")
 """Keys that may change when a run is resumed."""
 CHOSEN = ("code_dims",)
 """A model's arguments that its training windows choose where the config has null."""
@@ -174,13 +174,13 @@ def resumed(cfg: DictConfig, model: Reconstructor, data: DataModule, kept: Path)
     if checkpoint["model_class"] != class_path(type(model)):
         theirs = checkpoint["model_class"].partition(":")[2]
         raise InputError(f"ckpt_path={cfg.ckpt_path}: of the model {theirs}, not {type(model).__name__}")
-    before, now = checkpoint["hyper_parameters"], dict(model.hparams)
+    before, now = checkpoint["hyper_parameters"], {k: v for k, v in model.hparams.items() if k != "compile"}
     differing(cfg.ckpt_path, before, now | {key: before.get(key) for key in CHOSEN if now.get(key) is None})
     beside = Path(cfg.ckpt_path).parent / "config.yaml"
     if beside.is_file():
         flats = (cli.flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(beside), cfg))
         differing(cfg.ckpt_path, *({k: v for k, v in flat.items() if not k.startswith(FREE)} for flat in flats))
-    model = type(model)(**before)
+    model = type(model)(**before, compile=model.compiles)
     sizes, expected = (
         {name: getattr(value, "shape", None) for name, value in state.items()}
         for state in (checkpoint["state_dict"], model.state_dict())

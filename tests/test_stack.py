@@ -209,6 +209,13 @@ def test_what_cannot_be_stacked_goes_in_turn(model: str, reason: str, command: C
     assert told(Path("both/seed=1"))["history"] == told(Path("alone"))["history"]
 
 
+def test_compiled_steps_are_not_stacked(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoEncoder, "_compiled", lambda self: self.objective)
+    code, out, _ = command(*FIFTY, "model=ae", "model.compile=true", "seed=[0,1]")
+    assert code == 0
+    assert "AutoEncoder cannot be stacked, its runs go in turn: its steps are compiled, one run at a time" in out
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -369,3 +369,14 @@ def test_no_progress_on_request(command: Command) -> None:
     _, out, err = command(*FAST, "trainer.enable_progress_bar=false")
     assert "epoch" not in out.split("test MSE")[0]
     assert err == ""
+
+
+def test_compiled_steps(command: Command, tmp_path: Path) -> None:
+    """They change nothing but the time; a checkpoint does not know of them."""
+    args = ("data=digits", "trainer=cpu", "model=ae")
+    compiled = [*args, "trainer.max_epochs=1", "model.compile=true", "hydra.run.dir=a"]
+    # in a process of its own: the check of shapes, which tests put around each function, cannot be compiled
+    subprocess.run([sys.executable, "-m", "msae.train", *compiled], cwd=tmp_path, check=True, capture_output=True)
+    assert command(*args, "trainer.max_epochs=2", "hydra.run.dir=a", "ckpt_path=a/last.ckpt").code == 0
+    assert command(*args, "trainer.max_epochs=2", "hydra.run.dir=b").code == 0
+    assert metrics(Path("a"))["metrics"] == pytest.approx(metrics(Path("b"))["metrics"], rel=1e-3)

@@ -206,6 +206,7 @@ class DataModule(L.LightningDataModule):
         check_windows({"training": train, "test": test} | ({"validation": val} if val else {}), missing)
         self.batch_size = check_int("batch_size", batch_size)
         self.seed = check_int("seed", seed, 0, 2**32 - 1)
+        self._resident: dict[str, Tensor] = {}
         self.train, self.test = train, test
         if val is None:
             self.train, val = self._without_validation(train, val_size, val_seed)
@@ -279,20 +280,30 @@ class DataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Tensor | list[Tensor]]:
         """Lists of up to `steps_per_call` batches."""
         order = Shuffled(len(self.train), self.batch_size * self.steps_per_call, self.seed, self.passes)
-        return DataLoader(Batches(self.train.x, self.batch_size), sampler=order, batch_size=None)
+        return DataLoader(Batches(self._at_hand("train"), self.batch_size), sampler=order, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Tensor | list[Tensor]] | list[DataLoader[Tensor | list[Tensor]]]:
         """Batches of the validation split; an empty list where there is none."""
-        return self._in_order(self.val) if len(self.val) else []
+        return self._in_order("val") if len(self.val) else []
 
     def test_dataloader(self) -> DataLoader[Tensor | list[Tensor]]:
         """Batches of the test split."""
-        return self._in_order(self.test)
+        return self._in_order("test")
 
     def predict_dataloader(self) -> DataLoader[Tensor | list[Tensor]]:
         """Batches of the test split, in order."""
-        return self._in_order(self.test)
+        return self._in_order("test")
 
-    def _in_order(self, windows: Windows) -> DataLoader[Tensor | list[Tensor]]:
-        size = self.batch_size * STEPS_PER_CALL
-        return DataLoader(Batches(windows.x, size), sampler=InOrder(len(windows), size), batch_size=None)
+    def _in_order(self, split: str) -> DataLoader[Tensor | list[Tensor]]:
+        size, x = self.batch_size * STEPS_PER_CALL, self._at_hand(split)
+        return DataLoader(Batches(x, size), sampler=InOrder(len(x), size), batch_size=None)
+
+    def _at_hand(self, split: str) -> Float[Tensor, "n channels length"] | Views:
+        """The windows of a split; on the GPU once it has trained there, if it has room: no step waits for them then."""
+        x: Tensor | Views = getattr(self, split).x
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if isinstance(x, Views) or device.type != "cuda":
+            return x
+        if split not in self._resident and 4 * x.nbytes < torch.cuda.mem_get_info(device)[0]:
+            self._resident[split] = x.to(device)
+        return self._resident.get(split, x)

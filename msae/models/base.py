@@ -84,6 +84,8 @@ class Reconstructor(L.LightningModule, ABC):
             that beta is twice the variance of a Gaussian observation model.
         free_bits: nats of each latent value's divergence that are free, as a mean over a batch (arXiv 1606.04934).
         anneal: share of the run's steps in which beta rises from 0, linearly.
+        compile: whether training steps go through `torch.compile`, on a GPU with CUDA graphs; no part of what a model
+            is, and not kept in checkpoints.
 
     Attributes:
         grid: (length,), or (rows, columns).
@@ -113,8 +115,10 @@ class Reconstructor(L.LightningModule, ABC):
         beta: float = 1.0,
         free_bits: float = 0.0,
         anneal: float = 0.0,
+        compile: bool = False,  # noqa: A002  (as torch calls it)
     ) -> None:
         super().__init__()
+        self.compiles = check_choice("compile", compile, (True, False))
         self.channels = check_int("channels of shape", shape[0])
         self.grid = tuple(check_ints("length of shape", shape[1:]))
         self.length = math.prod(self.grid)
@@ -356,9 +360,9 @@ class Reconstructor(L.LightningModule, ABC):
         # Lightning's wrapped optimizer runs all callbacks' hooks at every step; the bare one leaves the counting to us
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
-        found = []
+        objective, found = self._compiled() if self.compiles else self.objective, []
         for x, drawn in zip(batches, noise, strict=True):
-            loss, terms = self.objective(x, drawn, self.penalty_weight())
+            loss, terms = objective(x, drawn, self.penalty_weight())
             optimizer.zero_grad()
             self.manual_backward(loss)
             if self.gradient_clip_val is not None:
@@ -367,6 +371,14 @@ class Reconstructor(L.LightningModule, ABC):
             self.count_step()
             found.append(torch.stack(list(terms.values())).detach())
         return dict(zip(terms, torch.stack(found, dim=1), strict=True))
+
+    def _compiled(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+        """`objective`, compiled once."""
+        if "_objective" not in self.__dict__:
+            mode = "reduce-overhead" if self.device.type == "cuda" else None
+            self.__dict__["_objective"] = torch.compile(self.objective, mode=mode)
+        compiled: Callable[..., tuple[Tensor, dict[str, Tensor]]] = self.__dict__["_objective"]
+        return compiled
 
     def count_step(self) -> None:
         """What follows an optimizer step: Lightning's count, and schedules."""
@@ -447,6 +459,7 @@ class Reconstructor(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the class, so that `load` needs nothing but the file."""
         checkpoint["model_class"] = class_path(type(self))
+        checkpoint["hyper_parameters"] = {k: v for k, v in checkpoint["hyper_parameters"].items() if k != "compile"}
 
 
 def active_units(z: Float[Tensor, "n latent"]) -> int:

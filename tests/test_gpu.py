@@ -1,0 +1,56 @@
+"""What only a GPU shows; without one these are skipped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from conftest import Command
+
+from msae.data.digits import digits
+from msae.models.ae import AutoEncoder
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+GPU = ("data=digits", "trainer=gpu", "trainer.max_epochs=2", "model=ae")
+
+
+def metrics(folder: str) -> dict[str, float]:
+    found: dict[str, float] = json.loads((Path(folder) / "metrics.json").read_text())["metrics"]
+    return found
+
+
+@pytest.mark.parametrize("knobs", [(), ("trainer.precision=bf16-mixed",), ("model.compile=true",)])
+def test_a_run_is_that_of_the_cpu(knobs: tuple[str, ...], command: Command) -> None:
+    assert command(*GPU, *knobs, "hydra.run.dir=gpu").code == 0
+    assert command(*GPU, "trainer=cpu", "hydra.run.dir=cpu").code == 0
+    assert metrics("gpu") == pytest.approx(metrics("cpu"), rel=0.05)
+
+
+def test_several_seeds_as_one(command: Command) -> None:
+    code, out, _ = command(*GPU, "seed=[0,1]", "hydra.run.dir=both")
+    assert (code, "cannot be stacked" in out) == (0, False)
+    assert command(*GPU, "seed=1", "hydra.run.dir=alone").code == 0
+    assert metrics("both/seed=1") == pytest.approx(metrics("alone"), rel=1e-2)
+
+
+def test_no_step_waits_for_the_host() -> None:
+    """Within a call of `training_step`, the profiler sees neither a transfer nor a synchronisation for each step."""
+    data, model = digits(), AutoEncoder((1, 64))
+    counted: list[Any] = []
+
+    class Profiled(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.profile = torch.profiler.profile()
+            self.profile.__enter__()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.profile.__exit__(None, None, None)
+            events = [event.name for event in self.profile.events() or []]
+            counted.append([sum(name in event for event in events) for name in ("HtoD", "DtoH", "aten::item")])
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accelerator="gpu", devices=1, max_epochs=2, callbacks=[Profiled()], **quiet)  # type: ignore[arg-type]
+    trainer.fit(model, datamodule=data)
+    assert all(count < 10 for count in counted[-1])  # of 20 steps
