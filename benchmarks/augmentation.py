@@ -287,22 +287,42 @@ def interval(values: list[float], digits: int = 3) -> str:
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
+def pivot(rows: list[dict[str, Any]], value: str) -> str:
+    """A table of a value, data sets side by side: mean over changes, and 95 % interval over seeds, n each."""
+    found: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in rows:
+        found[f"{row['model']}, {way(row)}"][row["source"]][row["seed"]].append(row[value])
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    lines = [
+        [name, *(interval([float(np.mean(values)) for values in of[source].values()]) for source in sources)]
+        for name, of in found.items()
+    ]
+    return table([value, *sources], lines)
+
+
+def way(row: dict[str, Any]) -> str:
+    """What tells a row's way from others in a table: the change; of realism, whether the residual is kept."""
+    if "discriminative" not in row or row["change"] == "prior":
+        return str(row["change"])
+    return "decoded" if row["change"].endswith(", decoded") else "changed"
+
+
 def markdown(part: str, rows: list[dict[str, Any]]) -> str:
-    """A table of means and intervals over seeds; of `use` the gains over sets as well."""
+    """Tables of means and intervals over seeds; of `use` the gains over sets as well."""
+    if part != "use":
+        return "\n\n".join(pivot(rows, name) for name in COLUMNS[part]) + "\n"
     groups = defaultdict(list)
     for row in rows:
-        groups[row["source"], row["model"], row.get("change", "")].append(row)
-    key = [name for name in ("data", "model", "change") if part != "use" or name != "change"]
+        groups[row["source"], row["model"]].append(row)
     lines = [
-        [*group[: len(key)], str(len(found)), *(interval([row[name] for row in found]) for name in COLUMNS[part])]
+        [*group, str(len(found)), *(interval([row[name] for row in found]) for name in COLUMNS[part])]
         for group, found in groups.items()
     ]
-    text = [table([*key, "n", *(f"{name}, 95 %" for name in COLUMNS[part])], lines)]
-    if part == "use":
-        for name in dict.fromkeys(row["model"] for row in rows):
-            gains = [np.mean([row["gain"] for row in g]) for (_, model, _), g in groups.items() if model == name]
-            low = sum(gain < -2 for gain in gains)
-            text.append(f"{name}: gain {interval(gains, 2)} points over {len(gains)} sets; {low} lose more than 2.")
+    text = [table(["data", "model", "n", *(f"{name}, 95 %" for name in COLUMNS[part])], lines)]
+    for name in dict.fromkeys(row["model"] for row in rows):
+        gains = [np.mean([row["gain"] for row in g]) for (_, model), g in groups.items() if model == name]
+        low = sum(gain < -2 for gain in gains)
+        text.append(f"{name}: gain {interval(gains, 2)} points over {len(gains)} sets; {low} lose more than 2.")
     return "\n\n".join(text) + "\n"
 
 
