@@ -40,7 +40,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from joblib import Parallel, delayed
-from omegaconf import OmegaConf
 from scipy import stats
 from torch import Tensor, nn
 
@@ -57,6 +56,7 @@ CHANGES = ("jitter", "scaling", "magnitude_warp")
 STRENGTHS = np.linspace(0.2, 2, 10)
 DISTANCE = 0.3
 COPIES = 4
+CLASSIFIER_STEPS = 400
 GRID = [("jitter", 0.1), ("jitter", 0.3), ("magnitude_warp", 0.3), ("scaling", 0.3), ("mix", 0.3), ("mix", 0.5)]
 
 
@@ -175,7 +175,7 @@ def told_apart(x: Tensor, x_new: Tensor, model: Reconstructor, seed: int) -> dic
     labels = [torch.arange(len(part)) >= len(part) // 2 for part in both]
     net, head = nn.GRU(old.shape[1], 32, 2, batch_first=True), nn.Linear(32, 1)
     optimizer = torch.optim.Adam([*net.parameters(), *head.parameters()], 3e-3)
-    for _ in range(400):
+    for _ in range(CLASSIFIER_STEPS):
         picked = torch.randint(len(both[0]), (64,))
         loss = nn.functional.binary_cross_entropy_with_logits(
             head(net(both[0][picked])[1][-1]).squeeze(1), labels[0][picked].float()
@@ -345,16 +345,10 @@ def main() -> None:
     rows = [row for part in found for row in part]
     text = markdown(args.part, rows)
     args.out.mkdir(parents=True, exist_ok=True)
-    cli.write_json(args.out / f"{args.part}.json", {"arguments": OmegaConf.to_container(settings(args)), "rows": rows})
+    arguments = {key: getattr(args, key) for key in ("sources", "seeds", "steps", "windows")}
+    cli.write_json(args.out / f"{args.part}.json", {"arguments": arguments, "rows": rows})
     (args.out / f"{args.part}.md").write_text(text)
     print(text)
-
-
-def settings(args: argparse.Namespace) -> Any:
-    """The arguments as plain values."""
-    return OmegaConf.create(
-        {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    )
 
 
 if __name__ == "__main__":

@@ -85,6 +85,9 @@ def test_other_commands() -> None:
         "python -m msae.report runs/series",
         f"python -m msae.reconstruct ckpt={ECG}/best.ckpt data=ecg data.path=100.npy",
         *LATENT,
+        "python benchmarks/features.py UCR",
+        "uv run --extra dev --with stumpy --with wfdb python benchmarks/anomaly.py nab 100",
+        *[line for line in others if line.startswith("python benchmarks/augmentation.py")],
         "python benchmarks/forecasting.py ETTh1.csv --rows 14400",
         "python benchmarks/train_speed.py",
         "python benchmarks/window_speed.py",
@@ -185,6 +188,111 @@ def test_the_table_of_forecasts_is_the_studys() -> None:
             spread = "" if row["mse_sd"] is None else f" ± {row['mse_sd']:.3f}"
             assert cell == f"{row['mse']:.3f}{spread}".replace("0.", ".")
         assert cells == [f"{rows[first]['n']}"]
+
+
+def test_features_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of few ways, on two sets; started again, it trains nothing."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    study = module("features")
+    for name, value in (("OTHERS", ("raw values", "PCA")), ("MODELS", ("pyramid",)), ("Parallel", lambda **_: list)):
+        monkeypatch.setattr(study, name, value)
+    monkeypatch.setattr(study, "delayed", lambda function: function)
+    monkeypatch.chdir(tmp_path)
+    archive = str(Path(datasets.__file__).parent / "data")
+    options = ["--sets", "GunPoint", "ItalyPowerDemand", "--epochs", "1"]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["features.py", archive, *options])
+        study.main()
+        monkeypatch.setattr(study, "accuracy", None)
+    assert "| pyramid |" in capfd.readouterr().out
+    found = json.loads(Path("runs/features/features.json").read_text())
+    assert found["sets"]["GunPoint"]["accuracy"]["raw values"][0] > 0.8
+    assert [len(values) for values in found["sets"]["ItalyPowerDemand"]["accuracy"].values()] == [1, 1, 3]
+    assert [row["features"] for row in found["methods"]] == ["raw values", "PCA", "pyramid"]
+
+
+@pytest.mark.parametrize("part", ["control", "realism", "use"])
+def test_augmentation_study(
+    part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = module("augmentation")
+    monkeypatch.setattr(study, "Parallel", lambda **_: list)
+    monkeypatch.setattr(study, "delayed", lambda function: function)
+    monkeypatch.setattr(study, "GRID", study.GRID[:1])
+    monkeypatch.setattr(study, "accuracy", lambda x, *_: len(x) / 100)
+    monkeypatch.setattr(study, "CLASSIFIER_STEPS", 5)
+    monkeypatch.chdir(tmp_path)
+    write_readings("readings.csv", 500)
+    source = "GunPoint" if part == "use" else "readings.csv,window=24"
+    options = ["--models", "pyramid", "direct", "--seeds", "1", "--steps", "2", "--windows", "20"]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["augmentation.py", part, source, *options])
+        study.main()
+        monkeypatch.setitem(study.PARTS, part, None)  # started again, it trains nothing
+    text = capfd.readouterr().out
+    rows = json.loads(Path(f"runs/augmentation/{part}.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"pyramid", "direct"}
+    if part == "control":
+        assert [row["same draw"] for row in rows if row["model"] == "direct"] == pytest.approx([1.0] * 3)
+        assert "| direct, scaling | 1.000 |" in text
+    elif part == "realism":
+        assert len(rows) == 8 + 4
+        assert all(row["wasserstein"] > 0 for row in rows)
+        assert "| pyramid, decoded |" in text
+    else:  # five times as many samples: the count stands in for an accuracy
+        assert [(row["none"], row["accuracy"]) for row in rows] == [(0.05, 0.25), (0.05, 0.25)]
+        assert "pyramid: gain 20.00 points over 1 sets; 0 lose more than 2." in text
+
+
+def test_anomaly_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A burst in a wave is found by the error of what was trained on the wave."""
+    study = module("anomaly")
+    monkeypatch.setattr(study, "MODELS", ("pyramid",))
+    monkeypatch.setattr(study, "NAMES", ("pyramid", "pyramid, scales", "PCA", "matrix profile", "isolation forest"))
+    monkeypatch.setattr(study, "matrix_profile", lambda _, test, __: np.arange(len(test)))
+    monkeypatch.setattr(study, "SEEDS", (0,))
+    monkeypatch.chdir(tmp_path)
+    Path("nab").mkdir()
+    t = np.arange(2000)
+    x = np.sin(t / 8) + 0.05 * np.random.default_rng(0).normal(size=2000)
+    x[1500:1540] += np.random.default_rng(1).normal(size=40)
+    times = np.datetime64("2020-01-01") + t * np.timedelta64(1, "h")
+    lines = [f"{str(time).replace('T', ' ')}:00:00,{value}" for time, value in zip(times, x, strict=True)]
+    Path("nab/wave.csv").write_text("\n".join(["timestamp,value", *lines]))
+    Path("nab/windows.json").write_text(json.dumps({"wave.csv": [[str(times[1500]), str(times[1539])]]}))
+    options = ["--sets", "wave", "trainer.max_steps=20", "hydra.launcher.n_jobs=1"]
+    monkeypatch.setattr(sys, "argv", ["anomaly.py", "nab", "100", *options])
+    study.main()
+    assert "| 300 | 1700 | 2.4% |" in capfd.readouterr().out
+    found = json.loads(Path("runs/anomaly/anomaly.json").read_text())["wave"]["vus_pr"]
+    assert [len(values) for values in found.values()] == [1, 1, 1, 1, 1]
+    assert min(found["PCA"] + found["pyramid, scales"]) > 0.5
+    assert found["matrix profile"][0] < 0.1
+
+
+def test_the_tables_of_the_latent_are_the_studies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`docs/*.json` are what the benchmarks wrote, and their tables stand in the README as they are."""
+    features = json.loads((ROOT / "docs" / "features.json").read_text())
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    text, rows = module("features").markdown(features["sets"], tuple(row["features"] for row in features["methods"]))
+    assert text in README
+    assert rows == features["methods"]
+    anomaly = module("anomaly").markdown(json.loads((ROOT / "docs" / "anomaly.json").read_text()))
+    assert anomaly.strip() in README
+    study = module("augmentation")
+    found = {
+        part: json.loads((ROOT / "docs" / f"augmentation_{part}.json").read_text())
+        for part in ("control", "realism", "use")
+    }
+    assert study.pivot(found["control"]["rows"], "own draws") in README
+    for value in ("discriminative", "wasserstein"):
+        assert study.pivot(found["realism"]["rows"], value) in README
+    gains = study.markdown("use", found["use"]["rows"]).splitlines()
+    assert all(line in README for line in gains if "gain" in line and "|" not in line)
+    for part, result in found.items():
+        [line] = [line for line in LINES if line.startswith(f"python benchmarks/augmentation.py {part} ")]
+        assert " ".join(result["arguments"]["sources"]) in line
+        assert {result["arguments"][key] for key in ("seeds", "steps", "windows")} == {3, 2000, 1000}
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])

@@ -1,0 +1,106 @@
+"""How time and memory of training grow with windows, length, channels and seeds: `python benchmarks/growth.py`.
+
+From windows of one channel and 128 steps, 10,000 of them, one thing is changed at a time. Each row is a process of its
+own, which trains `pyramid`, 64 latent values, batches of 64, on random values, with one thread: milliseconds of an
+optimizer step of a seed, the median of calls of 32 steps, and the peak of memory, beside what the windows take.
+"""
+
+import argparse
+import copy
+import json
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+
+from msae import baselines, train
+from msae.data.base import DataModule, Windows
+from msae.models.pyramid import PyramidAutoEncoder
+from msae.report import table
+from msae.stack import Run, Stack
+
+BASE = {"windows": 10_000, "length": 128, "channels": 1, "seeds": 1}
+GROWN = {
+    "windows": (10_000, 100_000, 1_000_000, 10_000_000),
+    "length": (64, 512, 2048, 8192),
+    "channels": (4, 16, 64),
+    "seeds": (5, 20),
+}
+
+
+class Clock(L.Callback):
+    """Seconds of each call of `training_step`, without waiting for other seeds."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        self.start = time.perf_counter() - (pl_module.stack.waited if pl_module.stack else 0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, number: int) -> None:
+        waited = pl_module.stack.waited if pl_module.stack else 0
+        self.seconds.append((time.perf_counter() - waited - self.start) / len(batch))
+
+
+def measure(windows: int, length: int, channels: int, seeds: int, steps: int) -> dict[str, float]:
+    """In this process: milliseconds a step, and GiB at the peak and of the windows."""
+    train.quiet()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    x = torch.rand(windows, channels, length)
+    shared, clock = DataModule(Windows(x), Windows(x[:100])), Clock()
+
+    def one(seed: int, stack: Run | None) -> None:
+        data = copy.copy(shared)
+        data.seed = seed
+        L.seed_everything(seed, verbose=False)
+        model = PyramidAutoEncoder(data.shape, latent_dim=64, segments=[1, 4, 16])
+        model.set_statistics(**data.statistics)
+        model.stack = stack
+        model.initialize(lambda: baselines.sample(data))
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet |= {"enable_model_summary": False, "limit_val_batches": 0}
+        L.Trainer(accelerator="cpu", max_steps=steps, max_epochs=-1, callbacks=[clock], **quiet).fit(model, data)
+
+    if seeds == 1:
+        one(0, None)
+    else:
+        Stack({str(k): lambda run: one(int(run.name), run) for k in range(seeds)}).run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"ms": 1000 * median(clock.seconds), "peak": peak, "data": x.nbytes / 2**30}
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=160, help="optimizer steps of each row (default 160)")
+    parser.add_argument("--only", choices=GROWN, help="one of the four alone")
+    parser.add_argument("--most", type=int, default=sys.maxsize, help="leave out what is larger")
+    parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.row:
+        print(json.dumps(measure(**given.row, steps=given.steps)))
+        return
+    lines = []
+    for name, sizes in GROWN.items():
+        for size in [size for size in sizes if given.only in (None, name) and size <= given.most]:
+            row = BASE | {name: size}
+            command = [sys.executable, __file__, "--steps", str(given.steps), "--row", json.dumps(row)]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found = json.loads(out.splitlines()[-1])
+            ms = f"{found['ms']:.2f}"
+            lines.append(
+                [*(f"{value:,}" for value in row.values()), ms, f"{found['peak']:.2f}", f"{found['data']:.2f}"]
+            )
+            print(" ".join(lines[-1]), flush=True)
+    print(f"\n{table([*BASE, 'ms a step', 'peak, GiB', 'windows, GiB'], lines)}")
+
+
+if __name__ == "__main__":
+    main()
