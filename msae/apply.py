@@ -272,13 +272,15 @@ class Samples:
         split: `train` or `test`, the official ones.
         first: the number of the first sample in its split.
         x: the samples, in raw units.
-        y: their labels, where there are such.
+        y: numbers of their labels, where there are such.
+        labels: the labels by name, or their numbers where they have no names.
     """
 
     split: str
     first: int
     x: Float[Tensor, "m channels length"]
     y: Int[Tensor, " m"] | None
+    labels: list[str] | list[int] | None
 
 
 def samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Samples]:
@@ -298,7 +300,8 @@ def samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Samples]:
     for split, windows in (("train", data.train), ("test", data.test)):
         for first in range(0, len(windows), BATCH):
             batch = windows[first : first + BATCH]
-            yield Samples(split, first, batch.x, batch.y)
+            labels = None if batch.y is None else data.labels(batch.y)
+            yield Samples(split, first, batch.x, batch.y, labels)
 
 
 @contextlib.contextmanager

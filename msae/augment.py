@@ -117,7 +117,8 @@ class Source:
         if not apply.has_files(self.cfg):
             for batch in self.samples:
                 index = np.arange(batch.first, batch.first + len(batch.x))
-                yield Batch(batch.x, batch.y, {"index": index} | ({} if batch.y is None else {"label": batch.y}))
+                labels = {} if batch.labels is None else {"label": batch.labels}
+                yield Batch(batch.x, batch.y, {"index": index} | labels)
             return
         for part in self.stretches:
             for starts, x in part.windows(self.length, self.cfg.data.stride):

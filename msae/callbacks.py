@@ -185,7 +185,7 @@ class Pictures(Callback):
         assert isinstance(pl_module, Reconstructor)
         x, y = self.data.shown(self.embedded)
         z = pl_module.encode(x.to(pl_module.device)).cpu()
-        labels = None if y is None else y.tolist()
+        labels = None if y is None else self.data.labels(y)
         low, high = self.data.value_range
         sprites = None
         if self.data.image_shape:

@@ -80,7 +80,7 @@ def of_samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
     for batch in apply.samples(cfg, model):
         index = np.arange(batch.first, batch.first + len(batch.x))
         about: dict[str, Any] = {"split": [batch.split] * len(batch.x), "index": index}
-        yield batch.x, about if batch.y is None else about | {"label": batch.y}
+        yield batch.x, about if batch.labels is None else about | {"label": batch.labels}
 
 
 def columns(z: Float[Tensor, "n latent"], model: Reconstructor) -> dict[str, Float[Tensor, " n"]]:

@@ -7,11 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import Command, Result
+from aeon.datasets import load_classification
+from conftest import Command, Result, save
 from pyarrow import csv, parquet
 from sklearn.datasets import load_digits
 
 from msae.data.digits import digits as digits_data
+from msae.models.ae import AutoEncoder
 from msae.models.pyramid import PyramidAutoEncoder
 
 TRAIN = ("trainer=cpu", "trainer.enable_progress_bar=false")
@@ -113,6 +115,14 @@ def test_windows_of_files(command: Command) -> None:
     code, _, err = command(*new, "out=out/new.parquet", module="augment")
     assert (code, "out/new.parquet exists; overwrite=true replaces it" in err) == (2, True)
     assert command(*new, "out=out/new.parquet", "overwrite=true", module="augment").code == 0
+
+
+def test_labels_are_the_names_of_classes(command: Command) -> None:
+    save(AutoEncoder((6, 100), latent_dim=3), "motions.ckpt")
+    args = ("ckpt=motions.ckpt", "data=ucr", "data.name=BasicMotions", "out=new.csv", "change=mix")
+    assert command(*args, module="augment").code == 0
+    labels = load_classification("BasicMotions", split="train")[1].tolist()
+    assert csv.read_csv("new.csv")["label"].to_pylist() == labels
 
 
 def test_few_of_a_label_are_told_of(command: Command) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from aeon.datasets import load_classification
 from conftest import Command, Result, save
 from pyarrow import csv, parquet
 
@@ -81,6 +82,15 @@ def test_samples_of_a_data_set(command: Command) -> None:
     assert table["split"].to_pylist() == ["train"] * 1437 + ["test"] * 360
     assert table["index"].to_pylist() == [*range(1437), *range(360)]
     assert table["label"].to_pylist()[:12] == [*range(10), 0, 1]
+
+
+def test_labels_are_the_names_of_classes(command: Command) -> None:
+    save(AutoEncoder((6, 100), latent_dim=3), "motions.ckpt")
+    args = ("ckpt=motions.ckpt", "data=ucr", "data.name=BasicMotions", "out=z.csv")
+    assert command(*args, module="embed").code == 0
+    train, test = (load_classification("BasicMotions", split=split)[1].tolist() for split in ("train", "test"))
+    assert csv.read_csv("z.csv")["label"].to_pylist() == [*train, *test]
+    assert len(set(train)) == 4
 
 
 def test_memory_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:

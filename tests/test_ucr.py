@@ -59,6 +59,7 @@ def test_a_local_archive(nested: bool, tmp_path: Path) -> None:
     assert data.train.x[:].tolist() == [[[0.5, 1, 2]], [[3, 4, 5]], [[6, 7, 9]]]
     assert data.train.y is not None
     assert data.train.y.tolist() == [1, 0, 1]
+    assert data.labels(data.train.y) == ["2", "1", "2"]
     assert data.test.x[:].tolist() == [[[1, 2, 3]], [[4, 5, 6]]]
 
 
@@ -72,6 +73,7 @@ def test_a_local_archive_of_ts_files(tmp_path: Path) -> None:
     assert data.train.x[:].tolist() == [[[1, 2, 3]], [[4, 5, 6]]]
     assert data.test.y is not None
     assert data.test.y.tolist() == [1]
+    assert data.labels(data.test.y) == ["b"]
 
 
 def test_missing_values_and_padding_of_the_release(tmp_path: Path) -> None:

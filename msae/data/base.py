@@ -177,6 +177,7 @@ class DataModule(L.LightningDataModule):
         missing: whether windows may hold NaN.
         val: the validation split, where it is not to be taken out of the training split.
         names: of the channels, where they have any.
+        classes: names of the labels 0, 1, ..., where they have any.
         epoch_steps: optimizer steps that an epoch has at least; few windows are gone through several times in it.
 
     Attributes:
@@ -200,6 +201,7 @@ class DataModule(L.LightningDataModule):
         missing: bool = False,
         val: Windows | None = None,
         names: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
         epoch_steps: int = 1,
     ) -> None:
         super().__init__()
@@ -218,6 +220,7 @@ class DataModule(L.LightningDataModule):
         self.bounded = value_range is not None
         self.missing = missing
         self.names = None if names is None else list(names)
+        self.classes = None if classes is None else list(classes)
         self.per_window = scale == "window"
         name = check_choice("scale", scale, SCALES) if isinstance(scale, str) else "none"
         if self.per_window and value_range is not None:
@@ -246,6 +249,11 @@ class DataModule(L.LightningDataModule):
         """The arguments of a model's `set_statistics`."""
         keys = ("offset", "scale", "value_range", "per_window", "missing", "bounded", "names")
         return {key: getattr(self, key) for key in keys}
+
+    def labels(self, y: Int[Tensor, " m"]) -> list[str] | list[int]:
+        """Labels by the names of their classes; their numbers where these have no names."""
+        numbers: list[int] = y.tolist()
+        return numbers if self.classes is None else [self.classes[i] for i in numbers]
 
     def shown(self, n: int) -> tuple[Float[Tensor, "m channels length"], Int[Tensor, " m"] | None]:
         """Up to n windows of the test split, evenly spread, and their labels: for pictures."""

@@ -30,7 +30,7 @@ def ucr(
 ) -> DataModule:
     """The official training and test split of a set, windows `(channels, length)`, with labels.
 
-    Labels are the numbers, from 0, of the class names in sorted order.
+    Labels are the numbers, from 0, of the class names in sorted order, which are `classes`.
 
     Args:
         name: of the set, such as GunPoint.
@@ -65,7 +65,8 @@ def ucr(
         holes |= bool(np.isnan(x).any())
         y = torch.tensor([classes.index(label) for label in labels]) if labels else None
         found[split] = Windows(torch.from_numpy(x), y)
-    return DataModule(found["training"], found["test"], scale=scale, missing=holes, **loader)
+    loader |= {"scale": scale, "missing": holes, "classes": classes or None}
+    return DataModule(found["training"], found["test"], **loader)
 
 
 def padded(window: np.ndarray, length: int, pad: str | None, name: str, missing: str) -> np.ndarray:
