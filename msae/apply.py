@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +25,6 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from jaxtyping import Float, Int, Shaped
     from matplotlib.figure import Figure
     from torch import Tensor
-    from tqdm import tqdm
 
     from msae.data.rows import Table
     from msae.data.tables import Format
@@ -33,6 +34,8 @@ BATCH = 2048
 """Windows encoded at a time."""
 PIECE = 1 << 22
 """Values of a table written at a time: a .parquet keeps something in memory of each of its row groups."""
+SECONDS = 10
+"""Between lines of progress, at least."""
 FORMAT = ("columns", "time_column", "group_column", "separator", "decimal", "header", "time_format")
 SUFFIXES = (".csv", ".parquet")
 
@@ -417,8 +420,41 @@ def picture(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-def bar(text: str, total: int, unit: str) -> tqdm[Any]:
-    """Progress on stderr where that is a terminal; a context manager with a method `update(n)`."""
-    from tqdm import tqdm
+class Progress:
+    """Progress on stderr: a bar where that is a terminal; else a line for about every tenth, where work takes long.
 
-    return tqdm(desc=text, total=total, unit=f" {unit}", unit_scale=True, disable=None, leave=False)
+    Args:
+        unit: of what is counted.
+
+        with Progress("windows") as progress:
+            progress.begin("a.csv", 5000)
+            progress.update(2048)
+    """
+
+    def __init__(self, unit: str) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=0, unit=f" {unit}", unit_scale=True, disable=None, leave=False)
+        self.unit = unit
+        self.told = time.monotonic()
+
+    def begin(self, text: str, total: int) -> None:
+        """What is done next, and how many of the unit it has."""
+        self.text, self.total, self.done, self.tenth = text, total, 0, 0
+        self.bar.reset(total)
+        self.bar.set_description(text)
+
+    def update(self, n: int) -> None:
+        """So many more are done."""
+        self.bar.update(n)
+        self.done += n
+        tenth, now = 10 * self.done // self.total, time.monotonic()
+        if self.bar.disable and tenth > self.tenth and now >= self.told + SECONDS:
+            self.tenth, self.told = tenth, now
+            print(f"{self.text}: {self.done:,} of {self.total:,} {self.unit}", file=sys.stderr)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()

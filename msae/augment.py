@@ -170,7 +170,8 @@ def changed(
     kept: list[Tensor] = []
     total, seen, missed, alone, changes = cfg.n * source.count, 0, 0, 0, 0.0
     step = -(-total // KEPT)
-    with apply.bar(cfg.change, total, "samples") as bar:
+    with apply.Progress("samples") as progress:
+        progress.begin(cfg.change, total)
         for x, y, about in source:
             for copy in range(cfg.n):
                 made = augmentation.augment(
@@ -182,7 +183,7 @@ def changed(
                 missed += int((~made.reached).sum())
                 alone += int(((made.distance == 0) & (made.strength > 0)).sum())
                 changes += float(made.distance.sum())
-                bar.update(len(x))
+                progress.update(len(x))
     told = f" by {cfg.change}, at a distance of {changes / seen:.3g} deviations on average"
     if missed:
         told += f"; {missed} cannot reach distance={cfg.distance}, and have the greatest strength"
@@ -200,12 +201,13 @@ def sampled(
     from msae.latent import augmentation
 
     kept: list[Tensor] = []
-    with apply.bar("prior", n, "samples") as bar:
+    with apply.Progress("samples") as progress:
+        progress.begin("prior", n)
         for first in range(0, n, apply.BATCH):
             x = augmentation.sample(model, min(apply.BATCH, n - first), reference, generator)
             table.write({"index": list(range(first, first + len(x)))} | values(x, model))
             kept += [x] if first < KEPT else []
-            bar.update(len(x))
+            progress.update(len(x))
     return torch.cat(kept)[:KEPT], " of the prior"
 
 

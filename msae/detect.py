@@ -53,12 +53,12 @@ def detect(cfg: DictConfig) -> Path:
         above = anomaly.threshold(known.totals, cfg.probability, above)
     scorer = anomaly.Scorer(model, known.codes if known else None, cfg.stride)
     detector = Detector(scorer, known, float(above), cfg.merge)
-    with apply.Writer(out) as table:
+    with apply.Writer(out) as table, apply.Progress("steps") as progress:
         for part in parts:
-            with apply.bar(part.name, part.x.numel() // model.channels, "steps") as bar:
-                for rows in detector.scores(part):
-                    table.write(rows)
-                    bar.update(len(rows["score"]))
+            progress.begin(part.name, part.x.numel() // model.channels)
+            for rows in detector.scores(part):
+                table.write(rows)
+                progress.update(len(rows["score"]))
     with apply.Writer(out.with_name(f"{out.name}.events.csv")) as events:
         like = detector.row(part, anomaly.Event(0, 0, 0, 0.0, 0, 0))  # there may be no event, but the table has columns
         for row in [{name: apply.column(values, text=False)[:0] for name, values in like.items()}, *detector.events]:
@@ -110,8 +110,9 @@ def reference(cfg: DictConfig, model: Reconstructor) -> Reference | None:
         assert isinstance(files, DictConfig)
         data = [stretch.x for stretch in apply.stretches(files, model)]
     total = sum(x.numel() // model.channels for x in data) if isinstance(data, list) else len(data.x) * model.length
-    with apply.bar("training scores", total, "steps") as bar:
-        return anomaly.learn(model, data, cfg.stride, bar.update)
+    with apply.Progress("steps") as progress:
+        progress.begin("training scores", total)
+        return anomaly.learn(model, data, cfg.stride, progress.update)
 
 
 def training(cfg: DictConfig) -> list[Tensor] | Cut:

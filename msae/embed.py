@@ -54,11 +54,11 @@ def embed(cfg: DictConfig) -> Path:
 
 def of_files(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
     """The windows of the files, with their file, group, rows, times and labels."""
-    for stretch in apply.stretches(cfg, model, cfg.label):
-        whole = stretch.x.ndim == 2
-        with apply.bar(
-            f"{stretch.table.path} {stretch.group}", stretch.count(model.length, cfg.data.stride), "windows"
-        ) as bar:
+    with apply.Progress("windows") as progress:
+        for stretch in apply.stretches(cfg, model, cfg.label):
+            whole = stretch.x.ndim == 2
+            name = f"{stretch.table.path} {stretch.group}".strip()
+            progress.begin(name, stretch.count(model.length, cfg.data.stride))
             for starts, x in stretch.windows(model.length, cfg.data.stride):
                 ends = starts + (model.length - 1 if whole else 0)
                 about: dict[str, Any] = {"file": [str(stretch.table.path)] * len(x)}
@@ -70,7 +70,7 @@ def of_files(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
                 if stretch.labels is not None:
                     about["label"] = stretch.labels.of(stretch.rows(ends))
                 yield x, about
-                bar.update(len(x))
+                progress.update(len(x))
 
 
 def of_samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:

@@ -41,8 +41,9 @@ def forecast(cfg: DictConfig) -> Path:
     for split, its in parts.items():
         forecasting.check_horizons(split, its, model.length, horizons)
     steps = sum(series.shape[1] - first for its in parts.values() for series, first in its)
-    with apply.bar("windows", steps // cfg.data.stride, "windows") as bar:
-        encode = encoder(model, bar.update)
+    with apply.Progress("windows") as progress:
+        progress.begin("latents", steps // cfg.data.stride)
+        encode = encoder(model, progress.update)
         stride = cfg.data.stride
         found = forecasting.fit(encode, parts["training"], parts["validation"], model.length, horizons, stride)
         errors = forecasting.evaluate(encode, found, parts["test"], model.length, stride)

@@ -1,7 +1,10 @@
 """Checks, streams and tables that commands share."""
 
 import errno
+import io
 import resource
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,3 +234,41 @@ def test_a_picture_is_whole_or_not_there() -> None:
     with pytest.raises(InputError, match=r"^z.png: cannot be written: File too large"):
         apply.picture(figure, Path("z.png"))
     assert {p.name for p in Path().iterdir()} == {"best.ckpt"}
+
+
+def stderr(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
+    """What is written to stderr from now on."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def test_progress_is_a_line_for_every_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But none soon after the one before, whatever series they are of."""
+    err = stderr(monkeypatch, terminal=False)
+    clock = iter([0, 4, 8, 12, 14, 23, 40, 41])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with apply.Progress("windows") as progress:
+        progress.begin("a.csv", 5000)
+        for n in (100, 900, 1500, 600):
+            progress.update(n)
+        progress.begin("b.csv", 30)
+        progress.update(30)
+        progress.begin("c.csv", 100)
+        for n in (9, 1):
+            progress.update(n)
+    lines = ["a.csv: 2,500 of 5,000 windows", "b.csv: 30 of 30 windows", "c.csv: 10 of 100 windows"]
+    assert err.getvalue().splitlines() == lines
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = stderr(monkeypatch, terminal=True)
+    monkeypatch.setattr(apply, "SECONDS", 0)
+    with apply.Progress("windows") as progress:
+        for name in ("a.csv", "b.csv"):
+            progress.begin(name, 50)
+            progress.update(25)
+            progress.bar.refresh()
+    assert all(f"{name}:  50%" in err.getvalue() for name in ("a.csv", "b.csv"))
+    assert "\n" not in err.getvalue()
