@@ -36,7 +36,7 @@ class History(Callback):
     Attributes:
         epochs: a dict for each epoch, with the split's name in front: `train/mse`, `val/mse`, `test/mse`, ....
         seconds: time in training, without validation and pictures.
-        windows: training windows seen in that time.
+        windows: training windows seen in that time, by all processes.
 
     Raises:
         InputError: the training loss is not finite.
@@ -54,6 +54,7 @@ class History(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter() - self._waited(pl_module)
+        self._seen = 0
 
     @staticmethod
     def _waited(pl_module: L.LightningModule) -> float:
@@ -63,11 +64,12 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: list[Tensor], batch_idx: int
     ) -> None:
-        self.windows += sum(map(len, batch))
+        self._seen += sum(map(len, batch))
         self._stopped = time.perf_counter() - self._waited(pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds += self._stopped - self._started
+        self.windows += int(trainer.strategy.reduce(torch.tensor(self._seen, device=pl_module.device), reduce_op="sum"))
         if len(self.data.val) and self._validated != trainer.global_step:
             loss, mse = evaluate(trainer, "judged", self.data.val_dataloader(), trainer.limit_val_batches)
             pl_module.log_dict({"val/loss": loss, "val/mse": mse})
@@ -161,6 +163,8 @@ class Pictures(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
+        if not trainer.is_global_zero:
+            return
         if str(epoch).rstrip("0") in ("1", "2", "5") or epoch == trainer.max_epochs:
             self._reconstructions(trainer, pl_module)
 
@@ -183,6 +187,8 @@ class Pictures(Callback):
     @torch.no_grad()
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Reconstructor)
+        if not trainer.is_global_zero:
+            return
         x, y = self.data.shown(self.embedded)
         z = pl_module.encode(x.to(pl_module.device)).cpu()
         labels = None if y is None else self.data.labels(y)

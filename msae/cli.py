@@ -4,6 +4,7 @@ import _thread
 import difflib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -26,6 +28,8 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 """The configs: inside the package in a wheel, beside it in a checkout."""
 UNNAMED = ("ckpt_path", "resume", "trainer.enable_progress_bar")
 """Keys that say how a run is gone on with or shown, not what it is: they are left out of folder names."""
+ONE_PROCESS = "a run of several processes in a sweep needs hydra/launcher=slurm; expected trainer.devices=1"
+"""Others would start the whole sweep again in each process of a run."""
 MISTAKES = (InputError, HydraException, OmegaConfBaseException, OSError)
 """Errors that end a command in one line, the machine's among them; all others are ours, and show their traceback."""
 
@@ -41,6 +45,8 @@ def run_dir(ckpt_path: str | None, now: str, overrides: Sequence[str]) -> str:
     """Folder of a single run: that of the checkpoint it goes on from, or a new one under `runs`."""
     if ckpt_path and (Path(ckpt_path).parent / "config.yaml").is_file():
         return str(Path(ckpt_path).parent)
+    if not leads():  # which writes nothing, and may have another clock
+        return "."
     return f"runs/{now}_{folder_name(overrides, ',')}"
 
 
@@ -73,6 +79,45 @@ for resolver in (run_dir, run_name, n_jobs, conf_dir):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
+def leads() -> bool:
+    """Whether this is the process that writes: the first of those that Lightning, torchrun or Slurm started."""
+    return not any(int(os.environ.get(key, "0")) for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def processes() -> int:
+    """As how many processes this run was started, by Lightning, torchrun or Slurm's srun."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+
+
+def check_sweep(config: DictConfig) -> None:
+    """Raise InputError for a sweep that would hang, or train the processes of a run apart, before anything starts.
+
+    Args:
+        config: of the sweep, without the overrides that differ from run to run.
+    """
+    if processes() > 1:
+        raise InputError("a sweep starts its runs itself; expected -m without torchrun or srun")
+    launcher = config.hydra.launcher
+    for plugin, extra in (("hydra_submitit_launcher", "slurm"), ("hydra_ray_launcher", "ray")):
+        if plugin in launcher._target_ and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+            raise InputError(f"hydra/launcher={extra}: expected its package; pip install 'msae[{extra}]'")
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    swept = {o.key_or_group: [*o.sweep_string_iterator()] for o in overrides if o.is_sweep_override()}
+    sizes = {key: swept.get(f"trainer.{key}", [str(config.trainer[key])]) for key in ("devices", "num_nodes")}
+    told = " ".join(f"trainer.{key}={','.join(values)}" for key, values in sizes.items())
+    ddp = "ddp" in (config.trainer.strategy, *swept.get("trainer", []))
+    if not launcher._target_.endswith("SlurmLauncher"):
+        one = all(re.fullmatch(r"1|auto|\[[^,]*\]", value) for values in sizes.values() for value in values)
+        if ddp or not one:
+            raise InputError(f"{'trainer=ddp ' * ddp}{told}: {ONE_PROCESS}")
+    elif (ddp and "trainer" in swept) or [*sizes.values()] != [[f"{launcher.tasks_per_node}"], [f"{launcher.nodes}"]]:
+        raise InputError(
+            f"{told}: expected, for all runs of the sweep, {launcher.tasks_per_node} and {launcher.nodes}, as of "
+            "hydra.launcher.tasks_per_node and nodes"
+        )
+
+
 def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Compose the config from the command line and give it to `task`, once or for each run of a sweep.
 
@@ -99,6 +144,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
                 raise
             fail(explain(error, config_name))
 
+    sys.argv += ["hydra/job_logging=disabled"] * (not leads())
     hook, sys.unraisablehook = sys.unraisablehook, dropped
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(functools.wraps(task)(told))()
@@ -149,7 +195,8 @@ def is_override(text: str) -> bool:
 
 def fail(message: str) -> NoReturn:
     """End the command with exit code 2 and one clear message."""
-    print(f"error: {message}", file=sys.stderr)
+    if leads():
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 

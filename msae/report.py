@@ -310,6 +310,10 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
+        try:
+            cli.check_sweep(config)
+        except InputError as error:  # Hydra would make a warning of it
+            cli.fail(str(error))
         if not config.resume and any(folder.glob("*/train.log")):
             cli.fail(
                 f"{folder} holds this sweep already: resume=true goes on with it, hydra.sweep.dir=FOLDER starts anew"

@@ -25,6 +25,8 @@ from msae import cli
 from msae.errors import InputError, check_choice, check_int, check_ints
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
+    import lightning as L
+
     from msae.data.base import DataModule
     from msae.models.base import Reconstructor, Stepper
 
@@ -65,34 +67,33 @@ def train(
     import torch
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from msae.baselines import sample
     from msae.callbacks import Checkpoint, History, Pictures, Progress
 
     torch.set_num_threads(cfg.threads)
+    if cfg.trainer.strategy == "ddp":
+        os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # else Lightning divides the cores by the processes
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = data or instantiate(cfg.data)
-    model: Reconstructor = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
     kept = "best" if len(data.val) else "last"
-    if cfg.ckpt_path is not None:
-        model = resumed(cfg, model, data, run / f"{kept}.ckpt")
-    model.set_statistics(**data.statistics)
-    model.stack = stack
-    if cfg.ckpt_path is None:
-        model.initialize(lambda: sample(data))
     history, checkpoint = History(data), Checkpoint(run, data)
     callbacks: list[L.Callback] = [history, Pictures(data), checkpoint]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(name, bar, data))
     logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
-    trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks)
-    if trainer.num_devices * trainer.num_nodes != 1:
-        raise InputError(f"trainer.devices={cfg.trainer.devices}: expected 1; runs of a sweep go side by side instead")
-    OmegaConf.save(cfg, run / "config.yaml", resolve=True)
+    trainer = data.trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks)
+    check_processes(cfg, trainer)
+    model = built(cfg, data, run / f"{kept}.ckpt")
+    model.stack = stack
+    if cli.leads():
+        OmegaConf.save(cfg, run / "config.yaml", resolve=True)
+    else:
+        torch.manual_seed(cfg.seed + 2**32 * trainer.global_rank)  # noise of its own; the weights are the first's
 
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     epochs, seconds, windows = history.epochs, history.seconds, history.windows  # a test takes back those of `kept`
     val_loss = checkpoint.best_model_score
-    [metrics] = trainer.test(model, data, ckpt_path=str(run / f"{kept}.ckpt"), weights_only=True, verbose=False)
+    best = str(Path(str(checkpoint.dirpath)) / f"{kept}.ckpt")  # of the first process, the one that knows `run`
+    [metrics] = trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
 
     hydra = HydraConfig.get()
     own = [f"seed={cfg.seed}" if text.startswith("seed=") else text for text in hydra.overrides.task]
@@ -132,7 +133,8 @@ def train(
     table = {"model": result["model"], "data": result["data"]} | knobs  # the HParams tab
     logger.log_hyperparams(table, result["metrics"], trainer.global_step)
     logger.finalize("success")
-    cli.write_json(run / "metrics.json", result)
+    if cli.leads():
+        cli.write_json(run / "metrics.json", result)
     return result
 
 
@@ -150,9 +152,45 @@ def check(cfg: DictConfig) -> None:
         if limit == 0:
             raise InputError(f"trainer.limit_{split}_batches=0: expected a number of batches, or a share such as 1.0")
     check_choice("trainer.precision", str(cfg.trainer.precision), ("32-true", "32", "bf16-mixed"))
+    check_choice("trainer.strategy", cfg.trainer.strategy, ("auto", "ddp"))
     check_choice("trainer.deterministic", cfg.trainer.deterministic, (True, False, "warn"))
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise InputError(f"ckpt_path={cfg.ckpt_path}: no such file; expected a run's last.ckpt")
+
+
+def built(cfg: DictConfig, data: DataModule, kept: Path) -> Reconstructor:
+    """The model of a run, as it starts or before its checkpoint's weights are loaded.
+
+    Args:
+        cfg: of the run.
+        data: of the run.
+        kept: the checkpoint that the run ends by testing.
+    """
+    from msae.baselines import sample
+
+    model: Reconstructor = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
+    if cfg.ckpt_path is not None:
+        model = resumed(cfg, model, data, kept)
+    model.set_statistics(**data.statistics)
+    if cfg.ckpt_path is None:
+        model.initialize(lambda: sample(data))
+    return model
+
+
+def check_processes(cfg: DictConfig, trainer: L.Trainer) -> None:
+    """Raise InputError unless the run's processes are there, or Lightning can start them."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    given = f"trainer.devices={cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes}"
+    wanted, started = trainer.num_devices * trainer.num_nodes, cli.processes()
+    if wanted > 1 and cfg.trainer.strategy != "ddp":
+        raise InputError(f"{given}: expected 1, or trainer=ddp; runs of a sweep go side by side instead")
+    if started not in (1, wanted):
+        raise InputError(f"{given}: expected trainer=ddp and as many as processes were started, {started}")
+    if wanted > started and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise InputError(f"{given}: {cli.ONE_PROCESS}")
+    if wanted > started and SLURMEnvironment.detect():
+        raise InputError(f"{given}: in a job of Slurm expected `srun python -m msae.train`, which starts all processes")
 
 
 def resumed(cfg: DictConfig, model: Reconstructor, data: DataModule, kept: Path) -> Reconstructor:
@@ -253,6 +291,8 @@ def job(cfg: DictConfig) -> None:
     """One run, alone or in a sweep."""
     hydra = HydraConfig.get()
     run = Path(hydra.runtime.output_dir)
+    if not cli.leads():
+        logging.disable()
     if OmegaConf.is_list(cfg.seed):
         together(cfg, run, hydra.mode == RunMode.RUN)
     elif hydra.mode == RunMode.RUN:
@@ -268,33 +308,30 @@ def alone(cfg: DictConfig, run: Path) -> None:
             raise InputError(
                 "resume=true: goes on with a sweep (-m); a single run goes on with ckpt_path=RUN/last.ckpt"
             )
-        if (run / "config.yaml").exists() and (
-            cfg.ckpt_path is None or Path(cfg.ckpt_path).resolve().parent != run.resolve()
+        if (
+            cli.leads()
+            and (run / "config.yaml").exists()
+            and (cfg.ckpt_path is None or Path(cfg.ckpt_path).resolve().parent != run.resolve())
         ):
             raise InputError(f"hydra.run.dir={run}: holds a run already; go on with it by ckpt_path={run}/last.ckpt")
-        print(summary(train(cfg, run, run.name), run))
+        result = train(cfg, run, run.name)
+        if cli.leads():
+            print(summary(result, run))
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
-        if (run / "last.ckpt").exists():
+        if cli.leads() and (run / "last.ckpt").exists():
             given = [text for text in HydraConfig.get().overrides.task if not text.startswith("ckpt_path=")]
             command = shlex.join([*given, f"ckpt_path={os.path.relpath(run / 'last.ckpt')}"])
             print(f"\ninterrupted; go on with\n  python -m msae.train {command}")
         sys.exit(130)
     finally:
-        if not (run / "config.yaml").exists():
+        if cli.leads() and not (run / "config.yaml").exists():
             (run / "train.log").unlink(missing_ok=True)
             if run.exists() and not any(run.iterdir()):  # what else is in it is not ours
                 run.rmdir()
 
 
-def together(cfg: DictConfig, run: Path, reports: bool) -> None:
-    """Runs of several seeds as one, each with a folder in `run` as if it had been alone; then their report.
-
-    Raises:
-        InputError: seeds that are not whole numbers, or twice the same; a folder that holds such runs already.
-    """
-    from msae.report import end_of_sweep
-    from msae.stack import Run, Stack
-
+def check_seeds(cfg: DictConfig) -> list[int]:
+    """The seeds of runs as one; raises InputError unless they differ, and their runs start on one device."""
     seeds = check_ints("seed", OmegaConf.to_container(cfg.seed), 0, 2**32 - 1)
     if not seeds:
         raise InputError("seed=[]: expected a seed at least")
@@ -304,6 +341,21 @@ def together(cfg: DictConfig, run: Path, reports: bool) -> None:
         raise InputError(
             f"ckpt_path={cfg.ckpt_path}: of one run; several seeds go on with hydra.run.dir=RUN resume=true"
         )
+    if cfg.trainer.strategy == "ddp" or cli.processes() > 1:
+        raise InputError(f"seed={list(seeds)}: train as one in one process; trainer=ddp wants one seed, or a sweep, -m")
+    return seeds
+
+
+def together(cfg: DictConfig, run: Path, reports: bool) -> None:
+    """Runs of several seeds as one, each with a folder in `run` as if it had been alone; then their report.
+
+    Raises:
+        InputError: seeds that cannot be trained as one; a folder that holds such runs already.
+    """
+    from msae.report import end_of_sweep
+    from msae.stack import Run, Stack
+
+    seeds = check_seeds(cfg)
     if reports and not cfg.resume and any(run.glob("seed=*/train.log")):
         raise InputError(f"{os.path.relpath(run)}: holds these runs already; resume=true goes on with them")
     configs = {f"seed={seed}": cfg.copy() for seed in seeds}
@@ -347,13 +399,16 @@ def in_sweep(cfg: DictConfig, run: Path, data: DataModule | None = None, stack: 
     if (run / "metrics.json").exists():
         log.info("%s: finished before", run.name)
         return
-    failure.unlink(missing_ok=True)
+    if cli.leads():
+        failure.unlink(missing_ok=True)
     if cfg.resume and last.exists():
         cfg.ckpt_path = str(last)
     try:
         result = train(cfg, run, run.name, bar=False, data=data, stack=stack)
         log.info("%s: test MSE %.4g", run.name, result["metrics"]["test/mse"])
-    except Exception as error:  # noqa: BLE001  (whatever it is, the other runs go on, and the sweep ends with exit code 2)
+    except Exception as error:  # whatever it is, the other runs go on, and the sweep ends with exit code 2
+        if not cli.leads():
+            raise
         reason = cli.explain(error, "train")
         failure.write_text(f"{reason}\n\n{traceback.format_exc()}")
         log.error("%s: failed: %s", run.name, reason)  # noqa: TRY400  (the traceback is in the file)

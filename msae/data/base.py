@@ -70,21 +70,22 @@ class InOrder(Sampler[slice]):
 class Shuffled(Sampler[Tensor]):
     """Indices of `size` windows, in an order of each epoch's own that follows from the seed and the epoch alone.
 
-    An epoch goes `passes` times through all windows.
+    An epoch goes `passes` times through all windows. Several processes draw the same order, and each takes its `share`.
 
     So a resumed run sees the order that an uninterrupted one would have seen. Lightning calls `set_epoch`, when it
     resumes only after it has asked for the iterator: the epoch is looked at when the first indices are.
     """
 
-    def __init__(self, windows: int, size: int, seed: int, passes: int = 1) -> None:
+    def __init__(self, windows: int, size: int, seed: int, passes: int = 1, share: range | None = None) -> None:
         self.windows = windows
         self.size = size
         self.seed = seed
         self.passes = passes
+        self.share = range(passes * windows) if share is None else share
         self.epoch = 0
 
     def __len__(self) -> int:
-        return math.ceil(self.passes * self.windows / self.size)
+        return math.ceil(len(self.share) / self.size)
 
     def __iter__(self) -> Iterator[Tensor]:
         state = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0])
@@ -94,7 +95,7 @@ class Shuffled(Sampler[Tensor]):
         if self.passes > 1:
             more = [torch.randperm(self.windows, generator=generator, dtype=dtype) for _ in range(self.passes - 1)]
             order = torch.cat([order, *more])
-        yield from order.split(self.size)
+        yield from order[self.share.start : self.share.stop : self.share.step].split(self.size)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch whose order comes next."""
@@ -166,7 +167,7 @@ class DataModule(L.LightningDataModule):
     Args:
         train: the official training split; validation windows are taken out of it.
         test: the official test split, never touched.
-        batch_size: windows in a batch.
+        batch_size: windows in a batch, of each process where there are several.
         val_size: windows of the validation split, or a share of the training split below 1; 0 for none.
         val_seed: which windows these are; apart from `seed`, so that every run has the same.
         seed: of the order of the training windows.
@@ -213,8 +214,7 @@ class DataModule(L.LightningDataModule):
         if val is None:
             self.train, val = self._without_validation(train, val_size, val_seed)
         self.val = val
-        few = check_int("epoch_steps", epoch_steps) > 1
-        self.passes = math.ceil(epoch_steps * self.batch_size / len(self.train)) if few else 1
+        self.epoch_steps = check_int("epoch_steps", epoch_steps)
         self.shape: tuple[int, int] = (train.x.shape[1], train.x.shape[2])
         self.image_shape = image_shape
         self.bounded = value_range is not None
@@ -269,9 +269,27 @@ class DataModule(L.LightningDataModule):
         return STEPS_PER_CALL if all(isinstance(knob, float) and knob == 1.0 for knob in knobs) else 1
 
     @property
+    def processes(self) -> int:
+        """Processes that share the batches."""
+        return 1 if self.trainer is None else self.trainer.num_devices * self.trainer.num_nodes
+
+    @property
+    def passes(self) -> int:
+        """How often an epoch goes through all windows."""
+        size = self.batch_size * self.processes
+        return math.ceil(self.epoch_steps * size / len(self.train)) if self.epoch_steps > 1 else 1
+
+    @property
+    def epoch_windows(self) -> int:
+        """Windows of a whole epoch: all of its passes, but for a last batch too small for one window a process."""
+        total = self.passes * len(self.train)
+        rest = total % (self.batch_size * self.processes)
+        return total - rest if rest < self.processes else total
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of a whole epoch."""
-        return math.ceil(self.passes * len(self.train) / self.batch_size)
+        return math.ceil(self.epoch_windows / (self.batch_size * self.processes))
 
     @property
     def total_steps(self) -> int | None:
@@ -286,8 +304,12 @@ class DataModule(L.LightningDataModule):
         return steps * epochs if epochs > 0 else None
 
     def train_dataloader(self) -> DataLoader[Tensor | list[Tensor]]:
-        """Lists of up to `steps_per_call` batches."""
-        order = Shuffled(len(self.train), self.batch_size * self.steps_per_call, self.seed, self.passes)
+        """Lists of up to `steps_per_call` batches; those of all processes make up the batches of one process."""
+        if not self.steps_per_epoch:
+            raise InputError(f"{len(self.train)} training windows: expected one for each of {self.processes} processes")
+        process = 0 if self.trainer is None else self.trainer.global_rank
+        share = range(process, self.epoch_windows, self.processes)
+        order = Shuffled(len(self.train), self.batch_size * self.steps_per_call, self.seed, self.passes, share)
         return DataLoader(Batches(self._at_hand("train"), self.batch_size), sampler=order, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Tensor | list[Tensor]] | list[DataLoader[Tensor | list[Tensor]]]:

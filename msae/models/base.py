@@ -348,12 +348,15 @@ class Reconstructor(L.LightningModule, ABC):
             noise = [torch.randn(len(x), size, device=self.device) for x in batches]
         terms = self.stack.make_steps(self, batches, noise) if self.stack else self.make_steps(batches, noise)
         weight = terms.pop("weight")
-        means = {name: (weight / weight.sum()) @ values for name, values in terms.items()}
-        total = int(weight.sum())
-        self._log("train", means.pop("loss"), means.pop("mse"), weight.sum())
+        sums = torch.stack([weight.sum(), *(weight @ values for values in terms.values())])
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        means = dict(zip(terms, sums[1:] / sums[0], strict=True))
+        total = int(sums[0])
+        self._log("train", means.pop("loss"), means.pop("mse"), sums[0])
         for name, mean in means.items():
             if name != "penalty" or self.regularizer != "none":
-                self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=total)
+                self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=total, sync_dist=True)
 
     def make_steps(self, batches: list[Tensor], noise: list[Tensor | None]) -> dict[str, Float[Tensor, " steps"]]:
         """Make an optimizer step on each batch; `objective`'s terms of each."""
@@ -361,10 +364,10 @@ class Reconstructor(L.LightningModule, ABC):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         objective, found = self._compiled() if self.compiles else self.objective, []
-        for x, drawn in zip(batches, noise, strict=True):
+        for x, drawn, share in zip(batches, noise, self._shares(batches), strict=True):
             loss, terms = objective(x, drawn, self.penalty_weight())
             optimizer.zero_grad()
-            self.manual_backward(loss)
+            self.manual_backward(loss if share is None else loss * share)
             if self.gradient_clip_val is not None:
                 self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
             optimizer.step()
@@ -379,6 +382,16 @@ class Reconstructor(L.LightningModule, ABC):
             self.__dict__["_objective"] = torch.compile(self.objective, mode=mode)
         compiled: Callable[..., tuple[Tensor, dict[str, Tensor]]] = self.__dict__["_objective"]
         return compiled
+
+    def _shares(self, batches: list[Tensor]) -> Sequence[Tensor | None]:
+        """What each batch counts, 1 on average, in the mean of gradients over processes that share a greater batch."""
+        if self.trainer.world_size == 1:
+            return [None] * len(batches)
+        weights = torch.stack([(~x.isnan()).sum() if self.missing else x.new_tensor(len(x)) for x in batches])
+        weights = weights.to(self.device, torch.float32)
+        mean = self.trainer.strategy.reduce(weights.clone(), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return list(weights / mean)
 
     def count_step(self) -> None:
         """What follows an optimizer step: Lightning's count, and schedules."""
@@ -435,10 +448,10 @@ class Reconstructor(L.LightningModule, ABC):
         psnr.update(mse, weight, self.value_range[1] - self.value_range[0])
         values: dict[str, Metric | Tensor | float] = {f"{split}/loss": loss, f"{split}/mse": mse, f"{split}/psnr": psnr}
         size = int(weight)
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=split != "train")
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         # "step" sets the x axis of the loggers, which would otherwise count calls of training_step
         step = torch.tensor(float(self.global_step))
-        self.log("step", step, on_step=False, on_epoch=True, batch_size=size, reduce_fx="max")
+        self.log("step", step, on_step=False, on_epoch=True, batch_size=size, reduce_fx="max", sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Adam (paper III-C), all parameters in one fused update where the device has it, and the schedule."""
