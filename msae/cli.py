@@ -4,7 +4,6 @@ import _thread
 import difflib
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -12,6 +11,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,7 @@ UNNAMED = ("ckpt_path", "resume", "trainer.enable_progress_bar")
 """Keys that say how a run is gone on with or shown, not what it is: they are left out of folder names."""
 ONE_PROCESS = "a run of several processes in a sweep needs hydra/launcher=slurm; expected trainer.devices=1"
 """Others would start the whole sweep again in each process of a run."""
+NO_PACKAGE = "hydra/launcher={0}: expected its package; pip install 'msae[{0}]'"
 MISTAKES = (InputError, HydraException, OmegaConfBaseException, OSError)
 """Errors that end a command in one line, the machine's among them; all others are ours, and show their traceback."""
 
@@ -98,16 +99,16 @@ def check_sweep(config: DictConfig) -> None:
     if processes() > 1:
         raise InputError("a sweep starts its runs itself; expected -m without torchrun or srun")
     launcher = config.hydra.launcher
-    for plugin, extra in (("hydra_submitit_launcher", "slurm"), ("hydra_ray_launcher", "ray")):
-        if plugin in launcher._target_ and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
-            raise InputError(f"hydra/launcher={extra}: expected its package; pip install 'msae[{extra}]'")
+    slurm = launcher._target_.endswith("SlurmLauncher")
+    if slurm and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        raise InputError(NO_PACKAGE.format("slurm"))
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
     swept = {o.key_or_group: [*o.sweep_string_iterator()] for o in overrides if o.is_sweep_override()}
     sizes = {key: swept.get(f"trainer.{key}", [str(config.trainer[key])]) for key in ("devices", "num_nodes")}
     told = " ".join(f"trainer.{key}={','.join(values)}" for key, values in sizes.items())
     ddp = "ddp" in (config.trainer.strategy, *swept.get("trainer", []))
-    if not launcher._target_.endswith("SlurmLauncher"):
+    if not slurm:
         one = all(re.fullmatch(r"1|auto|\[[^,]*\]", value) for values in sizes.values() for value in values)
         if ddp or not one:
             raise InputError(f"{'trainer=ddp ' * ddp}{told}: {ONE_PROCESS}")
@@ -211,7 +212,10 @@ def explain(error: BaseException, config_name: str) -> str:
             return f"{section[1]}.{link}" if section and re.match(r"\w+=", str(link)) else str(link)
         if isinstance(link, MissingConfigException) and link.options and link.missing_cfg_file:
             group, _, name = link.missing_cfg_file.rpartition("/")
-            return f"{group}={name}: no such option{nearest(name, link.options)}; there are {', '.join(link.options)}"
+            if (group, name) != ("hydra/launcher", "ray"):  # which is its package's, as are its options
+                there = ", ".join(link.options)
+                return f"{group}={name}: no such option{nearest(name, link.options)}; there are {there}"
+            error = InputError(NO_PACKAGE.format(name))
     if key := re.match(r"Could not override '([^']+)'", str(error)):
         return unknown_key(key[1], config_name)
     if isinstance(error, (MissingMandatoryValue, OverrideParseException)):
