@@ -223,6 +223,7 @@ def test_compiled_steps_are_not_stacked(command: Command, monkeypatch: pytest.Mo
         (["seed=[1,a]"], "seed=a: expected a whole number, from 0 to 4294967295"),
         (["seed=[1,1]"], "seed=[1, 1]: expected each seed once"),
         (["seed=[1,2]", "ckpt_path=last.ckpt"], "ckpt_path=last.ckpt: of one run"),
+        (["seed=[1,2]", "trainer=ddp"], "seed=[1, 2]: train as one in one process"),
     ],
 )
 def test_bad_seeds(args: list[str], message: str, command: Command) -> None:
