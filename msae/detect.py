@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -50,9 +50,9 @@ def detect(cfg: DictConfig) -> Path:
     above = cfg.threshold
     if isinstance(above, str):
         assert known is not None
-        above = anomaly.threshold(known.totals, cfg.probability, above)
+        above = anomaly.threshold(known.totals if cfg.score == "error" else known.times, cfg.probability, above)
     scorer = anomaly.Scorer(model, known.codes if known else None, cfg.stride)
-    detector = Detector(scorer, known, float(above), cfg.merge)
+    detector = Detector(scorer, known, float(above), cfg.merge, by_scales=cfg.score == "scales")
     with apply.Writer(out) as table, apply.Progress("steps") as progress:
         for part in parts:
             progress.begin(part.name, part.x.numel() // model.channels)
@@ -74,6 +74,8 @@ def detect(cfg: DictConfig) -> Path:
 def check(cfg: DictConfig) -> None:
     """Raise InputError for values that cannot be used, before anything is loaded."""
     check_int("merge", cfg.merge, 0)
+    if check_choice("score", cfg.score, ("error", "scales")) == "scales" and cfg.reference is None:
+        raise InputError("reference=null: score=scales needs what is usual in training; expected a reference")
     check_int("stride", cfg.stride)
     if isinstance(cfg.threshold, (int, float)):
         check_number("threshold", cfg.threshold)
@@ -223,17 +225,21 @@ class Detector:
         known: what is usual.
         above: the threshold.
         merge: steps between events that are one, at most.
+        by_scales: whether a step's score is how strange it is to the strangest scale, not its error.
 
     Attributes:
         events: a row of a table for each.
         shown: of the series or window with the greatest score that score, what `plots.anomalies` draws, and the name.
     """
 
-    def __init__(self, scorer: Scorer, known: Reference | None, above: float, merge: int) -> None:
+    def __init__(
+        self, scorer: Scorer, known: Reference | None, above: float, merge: int, by_scales: bool = False
+    ) -> None:
         self.scorer = scorer
         self.known = known
         self.above = above
         self.merge = merge
+        self.by_scales = by_scales
         self.events: list[dict[str, Any]] = []
         self.shown: tuple[float, dict[str, Any], str] | None = None
 
@@ -249,17 +255,19 @@ class Detector:
         done = 0
         runs: list[Event] = []
         with Spool(np.float32) as totals:
-            for found in filter(len, anomaly.scores(self.scorer, part.x)):
+            for scored in filter(len, anomaly.scores(self.scorer, part.x)):
+                found, strange = scored, None
+                if self.known is not None:
+                    strange = anomaly.strangest(found.scales, self.known.usual)
+                    found = replace(found, total=strange[2]) if self.by_scales else found
                 steps = torch.arange(done, done + len(found))
                 table = part.owner(steps) | part.place(steps) | {"score": found.total}
                 table |= {f"score_{name}": row for name, row in zip(part.channels, found.channels, strict=True)}
                 table |= found.scales
-                scale = None
-                if self.known is not None:
-                    names, scale, _ = anomaly.strangest(found.scales, self.known.usual)
-                    table["strangest"] = texts(names, scale)
+                if strange is not None:
+                    table |= {"strangest": texts(*strange[:2]), "times_usual": strange[2]}
                 yield table | {"alarm": found.total > self.above}
-                runs += anomaly.events(found, self.above, scale, done, length)
+                runs += anomaly.events(found, self.above, strange and strange[1], done, length)
                 totals.append(found.total.numpy())
                 done += len(found)
             runs = anomaly.merged(runs, self.merge, length)

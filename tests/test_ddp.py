@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ class _Trainer:
 
     limit_train_batches = val_check_interval = 1.0
     num_nodes = 1
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
     def __init__(self, process: int, processes: int) -> None:
         self.global_rank, self.num_devices = process, processes

@@ -71,8 +71,8 @@ def test_csv(run: Any, trained: Path) -> None:
     assert out.startswith("1500 time steps, 2 events above ")
     assert out.endswith("\n  o/s.csv\n  o/s.csv.events.csv\n  o/s.csv.png\n")
     scores = pd.read_csv("o/s.csv")
-    names = ["file", "row", "time", "score", "score_0", "score_1", "error_1", "error_2", "code_1", "strangest", "alarm"]
-    assert [name for name in scores if name != "code_2"] == names
+    names = ["file", "row", "time", "score", "score_0", "score_1", "error_1", "error_2", "code_1", "strangest"]
+    assert [name for name in scores if name != "code_2"] == [*names, "times_usual", "alarm"]
     assert scores["row"].tolist() == list(range(TIME))
     assert scores["time"][25] == "2024-01-02 01:00:00"
     assert scores["score"].to_numpy() == pytest.approx(scores[["score_0", "score_1"]].mean(axis=1).to_numpy(), rel=1e-4)
@@ -91,6 +91,26 @@ def test_csv(run: Any, trained: Path) -> None:
     assert events["start"][1] <= events["peak"][1] <= events["end"][1]
     assert set(events["strangest"]) <= {"1", "2", 1, 2}
     assert Path("o/s.csv.png").stat().st_size > 10_000
+
+
+def test_score_by_scales(run: Any) -> None:
+    """The threshold and the events are then of how many times what is usual the strangest scale is."""
+    write("new.csv", strange())
+    args = ("data.path=new.csv", "data.time_column=t", "probability=1e-4", "merge=3")
+    assert run(*args, "out=error.csv").code == 0
+    code, out, err = run(*args, "out=scales.csv", "score=scales")
+    assert code == 0, err
+    error, scales = pd.read_csv("error.csv"), pd.read_csv("scales.csv")
+    assert scales["score"].tolist() == scales["times_usual"].tolist() == error["times_usual"].tolist()
+    assert error["score"].tolist() != scales["score"].tolist()
+    above = float(out.split("above ")[1].split()[0])
+    assert above > 1
+    assert scales["alarm"].tolist() == (scales["score"] > above * (1 + 1e-6)).tolist()
+    events = pd.read_csv("scales.csv.events.csv")
+    assert {1300, 1402} <= {
+        step for a, b in zip(events["start"], events["end"], strict=True) for step in range(a, b + 1)
+    }
+    assert events["score"].max() == pytest.approx(scales["score"].max(), rel=1e-5)
 
 
 def test_parquet_and_a_series_in_two_files(run: Any) -> None:
@@ -128,7 +148,7 @@ def test_groups_gaps_and_missing_values(run: Any) -> None:
     assert scores["time"].sort_index().tolist() == np.delete(times, range(120, 130)).tolist()
     assert scores.index[scores["score_0"].isna()].tolist() == [20, 22, 24, 30, 21, 23]
     assert scores.index[scores["score"].isna()].tolist() == [30]
-    assert not {"strangest", "code_1"} & set(scores)
+    assert not {"strangest", "times_usual", "code_1"} & set(scores)
     events = pd.read_csv("g.parquet.events.csv")
     assert len(events) == 0
     assert {"group", "start", "end_time", "channel"} <= set(events)
@@ -232,6 +252,8 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["probability=0"], "probability=0: expected a number between 0 and 1"),
         (["probability=2"], "probability=2: expected a number from 0 to 1"),
         (["probability=1e-9", "threshold=quantile"], "training scores; expected 1000000000 at least, or a higher"),
+        (["score=all"], "score=all: expected one of error, scales"),
+        (["reference=null", "threshold=1", "score=scales"], "reference=null: score=scales needs what is usual"),
         (["reference=null"], "reference=null: threshold=evt needs training scores; expected a number"),
         (["reference=nowhere"], "reference=nowhere: no such file or folder"),
         (["reference=short.npy"], "short.npy: no stretch of 12 steps"),

@@ -262,11 +262,13 @@ class Reference:
         codes: distribution of each code.
         usual: of each of `Scores.scales`, the quantile `USUAL`.
         totals: the scores of time steps, of many evenly spread ones.
+        times: of the same steps, how many times what is usual the strangest scale's error or distance is.
     """
 
     codes: dict[str, Gaussian]
     usual: dict[str, float]
     totals: Float[Tensor, " n"]
+    times: Float[Tensor, " n"]
 
 
 Data = Float[Tensor, "channels _"] | Float[Tensor, "_ channels length"]
@@ -308,7 +310,9 @@ def learn(
     rows = totals.rows()
     rows = rows[~rows[:, 0].isnan()]
     usual = np.quantile(rows[:, 1:].numpy(), USUAL, axis=0).tolist()
-    return Reference(codes, dict(zip(scorer.names, usual, strict=True)), rows[:, 0])
+    named = dict(zip(scorer.names, usual, strict=True))
+    times = strangest(dict(zip(scorer.names, rows[:, 1:].unbind(1), strict=True)), named)[2]
+    return Reference(codes, named, rows[:, 0], times)
 
 
 def strangest(
