@@ -90,6 +90,12 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
+def on_slurm(config: DictConfig) -> bool:
+    """Whether the runs of a sweep are jobs of Slurm."""
+    target: str = config.hydra.launcher._target_
+    return target.endswith("SlurmLauncher")
+
+
 def check_sweep(config: DictConfig) -> None:
     """Raise InputError for a sweep that would hang, or train the processes of a run apart, before anything starts.
 
@@ -99,8 +105,7 @@ def check_sweep(config: DictConfig) -> None:
     if processes() > 1:
         raise InputError("a sweep starts its runs itself; expected -m without torchrun or srun")
     launcher = config.hydra.launcher
-    slurm = launcher._target_.endswith("SlurmLauncher")
-    if slurm and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+    if on_slurm(config) and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         raise InputError(NO_PACKAGE.format("slurm"))
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
@@ -108,7 +113,7 @@ def check_sweep(config: DictConfig) -> None:
     sizes = {key: swept.get(f"trainer.{key}", [str(config.trainer[key])]) for key in ("devices", "num_nodes")}
     told = " ".join(f"trainer.{key}={','.join(values)}" for key, values in sizes.items())
     ddp = "ddp" in (config.trainer.strategy, *swept.get("trainer", []))
-    if not slurm:
+    if not on_slurm(config):
         one = all(re.fullmatch(r"1|auto|\[[^,]*\]", value) for values in sizes.values() for value in values)
         if ddp or not one:
             raise InputError(f"{'trainer=ddp ' * ddp}{told}: {ONE_PROCESS}")

@@ -6,11 +6,12 @@ import argparse
 import json
 import math
 import re
+import sys
 import traceback
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
@@ -53,6 +54,7 @@ def name_runs(runs: list[Run]) -> None:
     common = set.intersection(*(set(run["overrides"]) for run in runs)) if runs else set()
     for run in runs:
         own = [o for o in run["overrides"] if o not in common and not re.match(r"seed=|data=|data\.(?!batch_size)", o)]
+        own = [o for o in own if o.split("=")[0] not in cli.UNNAMED]
         run["name"] = " ".join(o.removeprefix("model=") for o in own) or run["model"]
 
 
@@ -306,7 +308,13 @@ def shown(text: str) -> str:
 
 
 class SweepReport(Callback):
-    """Refuses a folder that holds another sweep, and reports when the sweep ends."""
+    """Refuses a folder that holds another sweep, and reports when the sweep ends.
+
+    Attributes:
+        running: the config of this process's sweep, while its launcher runs.
+    """
+
+    running: ClassVar[DictConfig | None] = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
@@ -318,9 +326,39 @@ class SweepReport(Callback):
             cli.fail(
                 f"{folder} holds this sweep already: resume=true goes on with it, hydra.sweep.dir=FOLDER starts anew"
             )
+        SweepReport.running = config
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepReport.running = None
         end_of_sweep(Path(config.hydra.sweep.dir))
+
+    @classmethod
+    def given_up(cls, error: Exception) -> NoReturn:
+        """Report a sweep whose launcher raised an error, since one of its processes was killed; raise others again.
+
+        On Slurm the other runs go on: they are waited for.
+        """
+        config, cls.running = cls.running, None
+        if config is None:
+            raise error
+        print(*traceback.format_exception_only(error), sep="", file=sys.stderr)
+        folder = Path(config.hydra.sweep.dir)
+        if cli.on_slurm(config):
+            wait_for_jobs(Path(config.hydra.launcher.submitit_folder).parent)
+        if any(folder.glob("*/train.log")):
+            end_of_sweep(folder)
+        cli.fail(f"the launcher of {folder} gave up")
+
+
+def wait_for_jobs(folder: Path) -> None:
+    """Wait for the end of the last array of jobs of which submitit has folders, named by their numbers, in `folder`."""
+    from submitit import SlurmJob
+
+    arrays: dict[int, list[Path]] = {}
+    for path in folder.glob("*/*_submitted.pkl"):
+        arrays.setdefault(int(path.name.partition("_")[0]), []).append(path.parent)
+    for path in arrays[max(arrays)] if arrays else []:
+        SlurmJob(path, path.name).wait()
 
 
 def end_of_sweep(folder: Path) -> None:

@@ -416,7 +416,14 @@ def in_sweep(cfg: DictConfig, run: Path, data: DataModule | None = None, stack: 
 
 def main() -> None:
     """The command."""
-    cli.run(job, "train")
+    from msae.report import SweepReport
+
+    try:
+        cli.run(job, "train")
+    except Exception as error:  # noqa: BLE001  (it is raised again, but for a launcher's)
+        SweepReport.given_up(error)
+    finally:
+        SweepReport.running = None
 
 
 if __name__ == "__main__":

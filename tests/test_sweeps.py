@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAST, Command
+from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from test_cli import error_line
 
 from msae.callbacks import History
@@ -58,6 +59,7 @@ class TestSweeps:
         code, out, _ = command(*SWEEP, "resume=true")
         assert code == 0
         assert out.count(": finished before") == 3
+        assert "| msae | 2 | 128 |" in out
         again = json.loads((runs[lost] / "metrics.json").read_text())
         assert again["metrics"] == json.loads(finished[lost])["metrics"]
         assert again["history"] == json.loads(finished[lost])["history"]
@@ -101,6 +103,29 @@ class TestSweeps:
             torch.load(run / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, uninterrupted)
         )
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs if name != "_extra_state")
+
+    @pytest.mark.parametrize("finished", [0, 3])
+    def test_a_launcher_that_gives_up(self, finished: int, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As joblib's does when one of its processes is killed."""
+        normal = JoblibLauncher.launch
+
+        def launch(self: JoblibLauncher, job_overrides: Any, initial_job_idx: int) -> Any:
+            if finished:
+                normal(self, job_overrides[:finished], initial_job_idx)
+                started = Path("sweep/lost")
+                started.mkdir()
+                (started / "train.log").touch()
+            raise RuntimeError("a worker was killed")
+
+        monkeypatch.setattr(JoblibLauncher, "launch", launch)
+        code, _, err = command(*SWEEP)
+        first, *_, last = err.strip().splitlines()
+        assert (code, first) == (2, "RuntimeError: a worker was killed")
+        if finished:
+            assert last == "error: 1 of the runs did not finish: lost"
+            assert len(json.loads(Path("sweep/report.json").read_text())["data"]["digits"]["rows"]) == 2
+        else:
+            assert last == "error: the launcher of sweep gave up"
 
     def test_nothing_finished(self, command: Command) -> None:
         code, out, err = command(*FAST, "-m", "model.lr=-1,-2", "hydra.launcher.n_jobs=1")
