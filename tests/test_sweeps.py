@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAST, Command
-from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+from hydra.core.plugins import Plugins
 from test_cli import error_line
 
 from msae.callbacks import History
@@ -107,9 +107,11 @@ class TestSweeps:
     @pytest.mark.parametrize("finished", [0, 3])
     def test_a_launcher_that_gives_up(self, finished: int, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         """As joblib's does when one of its processes is killed."""
-        normal = JoblibLauncher.launch
+        name = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+        launcher: Any = Plugins.instance().class_name_to_class[name]
+        normal = launcher.launch
 
-        def launch(self: JoblibLauncher, job_overrides: Any, initial_job_idx: int) -> Any:
+        def launch(self: Any, job_overrides: Any, initial_job_idx: int) -> Any:
             if finished:
                 normal(self, job_overrides[:finished], initial_job_idx)
                 started = Path("sweep/lost")
@@ -117,7 +119,7 @@ class TestSweeps:
                 (started / "train.log").touch()
             raise RuntimeError("a worker was killed")
 
-        monkeypatch.setattr(JoblibLauncher, "launch", launch)
+        monkeypatch.setattr(launcher, "launch", launch)
         code, _, err = command(*SWEEP)
         first, *_, last = err.strip().splitlines()
         assert (code, first) == (2, "RuntimeError: a worker was killed")
