@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -74,16 +74,21 @@ def check_out(cfg: DictConfig, *beside: str) -> Path:
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"out={path}: expected a file ending .parquet or .csv")
     written = [path, *(path.with_name(path.name + end) for end in beside)]
-    for file in written:
-        if file.is_dir():
-            raise InputError(f"out={path}: {file} is a folder; expected a file")
-        if file.exists() and not cfg.overwrite:
-            raise InputError(f"out={path}: {file} exists; overwrite=true replaces it")
-    if above := next((folder for folder in path.parents if folder.exists() and not folder.is_dir()), None):
-        raise InputError(f"out={path}: {above} is a file; expected a folder")
+    check_free("out", path, written, cfg.overwrite)
     if has_files(cfg) and {file.resolve() for file in written} & {file.resolve() for file in found(cfg)}:
         raise InputError(f"out={path}: a file of data.path, which would be written over")
     return path
+
+
+def check_free(key: str, path: Path, written: Sequence[Path], overwrite: bool) -> None:
+    """Raise InputError unless the files of `key=path` can be written; those that exist only with `overwrite`."""
+    for file in written:
+        if file.is_dir():
+            raise InputError(f"{key}={path}: {file} is a folder; expected a file")
+        if file.exists() and not overwrite:
+            raise InputError(f"{key}={path}: {file} exists; overwrite=true replaces it")
+    if above := next((folder for folder in path.parents if folder.exists() and not folder.is_dir()), None):
+        raise InputError(f"{key}={path}: {above} is a file; expected a folder")
 
 
 def load(cfg: DictConfig) -> Reconstructor:

@@ -184,7 +184,7 @@ def quoted(text: str) -> str:
             return f"{key}=[{','.join(repr(item.strip()) for item in value[1:-1].split(','))}]"
         return text
     # the project's folders have commas in their names
-    own = dict.fromkeys(("ckpt_path", "ckpt", "output", "out", "reference", "hydra.run.dir"), "[=, ]")
+    own = dict.fromkeys(("ckpt_path", "ckpt", "output", "out", "to", "reference", "hydra.run.dir"), "[=, ]")
     keys = ("path", "test_path", "root", "time_column", "group_column")  # in which a comma is a sweep
     users = {f"data.{name}": r"[= ()\[\]{}]" for name in keys}
     signs = dict.fromkeys(("data.separator", "data.decimal", "data.time_format"), "^(?!null$)")

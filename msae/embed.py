@@ -84,12 +84,13 @@ def of_samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
 
 
 def columns(z: Float[Tensor, "n latent"], model: Reconstructor) -> dict[str, Float[Tensor, " n"]]:
-    """The latents' values by names such as `small_0`, of the scale and of the place in its code."""
-    return {
-        f"{scale}_{i}": values
-        for scale, code in model.codes.items()
-        for i, values in enumerate(z[:, code].T.contiguous())
-    }
+    """The latents' values by their names."""
+    return dict(zip(names(model), z.T.contiguous(), strict=True))
+
+
+def names(model: Reconstructor) -> list[str]:
+    """Of a latent's values, such as `small_0`, by the scale and the place in its code."""
+    return [f"{scale}_{i}" for scale, code in model.codes.items() for i in range(code.stop - code.start)]
 
 
 def sizes(model: Reconstructor) -> str:

@@ -186,7 +186,7 @@ class PyramidAutoEncoder(Reconstructor):
 
     def _decode(self, codes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """What the scales up to each make together, before it is clipped at last, and the hidden values of each."""
-        made, hidden = [codes[0].new_zeros(len(codes[0]), self.channels, *self.grid)], []
+        made, hidden = [codes[0].new_zeros(codes[0].shape[0], self.channels, *self.grid)], []
         for scale, code in zip(self.scales, codes, strict=False):
             added, values = scale.decode(code, self.clip(made[-1]))
             made.append(made[-1] + added)
