@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -36,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(model: Reconstructor, **statistics: Any) -> None:
-    """A checkpoint `best.ckpt` of a model whose weights all have an effect, with scales far from 1 and from each other."""
+    """A checkpoint `best.ckpt` of a model whose weights all have an effect, with scales far from 1 and apart."""
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     save(model, "fresh.ckpt", ["low", "high"][: model.channels])
@@ -103,8 +102,13 @@ def test_every_model_as_a_program(name: str, command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [PyramidAutoEncoder((1, 8, 8), latent_dim=16, segments=[1, 4]), LGTA((1, 8, 8), global_dim=2), AutoEncoder((2, 9))]
-)  # fmt: skip
+    "model",
+    [
+        PyramidAutoEncoder((1, 8, 8), latent_dim=16, segments=[1, 4]),
+        LGTA((1, 8, 8), global_dim=2),
+        AutoEncoder((2, 9)),
+    ],
+)
 def test_images_and_ranges_in_onnxruntime(model: Reconstructor, command: Command) -> None:
     """Windows that are images, and a range to which the pyramid clips several times."""
     trained(model, bounded=True, missing=True)
