@@ -57,7 +57,7 @@ def test_training_commands(line: str, command: Command) -> None:
             else:
                 Path(name if name != "nab" else "nab/a.csv").write_text("\n".join([header, *lines]) + "\n")
         small += ("data.name=GunPoint,ItalyPowerDemand",) if "data.name=GunPoint," in line else ()
-    if "seed=" in line or "experiment=" in line:
+    if ("seed=" in line and "seed=[" not in line) or "experiment=" in line:
         small += ("model.latent_dim=16",) if "experiment=fair_search" in line else ("seed=0,1",)
     args = [arg for arg in shlex.split(line) if arg != "resume=true"]
     code, out, err = command(*args, *small)
@@ -90,6 +90,7 @@ def test_other_commands() -> None:
         *[line for line in others if line.startswith("python benchmarks/augmentation.py")],
         "python benchmarks/forecasting.py ETTh1.csv --rows 14400",
         "python benchmarks/train_speed.py",
+        "python benchmarks/stack_speed.py --seeds 1 5 --threads 1",
         "python benchmarks/window_speed.py",
         *(memory, f"{memory} --values 1000000000 --stride 64 --cap 2"),
         f"{memory} --values 1000000000 --stride 64 --cap 2 --suffix .parquet",
@@ -330,6 +331,23 @@ def test_the_table_of_series_is_the_reports() -> None:
     assert (test["model"], test["against"]) == ("msae16", "ae16")
     p, ratio = f"{test['p']:.2g}".removeprefix("0"), f"{test['ratio']:.2f}"
     assert re.search(rf"on {test['won']} of 10 \(.*\s*p = {p}\), with a geometric mean of {ratio} times", README)
+
+
+def test_stack_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--rounds", "1", "--seeds", "2", "--threads", "1", "trainer.max_epochs=1"]
+    monkeypatch.setattr(sys, "argv", ["stack_speed.py", *small])
+    runpy.run_path(str(ROOT / "benchmarks" / "stack_speed.py"), run_name="__main__")
+    [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 2 | 1 |")]
+    assert all(0 < float(cell.split()[0]) < 10 for cell in row.split(" | ")[3:7])
+
+
+def test_growth_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["growth.py", "--steps", "32", "--only", "length", "--most", "64"])
+    runpy.run_path(str(ROOT / "benchmarks" / "growth.py"), run_name="__main__")
+    [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 10,000 | 64 | 1 | 1 |")]
+    ms, peak, windows = map(float, row.removesuffix(" |").split(" | ")[4:])
+    assert ms > 0
+    assert peak > windows == 0.0
 
 
 @pytest.mark.usefixtures("tiny_mnist")
