@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,8 @@ def export(cfg: DictConfig) -> list[Path]:
     x = model.offset + model.scale * torch.randn(3, model.channels, model.length)
     suffix = to.suffix.lower()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporters' insides, such as an LSTM's list of weights
             contents, runs = (onnx_files if suffix == ".onnx" else pt2_files)(model, x)
     except Exception as error:
         reason = cli.one_line(error)[:200]
@@ -143,7 +145,7 @@ def pt2_files(model: Reconstructor, x: Float[Tensor, "batch channels length"]) -
             node.meta.pop("stack_trace", None)  # folders of this machine
         torch.export.save(program, file := io.BytesIO(), extra_files=about(model))
         contents.append(file.getvalue())
-        runs.append(of_program(torch.export.load(io.BytesIO(file.getvalue())), outputs))
+        runs.append(of_program(program, outputs))
     return contents, runs
 
 
@@ -172,6 +174,7 @@ def onnx_files(model: Reconstructor, x: Float[Tensor, "batch channels length"]) 
         outputs=PARTS[""],
         producer_name="msae",
     )
+    whole.graph.output.sort(key=lambda output: PARTS[""].index(output.name))
     del whole.opset_import[len(encoder.opset_import) :]  # it lists those of both
     contents = []
     for file in (whole, encoder, decoder):

@@ -94,7 +94,7 @@ class LGTA(Reconstructor):
     def encode_scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
         """Latents of scaled windows, the global code first."""
         x = F.pad(x, (0, self.steps * self.stretch - self.length)).unflatten(2, (self.steps, self.stretch))
-        states, _ = self.encoder(torch.cat([x.movedim(1, 2).flatten(2), self._condition(x.shape[0])], dim=2))
+        states, _ = self.encoder(torch.cat([x.movedim(1, 2).flatten(2), self._condition(x)], dim=2))
         states = self.attention(states)
         steps: Tensor = self.to_steps(states).flatten(1)
         return torch.cat([self.to_global(states.mean(1)), steps], dim=1) if self.global_dim else steps
@@ -103,7 +103,7 @@ class LGTA(Reconstructor):
         """Scaled reconstructions of latents."""
         whole, steps = self._parts(z)
         code = torch.cat([steps, whole[:, None].expand(-1, self.steps, -1)], dim=2)
-        states, _ = self.decoder(torch.cat([code, self._condition(z.shape[0])], dim=2))
+        states, _ = self.decoder(torch.cat([code, self._condition(z)], dim=2))
         x: Tensor = self.output(torch.cat([states, code], dim=2)).unflatten(2, (self.channels, self.stretch))
         return x.movedim(2, 1).flatten(2)[..., : self.length]
 
@@ -143,8 +143,8 @@ class LGTA(Reconstructor):
             found["equivariance"] = self.equivariance * loss
         return found
 
-    def _condition(self, batch: int) -> Float[Tensor, "batch steps features"]:
-        return self.get_buffer("position").expand(batch, -1, -1)
+    def _condition(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch steps features"]:
+        return self.get_buffer("position").expand(x.shape[0], -1, -1)
 
     def _parts(
         self, z: Float[Tensor, "batch latent"]
