@@ -53,7 +53,7 @@ def run_dir(ckpt_path: str | None, now: str, overrides: Sequence[str]) -> str:
 
 def sweep_dir(overrides: Sequence[str]) -> str:
     """Folder of a sweep, the same for the same overrides, so that it can be gone on with."""
-    return f"runs/{folder_name((text for text in overrides if '=' in text and 'hydra.' not in text), '+')}"
+    return f"runs/{folder_name((text for text in overrides if '=' in text and not re.search(r'hydra[./]', text)), '+')}"
 
 
 def run_name(overrides: Sequence[str], sweep: str) -> str:

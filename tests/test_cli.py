@@ -201,7 +201,7 @@ class TestNames:
         assert long != cli.folder_name([f"model.key{i}=1" for i in range(31)], ",")
 
     def test_of_a_sweeps_runs(self) -> None:
-        sweep = cli.sweep_dir(["-m", "model=ae,msae", "seed=0,1", "data=digits", "hydra.launcher.n_jobs=1"])
+        sweep = cli.sweep_dir(["-m", "model=ae,msae", "seed=0,1", "data=digits", "hydra/launcher=ray", "hydra.a=1"])
         assert sweep == "runs/model=ae,msae+seed=0,1+data=digits"
         assert cli.run_name(["model=ae", "seed=1", "data=digits"], sweep) == "model=ae,seed=1"
         assert cli.run_name(["data=digits"], "runs/data=digits") == "data=digits"

@@ -154,6 +154,20 @@ def test_slurms_launcher_is_not_installed(command: Command, monkeypatch: pytest.
     assert (code, error_line(err)) == (2, "hydra/launcher=slurm: expected its package; pip install 'msae[slurm]'")
 
 
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is None, reason="msae[ray] is not installed")
+def test_a_sweep_over_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where it keeps a token
+    ray = (
+        "hydra/launcher=ray",
+        "+hydra.launcher.ray.init.num_cpus=2",
+        "+hydra.launcher.ray.init.include_dashboard=false",
+    )
+    out = in_shell("msae.train", *FAST, "trainer.max_epochs=1", "-m", "model=ae,msae", "seed=0,1", *ray)
+    assert "| ae | 2 | 64 |" in out
+    assert "| msae | 2 | 128 |" in out
+
+
 @pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="it is installed")
 def test_rays_launcher_is_not_installed(command: Command) -> None:
     code, _, err = command("data=digits", "-m", "seed=0,1", "hydra/launcher=ray")

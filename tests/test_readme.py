@@ -27,6 +27,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 LINES = [line.partition("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+CLUSTER = [line for line in LINES if re.search(r"msae\.train .*(trainer=ddp|hydra/launcher=)", line)]
+LINES = [line for line in LINES if line not in CLUSTER]
 TRAIN = [line.removeprefix("python -m msae.train ") for line in LINES if line.startswith("python -m msae.train")]
 
 
@@ -65,6 +67,17 @@ def test_training_commands(line: str, command: Command) -> None:
     if "resume=true" in line:
         code, out, err = command(*args, "resume=true", *small)
         assert (code, out.count(": finished before")) == (0, 4), err
+
+
+@pytest.mark.parametrize("line", CLUSTER)
+def test_commands_of_clusters(line: str, command: Command) -> None:
+    """They compose; `tests/test_ddp.py` and `tests/slurm` start such."""
+    pytest.importorskip(f"hydra_plugins.hydra_{'ray' if 'ray' in line else 'submitit'}_launcher")
+    _, _, args = line.partition("-m msae.train ")
+    of_one_run = [arg for arg in shlex.split(args) if arg != "-m" and "," not in arg]
+    code, out, err = command(*of_one_run, "--cfg", "all")
+    assert (code, err) == (0, "")
+    assert "strategy: ddp" in out or "SlurmLauncher" in out or "RayLauncher" in out
 
 
 LATENT = [line for line in LINES if re.match(r"python -m msae\.(embed|detect|augment|forecast)", line)]
