@@ -130,7 +130,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     A user's mistake ends in one line on stderr and exit code 2; HYDRA_FULL_ERROR=1 in the environment shows the
     traceback as well.
     """
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    full = leads() and os.environ.get("HYDRA_FULL_ERROR") == "1"  # which the other processes inherit from the first
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself
     sys.argv[1:] = sorted(sys.argv[1:], key=is_override)  # argparse wants them side by side
     sys.argv[1:] = [quoted(text) for text in sys.argv[1:]]

@@ -47,7 +47,7 @@ class TestErrors:
             ("hydra.run.dir=/dev/null/x", "[Errno 20] Not a directory: '/dev/null/x'"),
             ("trainer.deterministic=foo", "trainer.deterministic=foo: expected one of True, False, warn"),
             ("trainer.precision=foo", "trainer.precision=foo: expected one of 32-true, 32, bf16-mixed"),
-            ("trainer.devices=2", "trainer.devices=2: expected 1; runs of a sweep go side by side instead"),
+            ("trainer.devices=2", "trainer.devices=2 trainer.num_nodes=1: expected 1, or trainer=ddp; runs of a sweep"),
             ("trainer.accelerator=gpuu", "in trainer: You selected an invalid accelerator name: `accelerator='gpuu'`"),
             ("data=mnist data.root=/no/such/dir", "data.root=/no/such/dir: no such folder; make it first, or"),
             ("data=mnist data.units=x", "data.units=x: expected one of unit, standard"),
