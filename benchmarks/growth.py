@@ -37,8 +37,8 @@ GROWN = {
 class Clock(L.Callback):
     """Seconds of each call of `training_step`, without waiting for other seeds."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds = seconds
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         self.start = time.perf_counter() - (pl_module.stack.waited if pl_module.stack else 0)
@@ -54,7 +54,7 @@ def measure(windows: int, length: int, channels: int, seeds: int, steps: int) ->
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     x = torch.rand(windows, channels, length)
-    shared, clock = DataModule(Windows(x), Windows(x[:100])), Clock()
+    shared, seconds = DataModule(Windows(x), Windows(x[:100])), list[float]()
 
     def one(seed: int, stack: Run | None) -> None:
         data = copy.copy(shared)
@@ -66,14 +66,15 @@ def measure(windows: int, length: int, channels: int, seeds: int, steps: int) ->
         model.initialize(lambda: baselines.sample(data))
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         quiet |= {"enable_model_summary": False, "limit_val_batches": 0}
-        L.Trainer(accelerator="cpu", max_steps=steps, max_epochs=-1, callbacks=[clock], **quiet).fit(model, data)
+        callbacks = [Clock(seconds)]
+        L.Trainer(accelerator="cpu", max_steps=steps, max_epochs=-1, callbacks=callbacks, **quiet).fit(model, data)
 
     if seeds == 1:
         one(0, None)
     else:
         Stack({str(k): lambda run: one(int(run.name), run) for k in range(seeds)}).run()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"ms": 1000 * median(clock.seconds), "peak": peak, "data": x.nbytes / 2**30}
+    return {"ms": 1000 * median(seconds), "peak": peak, "data": x.nbytes / 2**30}
 
 
 def main() -> None:
