@@ -104,6 +104,7 @@ def test_other_commands() -> None:
         "python benchmarks/forecasting.py ETTh1.csv --rows 14400",
         "python benchmarks/train_speed.py",
         "python benchmarks/stack_speed.py --seeds 1 5 --threads 1",
+        "python benchmarks/growth.py",
         "python benchmarks/window_speed.py",
         *(memory, f"{memory} --values 1000000000 --stride 64 --cap 2"),
         f"{memory} --values 1000000000 --stride 64 --cap 2 --suffix .parquet",
