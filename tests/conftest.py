@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import logging
 import signal
 import struct
 import sys
@@ -57,6 +58,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def run(*args: str, module: str = "train", traceback: bool = False) -> Result:
         monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(traceback)))
         monkeypatch.setattr(sys, "argv", [f"msae.{module}", *args])
+        as_in_a_new_process()
         code = 0
         try:
             importlib.import_module(f"msae.{module}").main()
@@ -65,6 +67,16 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return Result(code, *capsys.readouterr())
 
     return run
+
+
+def as_in_a_new_process() -> None:
+    """Undo what an earlier command's Hydra did to logging: handlers of its streams, loggers that it disabled."""
+    for handler in [h for h in logging.root.handlers if type(h) in {logging.StreamHandler, logging.FileHandler}]:
+        logging.root.removeHandler(handler)
+        handler.close()
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 def save(model: msae.models.base.Reconstructor, path: str, names: list[str] | None = None) -> None:
