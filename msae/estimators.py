@@ -31,6 +31,7 @@ from msae.errors import InputError, check_choice, check_int, check_number
 from msae.latent import anomaly, augmentation
 from msae.models.ae import AutoEncoder
 from msae.models.base import Reconstructor
+from msae.models.lgta import LGTA
 from msae.models.msae import MultiScaleAutoEncoder
 from msae.models.pyramid import PyramidAutoEncoder
 
@@ -48,11 +49,17 @@ def _msae(shape: Sequence[int], latent_dim: int, lr: float) -> Reconstructor:
     return MultiScaleAutoEncoder(shape, small_dim=small, large_dim=latent_dim - small, lr=lr)
 
 
+def _lgta(shape: Sequence[int], latent_dim: int, lr: float) -> Reconstructor:
+    """L-GTA, two values a step, with `beta` as in its config; windows of few steps have a smaller latent."""
+    return LGTA(shape, steps=check_int("latent_dim", latent_dim, 2) // 2, step_dim=2, lr=lr, beta=0.01)
+
+
 MODELS: dict[str, Callable[..., Reconstructor]] = {
     "pyramid": partial(PyramidAutoEncoder, schedule="cosine"),
     "single": partial(PyramidAutoEncoder, segments=(1,), schedule="cosine"),
     "ae": AutoEncoder,
     "msae": _msae,
+    "lgta": _lgta,
 }
 
 
@@ -169,8 +176,9 @@ class MultiScaleTransformer(TransformerMixin, _Estimator):  # type: ignore[misc]
     Training and all results are in memory; no file is written.
 
     Args:
-        model: `pyramid`, `single`, `ae` or `msae`; see the README's "When to use which".
-        latent_dim: values in the latent; of `pyramid` and `single` also a share of a sample's values below 1.
+        model: `pyramid`, `single`, `ae`, `msae` or `lgta`; see the README's "When to use which".
+        latent_dim: values in the latent, of `lgta` at most; of `pyramid` and `single` also a share of a sample's values
+            below 1.
         n_epochs: epochs of at least 50 optimizer steps: few samples are gone through several times in each.
         lr: Adam's learning rate.
         batch_size: samples in a batch.

@@ -92,6 +92,20 @@ def test_features_are_named_by_scale_and_index(model: str) -> None:
         assert list(found.columns[code]) == [f"{scale}_{i}" for i in range(code.stop - code.start)]
     assert list(codes)[-1] == "level"
     np.testing.assert_allclose(found["level_0"], X.mean(1), rtol=1e-5)
+    assert found.shape == (40, 4 + 2)
+
+
+def test_lgta_in_all_estimators() -> None:
+    """Of its latent an odd value is left over; samples do not change each other's features; all steps are changed."""
+    settings = {**QUICK, "model": "lgta", "latent_dim": 7}
+    features = MultiScaleTransformer(**settings).fit(X)
+    z = features.transform(X)
+    assert z.shape == (40, 6)
+    np.testing.assert_allclose(features.transform(X[7:9]), z[7:9], rtol=1e-9, atol=1e-12)
+    assert np.isfinite(MultiScaleDetector(**settings).fit(X).score_samples(X)).all()
+    new, labels = MultiScaleAugmenter(scales=["steps"], **settings).fit_resample(X, Y)
+    assert (new[40:] != X).all()
+    assert labels.tolist() == [*Y, *Y]
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -241,8 +255,9 @@ def test_samples_of_another_length(transformer: MultiScaleTransformer) -> None:
 @pytest.mark.parametrize(
     ("parameter", "message"),
     [
-        ({"model": "pyramids"}, "model=pyramids: expected one of pyramid, single, ae, msae"),
+        ({"model": "pyramids"}, "model=pyramids: expected one of pyramid, single, ae, msae, lgta"),
         ({"model": "msae", "latent_dim": 1}, "latent_dim=1: expected a whole number, at least 2"),
+        ({"model": "lgta", "latent_dim": 1}, "latent_dim=1: expected a whole number, at least 2"),
         ({"latent_dim": 0}, "latent_dim=0"),
         ({"n_epochs": 0}, "n_epochs=0: expected a whole number, at least 1"),
         ({"lr": -1}, "lr=-1: expected a number above 0"),
