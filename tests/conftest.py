@@ -58,7 +58,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def run(*args: str, module: str = "train", traceback: bool = False) -> Result:
         monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(traceback)))
         monkeypatch.setattr(sys, "argv", [f"msae.{module}", *args])
-        as_in_a_new_process()
+        new_logging()
         code = 0
         try:
             importlib.import_module(f"msae.{module}").main()
@@ -69,8 +69,15 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
+@pytest.fixture(autouse=True)
 def as_in_a_new_process() -> None:
-    """Undo what an earlier command's Hydra did to logging: handlers of its streams, loggers that it disabled."""
+    """Undo what an earlier command did to logging: its handlers, and what it disabled."""
+    new_logging()
+
+
+def new_logging() -> None:
+    """Logging as in a new process."""
+    logging.disable(logging.NOTSET)
     for handler in [h for h in logging.root.handlers if type(h) in {logging.StreamHandler, logging.FileHandler}]:
         logging.root.removeHandler(handler)
         handler.close()
