@@ -63,7 +63,7 @@ MODELS: dict[str, Callable[..., Reconstructor]] = {
 }
 
 
-class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Trains a model on samples `(n, time)` or `(n, channels, time)`, as `python -m msae.train` does."""
 
     model: str
@@ -170,7 +170,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no ty
 
 
 @final
-class MultiScaleTransformer(TransformerMixin, _Estimator):  # type: ignore[misc]
+class MultiScaleTransformer(TransformerMixin, Estimator):  # type: ignore[misc]
     """Features of time series: the latent of a multi-scale autoencoder that `fit` trains.
 
     Training and all results are in memory; no file is written.
@@ -253,7 +253,7 @@ class MultiScaleTransformer(TransformerMixin, _Estimator):  # type: ignore[misc]
 
 
 @final
-class MultiScaleDetector(OutlierMixin, _Estimator):  # type: ignore[misc]
+class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     """Outliers among time series: samples that an autoencoder trained on the others reconstructs badly.
 
     The latent has to be smaller than a sample, or all samples are reconstructed.
@@ -338,7 +338,7 @@ class MultiScaleDetector(OutlierMixin, _Estimator):  # type: ignore[misc]
 
 
 @final
-class MultiScaleAugmenter(_Estimator):
+class MultiScaleAugmenter(Estimator):
     """New samples from old ones, by changes of the latent of an autoencoder that `fit` trains.
 
     Args:
