@@ -78,6 +78,7 @@ def as_in_a_new_process() -> None:
 def new_logging() -> None:
     """Logging as in a new process."""
     logging.disable(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
     for handler in [h for h in logging.root.handlers if type(h) in {logging.StreamHandler, logging.FileHandler}]:
         logging.root.removeHandler(handler)
         handler.close()
