@@ -1,0 +1,343 @@
+"""Search for hyperparameters: `python -m msae.search model=single 'model.lr=tag(log,interval(1e-4,1e-2))'`."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import shlex
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.utils import run_job
+from hydra.errors import OverrideParseException
+from hydra.types import HydraContext, RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from msae import cli, train
+from msae.errors import InputError, check_int
+
+if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
+    from filelock import BaseFileLock
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, Trial
+
+SHOWN = 10
+"""Trials in the table, at most."""
+FREE = ("n_trials", "study", "threads", "data.root", "trainer.accelerator", "trainer.enable_progress_bar")
+"""Keys that may change when a study is gone on with."""
+
+
+def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
+    """Bring a study to `cfg.n_trials` trials, together with other processes, and print the best.
+
+    Args:
+        cfg: what `conf/search.yaml` composes.
+        swept: the command line's overrides that hold what is to be tried.
+
+    Raises:
+        InputError: a value that cannot be used, nothing to search, data without a validation split, a folder with
+            another study, or not one trial that ended.
+    """
+    check_int("n_trials", cfg.n_trials)
+    given, tried = to_try(swept)
+    space = spaces(given, tried)
+    kept = [text for text in given if key_of(text) not in FREE]
+    texts = sorted(str(override.input_line) for override in swept)
+    folder = Path(cfg.study or Path("runs", cli.folder_name(["search", *sorted(kept), *texts], "+")))
+    study, lock = opened(folder, sorted([*kept, *(str(override.input_line) for override in tried)]))
+    print(f"{len(counted(study))} of {cfg.n_trials} trials are there\n  {folder}", flush=True)
+    while True:
+        with lock:
+            begun = next_trial(study, space, folder, cfg)
+        if begun is None:
+            break
+        trial, running = begun
+        try:
+            text = run_trial(study, trial, given, folder, lock)
+        except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+            with lock:
+                lose(study, trial.number)
+            print("\ninterrupted; the same command goes on with the study")
+            sys.exit(130)
+        finally:
+            running.release()
+            Path(running.lock_file).unlink(missing_ok=True)
+        print(f"trial {trial.number}: {text}   {' '.join(overrides(trial.params))}", flush=True)
+    end(study, given, folder)
+
+
+def key_of(text: str) -> str:
+    """The key of an override."""
+    return text.partition("=")[0].lstrip("+~")
+
+
+def overrides(values: Mapping[str, Any]) -> list[str]:
+    """Overrides that set keys to the values that a trial tries."""
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def to_try(swept: Sequence[Override]) -> tuple[list[str], list[Override]]:
+    """The overrides of every trial; and what is to be tried, of the experiment's `hydra.sweeper.params` as well.
+
+    Raises:
+        InputError: nothing is to be tried, or a key that is not for searching.
+    """
+    given = [text for text in HydraConfig.get().overrides.task if key_of(text) not in ("n_trials", "study")]
+    known = {override.key_or_group for override in swept} | {key_of(text) for text in given}
+    params = HydraConfig.get().sweeper.get("params") or {}
+    texts = [text for text in overrides(params) if key_of(text) not in known]
+    found = [*OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(texts), *swept]
+    tried = [override for override in found if override.is_sweep_override()]
+    for override in tried:
+        if override.key_or_group in ("seed", *FREE, *cli.UNNAMED):
+            raise InputError(f"{override.input_line}: not for searching; expected one value")
+    if not tried:
+        raise InputError("nothing to search; expected what to try, such as 'model.lr=tag(log,interval(1e-4,1e-2))'")
+    return [*given, *(str(override.input_line) for override in found if override not in tried)], tried
+
+
+def spaces(given: Sequence[str], tried: Sequence[Override]) -> dict[str, BaseDistribution]:
+    """What is to be tried, as Optuna has it, by key; InputError where no trial could be run, or compared."""
+    options = {o.get_key_element(): next(o.sweep_string_iterator()) for o in tried if o.is_choice_sweep()}
+    chosen = composed([*given, *overrides(options)])
+    found = {override.get_key_element(): distribution(override, chosen) for override in tried}
+    lows = {key: getattr(what, "low", None) for key, what in found.items()}
+    check(composed([*given, *overrides(lows | options)]))
+    return found
+
+
+def distribution(override: Override, chosen: DictConfig) -> BaseDistribution:
+    """What is to be tried for a key, as Optuna has it.
+
+    Args:
+        override: which holds it.
+        chosen: a run's config; where the key is a whole number in it, so are those of an interval of whole numbers.
+
+    Raises:
+        InputError: bounds in the wrong order, or a tag other than log.
+    """
+    try:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    except ImportError:
+        raise InputError("msae.search needs the library optuna: pip install 'msae[search]'") from None
+    value: Any = override.value()
+    tags: set[str] = getattr(value, "tags", set())
+    if tags - ({"log"} if isinstance(value, IntervalSweep) else set()):
+        raise InputError(f"{override.input_line}: tag {', '.join(tags)}; expected none, or log of an interval")
+    try:
+        if isinstance(value, IntervalSweep):
+            low, high = float(value.start or 0), float(value.end or 0)
+            whole = isinstance(OmegaConf.select(chosen, override.key_or_group), int) and low % 1 == high % 1 == 0
+            if whole or isinstance(value.start, int):
+                return IntDistribution(int(low), int(high), log=bool(tags))
+            return FloatDistribution(low, high, log=bool(tags))
+        if isinstance(value, RangeSweep):
+            values = list(value.range())
+            if isinstance(value.step, int) and isinstance(values[0], int):
+                return IntDistribution(values[0], int(values[-1]), step=value.step)
+            return FloatDistribution(values[0], values[-1], step=value.step)
+    except (ValueError, IndexError):
+        raise InputError(f"{override.input_line}: expected the lower bound first, and above 0 for log") from None
+    return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise InputError for what no trial could be run with, or compared by."""
+    for key in cli.UNNAMED[:2]:
+        if cfg[key]:
+            raise InputError(f"{key}={cfg[key]}: a search starts each run anew; the same command goes on with a study")
+    train.check(cfg)
+    train.quiet()
+    if not len(instantiate(cfg.data).val):
+        raise InputError("data: no validation split, by which trials are compared; expected data.val_size above 0")
+
+
+def composed(texts: Sequence[str]) -> DictConfig:
+    """What `conf/train.yaml` composes for overrides, with Hydra's own part."""
+    return GlobalHydra.instance().config_loader().load_configuration("train", list(texts), RunMode.MULTIRUN)
+
+
+def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
+    """The folder's study, begun where there is none, and what processes hold while they look at it or change it.
+
+    Raises:
+        InputError: the folder holds anything else, or a study of other overrides than `about`.
+    """
+    import optuna
+    from filelock import FileLock
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, file = FileLock(folder / "study.lock"), folder / "study.db"
+    with lock:
+        if not file.exists() and {path.name for path in folder.iterdir()} - {"study.lock"}:
+            raise InputError(f"study={folder}: holds something else; expected a new folder, or that of a study")
+        study = optuna.create_study(storage=f"sqlite:///{file}", study_name="msae", load_if_exists=True)
+        before = study.user_attrs.get("about")
+        if before is None:
+            study.set_user_attr("about", about)
+        elif before != about:
+            differing = "; not ".join(
+                " ".join(t for t in a if t not in b) for a, b in ((before, about), (about, before))
+            )
+            raise InputError(f"study={folder}: was begun with {differing}")
+    return study, lock
+
+
+def counted(study: Study) -> list[FrozenTrial]:
+    """The trials of a study, but for those whose process ended before they did."""
+    lost = study.user_attrs.get("lost", [])
+    return [trial for trial in study.trials if trial.number not in lost]
+
+
+def lose(study: Study, number: int) -> None:
+    """Record that a trial's process ended before it did."""
+    from optuna.trial import TrialState
+
+    study.set_user_attr("lost", [*study.user_attrs.get("lost", []), number])
+    study.tell(number, state=TrialState.FAIL)
+
+
+def next_trial(
+    study: Study, space: dict[str, BaseDistribution], folder: Path, cfg: DictConfig
+) -> tuple[Trial, BaseFileLock] | None:
+    """A new trial, and what its process holds while it runs; None where there are enough.
+
+    Those that are said to run, but are held by no process, are lost.
+    """
+    from filelock import FileLock, Timeout
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    for said in study.get_trials(states=(TrialState.RUNNING,)):
+        try:
+            with FileLock(folder / str(said.number) / "running.lock", blocking=False):
+                lose(study, said.number)
+        except Timeout:
+            continue
+    if len(counted(study)) >= cfg.n_trials:
+        return None
+    study.sampler = TPESampler(seed=cfg.seed + len(study.trials))  # gone on with, it is the study that did not stop
+    trial = study.ask(space)
+    (folder / str(trial.number)).mkdir(exist_ok=True)
+    running = FileLock(folder / str(trial.number) / "running.lock")
+    running.acquire()
+    return trial, running
+
+
+def run_trial(study: Study, trial: Trial, given: Sequence[str], folder: Path, lock: BaseFileLock) -> str:
+    """Train the model of a trial and tell the study what came of it; what to print of it."""
+    from optuna.trial import TrialState
+
+    run = folder / str(trial.number)
+    done = study.get_trials(states=(TrialState.COMPLETE,))
+    same = next((other for other in done if other.params == trial.params), None)
+    value: float | None
+    try:
+        value = same.value if same else val_loss([*given, *overrides(trial.params)], run)
+    except Exception as error:  # noqa: BLE001  (whatever it is, the other trials go on)
+        reason = cli.explain(error, "train")
+        (run / "error.txt").write_text(f"{reason}\n\n{traceback.format_exc()}")
+        with lock:
+            trial.set_user_attr("error", reason)
+            study.tell(trial, state=TrialState.FAIL)
+        return f"failed: {reason}"
+    with lock:
+        trial.set_user_attr("same_as", same and same.number)
+        study.tell(trial, value)
+        best = study.best_trial
+    return (
+        f"val/loss {value:.5g}{f' as trial {same.number}' if same else ''}, best {best.value:.5g} (trial {best.number})"
+    )
+
+
+def val_loss(texts: Sequence[str], run: Path) -> float:
+    """The validation loss of the weights that a run kept, which is trained in its folder.
+
+    Raises:
+        InputError: there is none, or it is not finite; and all that a run raises.
+    """
+    own = ["hydra.job.name=train", f"hydra.job.num={run.name}", "trainer.enable_progress_bar=false"]
+    cfg = composed([*own, *texts])
+    cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir = str(run.parent), run.name
+
+    def task(cfg: DictConfig) -> Any:
+        try:
+            return train.train(cfg, run, f"trial {run.name}", bar=False)["val_loss"]
+        except Exception as error:  # noqa: BLE001  (which Hydra would print)
+            return error
+
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    value = run_job(task, cfg, "hydra.sweep.dir", "hydra.sweep.subdir", context).return_value
+    if isinstance(value, Exception):
+        raise value
+    if value is None or not math.isfinite(value):
+        raise InputError(f"val/loss is {value}")
+    return float(value)
+
+
+def end(study: Study, given: Sequence[str], folder: Path) -> None:
+    """Print the best trials, and the command that trains the best.
+
+    Raises:
+        InputError: not one trial ended.
+    """
+    from optuna.trial import TrialState
+
+    trials = counted(study)
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    told = f"{len(done)} trials, {len(failed)} failed, {len(trials) - len(done) - len(failed)} running elsewhere"
+    if not done:
+        errors = {trial.user_attrs.get("error", "no reason was kept") for trial in failed}
+        raise InputError(f"{folder}: {told}; {'; '.join(sorted(errors)[:3])}")
+    done.sort(key=lambda trial: (trial.value, trial.number))
+    keys = list(done[0].params)
+    print(f"\n{told}\n\n| trial | val/loss | {' | '.join(keys)} |\n| ---: | ---: |{' ---: |' * len(keys)}")
+    for trial in [trial for trial in done if trial.user_attrs["same_as"] is None][:SHOWN]:
+        values = (f"{value:.4g}" if isinstance(value, float) else f"{value}" for value in trial.params.values())
+        print(f"| {trial.number} | {trial.value:.5g} | {' | '.join(values)} |")
+    mode = ["hydra.mode=RUN"] if HydraConfig.get().sweeper.get("params") else []
+    command = shlex.join([*given, *overrides(done[0].params), *mode])
+    print(f"\nthe best: {folder / str(done[0].number) / 'best.ckpt'}\n  python -m msae.train {command}")
+
+
+def main() -> None:
+    """The command."""
+    swept, others = [], []
+    for text in sys.argv[1:]:
+        override = parsed(text) if cli.is_override(text) else None
+        if text in ("-m", "--multirun"):
+            cli.fail(f"{text}: a search is a sweep by itself; leave it out")
+        if override is not None and override.is_sweep_override():
+            swept.append(override)
+        else:
+            others.append(text)
+    sys.argv[1:] = others
+
+    def task(cfg: DictConfig) -> None:
+        search(cfg, swept)
+
+    cli.run(task, "search")
+
+
+def parsed(text: str) -> Override | None:
+    """An override, or None where it cannot be read, which Hydra tells."""
+    try:
+        return OverridesParser.create().parse_overrides([cli.quoted(text)])[0]
+    except OverrideParseException:
+        return None
+
+
+if __name__ == "__main__":
+    importlib.import_module("msae.search").main()
