@@ -177,11 +177,11 @@ def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
     from filelock import FileLock
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
     lock, file = FileLock(folder / "study.lock"), folder / "study.db"
+    if not file.exists() and {path.name for path in folder.glob("*")} - {"study.lock"}:
+        raise InputError(f"study={folder}: holds something else; expected a new folder, or that of a study")
+    folder.mkdir(parents=True, exist_ok=True)
     with lock:
-        if not file.exists() and {path.name for path in folder.iterdir()} - {"study.lock"}:
-            raise InputError(f"study={folder}: holds something else; expected a new folder, or that of a study")
         study = optuna.create_study(storage=f"sqlite:///{file}", study_name="msae", load_if_exists=True)
         before = study.user_attrs.get("about")
         if before is None:
