@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 import shlex
 import sys
 import traceback
@@ -156,6 +157,9 @@ def check(cfg: DictConfig) -> None:
     for key in cli.UNNAMED[:2]:
         if cfg[key]:
             raise InputError(f"{key}={cfg[key]}: a search starts each run anew; the same command goes on with a study")
+    if launcher := next((o for o in HydraConfig.get().overrides.hydra if re.match(r"hydra[./]launcher", o)), None):
+        raise InputError(f"{launcher}: a search has none; started several times, the same command works side by side")
+    cli.check_sweep(cfg)
     train.check(cfg)
     train.quiet()
     if not len(instantiate(cfg.data).val):
@@ -269,7 +273,7 @@ def val_loss(texts: Sequence[str], run: Path) -> float:
     """
     own = ["hydra.job.name=train", f"hydra.job.num={run.name}", "trainer.enable_progress_bar=false"]
     cfg = composed([*own, *texts])
-    cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir = str(run.parent), run.name
+    cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir, cfg.hydra.mode = str(run.parent), run.name, RunMode.MULTIRUN
 
     def task(cfg: DictConfig) -> Any:
         try:

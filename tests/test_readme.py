@@ -81,6 +81,8 @@ def test_commands_of_clusters(line: str, command: Command) -> None:
 
 
 LATENT = [line for line in LINES if re.match(r"python -m msae\.(embed|detect|augment|forecast)", line)]
+SEARCHES = [line for line in LINES if line.startswith("python -m msae.search")]
+EXPORTS = [line for line in LINES if line.startswith("python -m msae.export")]
 ECG = "runs/series/ecg/model=ae16,seed=0,experiment=series,data=ecg,data.path=100.npy"
 
 
@@ -102,6 +104,8 @@ def test_other_commands() -> None:
         "uv run --extra dev --with stumpy --with wfdb python benchmarks/anomaly.py nab 100",
         *[line for line in others if line.startswith("python benchmarks/augmentation.py")],
         "python benchmarks/forecasting.py ETTh1.csv --rows 14400",
+        *SEARCHES,
+        *EXPORTS,
         "python benchmarks/train_speed.py",
         "python benchmarks/stack_speed.py --seeds 1 5 --threads 1",
         "python benchmarks/growth.py",
@@ -395,7 +399,7 @@ def test_tensorboard_serves_a_run(command: Command, tmp_path: Path) -> None:
 def test_python(command: Command) -> None:
     [train] = [line for line in TRAIN if "runs/digits" in line]
     assert command(*shlex.split(train), *FAST[1:]).code == 0
-    block, estimators = [block for kind, block in BLOCKS if kind == "python"]
+    block, estimators, _ = [block for kind, block in BLOCKS if kind == "python"]
     found: dict[str, Any] = {}
     exec(textwrap.dedent(block), found)
     assert found["x_hat"].shape == (8, 1, 64)
@@ -405,6 +409,29 @@ def test_python(command: Command) -> None:
     assert found["probe"].score(found["x"], found["y"]) > 0.7
     assert found["more_x"].shape == (2 * len(found["x"]), 1, 64)
     assert [len(found[name]) for name in ("scores", "more_y")] == [len(found["x"]), 2 * len(found["x"])]
+
+
+def test_exports(command: Command, tmp_path: Path) -> None:
+    """The snippet needs neither torch nor msae."""
+    [train] = [line for line in TRAIN if "runs/digits" in line]
+    assert command(*shlex.split(train), *FAST[1:]).code == 0
+    assert len(EXPORTS) == 2
+    for line in EXPORTS:
+        assert command(*shlex.split(line)[3:], module="export").code == 0
+    [*_, snippet] = [block for kind, block in BLOCKS if kind == "python"]
+    after = "import sys; print(x_hat.shape, codes, {'torch', 'msae'} & {*sys.modules})"
+    arguments = [sys.executable, "-c", f"{textwrap.dedent(snippet)}\n{after}"]
+    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout == "(8, 1, 64) {'small': [0, 64], 'large': [64, 128]} set()\n"
+
+
+def test_searches(command: Command) -> None:
+    """As it stands, but for an epoch and two trials; the command it ends with works."""
+    [line] = SEARCHES
+    code, out, err = command(*shlex.split(line)[3:], *FAST[1:], "trainer.max_epochs=1", "n_trials=2", module="search")
+    assert (code, err) == (0, "")
+    best = out.splitlines()[-1].removeprefix("  python -m msae.train ")
+    assert command(*shlex.split(best)).code == 0
 
 
 def test_commands_of_the_latent(command: Command) -> None:

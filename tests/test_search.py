@@ -224,6 +224,8 @@ def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
         ("model.lr=1,2 n_trails=3", "n_trails: no such key; nearest: n_trials"),
         ("model.lr=1,2 ckpt_path=a.ckpt", "ckpt_path=a.ckpt: a search starts each run anew"),
         ("model.lr=1,2 trainer.max_steps=0", "trainer.max_steps=0: expected a whole number above 0"),
+        ("model.lr=1,2 trainer=ddp", "trainer=ddp trainer.devices=2 trainer.num_nodes=1: a run of several processes"),
+        ("model.lr=1,2 hydra/launcher=joblib", "hydra/launcher=joblib: a search has none; started several times, the"),
         ("-m model.lr=1,2", "-m: a search is a sweep by itself; leave it out"),
         ("model.lr=interval(1", "model.lr=interval(1: cannot be read; expected key=value"),
         ("study=mine model.lr=1,2", "study=mine: holds something else; expected a new folder, or that of a study"),
