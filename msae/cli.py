@@ -1,6 +1,7 @@
 """How the commands meet Hydra: where the configs are, how folders are named, how errors are told."""
 
 import _thread
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -254,7 +256,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def unknown_key(key: str, config_name: str) -> str:
     """The message for a key that the config lacks, with the keys that are near it."""
     groups = [text for text in sys.argv[1:] if text.split("=")[0] in ("model", "data", "trainer") and "," not in text]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    there = contextlib.nullcontext()  # within a command Hydra is
+    with there if GlobalHydra().is_initialized() else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose(config_name, overrides=groups))
     assert isinstance(config, dict)
     keys = [name for name in [*map(str, config), *flat(config)] if "._" not in name]

@@ -109,11 +109,15 @@ def to_try(swept: Sequence[Override]) -> tuple[list[str], list[Override]]:
 
 def spaces(given: Sequence[str], tried: Sequence[Override]) -> dict[str, BaseDistribution]:
     """What is to be tried, as Optuna has it, by key; InputError where no trial could be run, or compared."""
-    options = {o.get_key_element(): next(o.sweep_string_iterator()) for o in tried if o.is_choice_sweep()}
-    chosen = composed([*given, *overrides(options)])
+    options = {o.get_key_element(): list(o.sweep_string_iterator()) for o in tried if o.is_choice_sweep()}
+    first = {key: texts[0] for key, texts in options.items()}
+    chosen = composed([*given, *overrides(first)])
     found = {override.get_key_element(): distribution(override, chosen) for override in tried}
-    lows = {key: getattr(what, "low", None) for key, what in found.items()}
-    check(composed([*given, *overrides(lows | options)]))
+    one = {key: getattr(what, "low", None) for key, what in found.items()} | first
+    for key, texts in options.items():
+        for text in texts[1:]:
+            composed([*given, *overrides(one | {key: text})])
+    check(composed([*given, *overrides(one)]))
     return found
 
 
@@ -224,9 +228,11 @@ def next_trial(
     from optuna.trial import TrialState
 
     for said in study.get_trials(states=(TrialState.RUNNING,)):
+        file = folder / str(said.number) / "running.lock"
         try:
-            with FileLock(folder / str(said.number) / "running.lock", blocking=False):
+            with FileLock(file, blocking=False):
                 lose(study, said.number)
+                file.unlink()
         except Timeout:
             continue
     if len(counted(study)) >= cfg.n_trials:
