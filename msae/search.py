@@ -93,8 +93,9 @@ def to_try(swept: Sequence[Override]) -> tuple[list[str], list[Override]]:
     Raises:
         InputError: nothing is to be tried, or a key that is not for searching.
     """
-    given = [text for text in HydraConfig.get().overrides.task if key_of(text) not in ("n_trials", "study")]
-    known = {override.key_or_group for override in swept} | {key_of(text) for text in given}
+    own = {"n_trials", "study"} | {override.key_or_group for override in swept}
+    given = [text for text in HydraConfig.get().overrides.task if key_of(text) not in own]
+    known = own | {key_of(text) for text in given}
     params = HydraConfig.get().sweeper.get("params") or {}
     texts = [text for text in overrides(params) if key_of(text) not in known]
     found = [*OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(texts), *swept]
@@ -331,6 +332,8 @@ def main() -> None:
             cli.fail(f"{text}: a search is a sweep by itself; leave it out")
         if override is not None and override.is_sweep_override():
             swept.append(override)
+            if override.is_choice_sweep():  # the options' own keys are keys
+                others.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
         else:
             others.append(text)
     sys.argv[1:] = others
