@@ -27,6 +27,7 @@ from pyarrow import csv
 from torch import Tensor
 
 from msae import cli, load
+from msae.data import tables
 from msae.data.series import in_time
 from msae.latent import forecasting
 from msae.report import interval, read_runs, table
@@ -39,7 +40,8 @@ Parts = dict[str, list[forecasting.Part]]
 
 def read(path: Path, rows: int | None) -> tuple[Tensor, list[str]]:
     """The columns of numbers, `(channels, time)`, and their names."""
-    found = csv.read_csv(path)
+    bare = not tables.Csv(path, tables.Format()).header
+    found = csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=bare))
     found = found.slice(0, rows) if rows else found
     names = [
         field.name for field in found.schema if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
