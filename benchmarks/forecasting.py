@@ -94,7 +94,7 @@ def train(path: Path, rows: int | None, out: Path, overrides: Sequence[str]) -> 
     folder = out / path.stem
     command = [sys.executable, "-m", "msae.train", "-m", "data=series", f"data.path={data}", f"data.window={LENGTH}"]
     command += [f"data.val_size={SHARES[0]}", f"data.test_size={SHARES[1]}", f"model={','.join(MODELS)}", "seed=0,1,2"]
-    command += ["model.latent_dim=choice(64)", "trainer.max_epochs=-1", "trainer.max_steps=3000", *overrides]
+    command += ["model.latent_dim=64", "trainer.max_epochs=-1", "trainer.max_steps=3000", *overrides]
     command += [f"hydra.sweep.dir={folder}", "~hydra.callbacks.report", "resume=true"]
     if subprocess.run(command, check=False).returncode or read_runs(folder)[1]:
         sys.exit(f"not finished: {' '.join(command)}")

@@ -143,6 +143,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     new = not sweep.exists()
     if not given:  # as an override, the folder is the same for every run of the sweep
         sys.argv.append(f"hydra.sweep.dir='{sweep}'")
+    sys.argv[1:] = of_each_run(sys.argv[1:])
 
     def told(config: DictConfig) -> None:
         try:
@@ -194,6 +195,20 @@ def quoted(text: str) -> str:
     if pattern is None or value[:1] in ("", "'", '"') or not re.search(pattern, value):
         return text
     return "{}='{}'".format(key, value.replace("'", "\\'"))
+
+
+def of_each_run(texts: Sequence[str]) -> list[str]:
+    """Overrides, of which those of a swept option's own keys are for its runs: the sweep itself may lack the keys."""
+    groups = {text.partition("=")[0] for text in texts if re.match(r"(model|data|trainer)=[\w,]+,", text)}
+    found = []
+    for text in texts:
+        key, _, value = text.partition("=")
+        try:
+            one = not OverridesParser.create().parse_override(text).is_sweep_override()
+        except HydraException:  # which Hydra tells
+            one = False
+        found.append(f"{key}=choice({value})" if one and key.split(".")[0] in groups - {key} else text)
+    return found
 
 
 def is_override(text: str) -> bool:
@@ -255,7 +270,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def unknown_key(key: str, config_name: str) -> str:
     """The message for a key that the config lacks, with the keys that are near it."""
-    groups = [text for text in sys.argv[1:] if text.split("=")[0] in ("model", "data", "trainer") and "," not in text]
+    groups = [text.split(",")[0] for text in sys.argv[1:] if text.split("=")[0] in ("model", "data", "trainer")]
     there = contextlib.nullcontext()  # within a command Hydra is
     with there if GlobalHydra().is_initialized() else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose(config_name, overrides=groups))

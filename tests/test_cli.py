@@ -1,5 +1,6 @@
 """The command's errors, names, sweeps and help."""
 
+import json
 import subprocess
 import sys
 import time
@@ -63,6 +64,8 @@ class TestErrors:
             ("resume=true", "resume=true: goes on with a sweep (-m); a single run goes on with ckpt_path="),
             ("ckpt_path=none.ckpt", "ckpt_path=none.ckpt: no such file; expected a run's last.ckpt"),
             ("-m model=ae,msea", "model=msea: no such option; nearest: msae"),
+            ("-m model=ae,single model.latent_dmi=3", "model.latent_dmi: no such key; nearest: model.latent_dim, "),
+            ("-m model=ae,single model.latent_dim=(", "model.latent_dim=(: cannot be read; expected key=value"),
             ("model.lr=1e9 trainer.limit_train_batches=1.0", "the training loss is nan in epoch 1: try a smaller"),
         ],
     )  # fmt: skip
@@ -199,6 +202,15 @@ class TestNames:
         long = cli.folder_name([f"model.key{i}=1" for i in range(30)], ",")
         assert len(long) <= 150
         assert long != cli.folder_name([f"model.key{i}=1" for i in range(31)], ",")
+
+    def test_of_a_sweep_over_options_with_a_key_of_their_own(self, command: Command) -> None:
+        """`model.latent_dim` is a key of both models, but not of that which a sweep is composed with."""
+        args = ("model=ae,single", "model.latent_dim=8", "hydra.launcher.n_jobs=1")
+        assert command(*FAST, "-m", *args).code == 0
+        [sweep] = Path("runs").iterdir()
+        assert sweep.name.endswith("model=ae,single+model.latent_dim=8")
+        found = {path.name: json.loads((path / "metrics.json").read_text())["latent_dim"] for path in sweep.glob("*/")}
+        assert found == {"model=ae": 8, "model=single": 8}
 
     def test_of_a_sweeps_runs(self) -> None:
         sweep = cli.sweep_dir(["-m", "model=ae,msae", "seed=0,1", "data=digits", "hydra/launcher=ray", "hydra.a=1"])
