@@ -103,6 +103,7 @@ def test_other_commands() -> None:
         "python benchmarks/features.py UCR",
         "uv run --extra dev --with stumpy --with wfdb python benchmarks/anomaly.py nab 100",
         *[line for line in others if line.startswith("python benchmarks/augmentation.py")],
+        "python -m msae.report runs/lgta",
         "python benchmarks/forecasting.py ETTh1.csv exchange_rate.csv --rows 14400",
         *SEARCHES,
         *EXPORTS,
@@ -506,6 +507,23 @@ def test_the_table_of_recordings_is_the_reports() -> None:
         low, high = result["differences"][0]["interval"]
         cells = [f"{single['latent']}", f"{result['pca'][0]['test_loss']:.4f}", *losses, f"{low:.4f} to {high:.4f}"]
         assert f"| {' | '.join(cells).replace('0.', '.')} |" in README
+
+
+def test_the_table_of_lgta_is_the_reports() -> None:
+    """`docs/lgta.json` is the report of the README's three sweeps."""
+    result = json.loads((ROOT / "docs" / "lgta.json").read_text())["data"]["sensor"]
+    table = README.partition("| ETTh1, 64 latent values |")[2].splitlines()[2:8]
+    rows = {row["model"]: row for row in result["rows"]}
+    both = "lgta model.step_dim=1 model.global_dim=32"
+    order = [f"{kind} model.equivariance={e}" for kind in ("lgta", both) for e in ("0", "0.1")]
+    for line, name in zip(table, [*order, "ae model.latent_dim=64"], strict=False):
+        row = rows[name]
+        cells = [f"{row[key]:.4f}"[1:] for key in ("val_loss", "test_loss", "test_loss_sd")]
+        assert line.endswith(f"| {row['n']} | {row['parameters']:,} | {cells[0]} | {cells[1]} ± {cells[2]} |")
+    assert table[5] == f"| PCA | | | | {result['pca'][0]['test_loss']:.4f} |".replace("0.", ".")
+    [found] = [d for d in result["differences"] if {d["model"], d["against"]} == {order[0], order[2]}]
+    low, high = (f"{value:.3f}".replace("0.", ".") for value in found["interval"])
+    assert (found["model"], f"({low} to {high})" in README) == (order[2], True)
 
 
 def test_the_tables_of_small_sets_are_the_studys() -> None:
