@@ -13,7 +13,7 @@ for name in msae.__all__:  # they are imported when they are first used
     setattr(msae, name, getattr(msae, name))
 modules = [
     "msae",
-    *(f"msae.{name}" for name in ("estimators", "models", "data", "latent", "baselines", "plots", "stack")),
+    *(f"msae.{name}" for name in ("estimators", "pooling", "models", "data", "latent", "baselines", "plots", "stack")),
 ]
 # a dataclass's constructor is made without the names that its module imports
 warnings.filterwarnings("ignore", r"Error parsing type annotation ForwardRef.* for \S+\.__init__")

@@ -3,7 +3,14 @@
 from importlib.metadata import version
 from typing import Any
 
-__all__ = ["InputError", "MultiScaleAugmenter", "MultiScaleDetector", "MultiScaleTransformer", "load"]
+__all__ = [
+    "InputError",
+    "MultiScaleAugmenter",
+    "MultiScaleDetector",
+    "MultiScalePooler",
+    "MultiScaleTransformer",
+    "load",
+]
 __version__ = version("msae")
 
 
@@ -17,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from msae.errors import InputError
 
         return InputError
+    if name == "MultiScalePooler":
+        from msae.pooling import MultiScalePooler
+
+        return MultiScalePooler
     if name.startswith("MultiScale") and name in __all__:
         from msae import estimators
 

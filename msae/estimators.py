@@ -63,7 +63,47 @@ MODELS: dict[str, Callable[..., Reconstructor]] = {
 }
 
 
-class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class Samples(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Takes samples `(n, time)` or `(n, channels, time)`, all of the shape of those in `fit`."""
+
+    sample_shape_: tuple[int, ...]
+    _fitted = "model_"
+    """The attribute that `fit` sets last."""
+
+    def _windows(self, X: Any, reset: bool = False) -> Tensor:  # noqa: N803
+        """Samples as float64 windows `(n, channels, length)`; ValueError unless they are as in `fit`."""
+        if not reset:
+            check_is_fitted(self, self._fitted)
+        values = check_array(
+            X,
+            dtype=np.float64,
+            allow_nd=True,
+            ensure_min_samples=2 if reset else 1,
+            estimator=self,
+            input_name="X",
+        )
+        if values.ndim > 3 or 0 in values.shape:
+            raise InputError(f"X of shape {values.shape}: expected (n, time) or (n, channels, time)")
+        several = values.ndim == 3 or (not reset and len(self.sample_shape_) == 2)  # else scikit-learn says it
+        if not reset and several and values.shape[1:] != self.sample_shape_:
+            raise InputError(f"X of shape {values.shape}: fitted to samples of shape {self.sample_shape_}")
+        validate_data(self, X, reset=reset, skip_check_array=True)  # number and names of features
+        if reset:
+            self.sample_shape_ = values.shape[1:]
+        x = torch.tensor(values)  # a copy: what is mapped read-only cannot be shared
+        return x.unsqueeze(1) if x.ndim == 2 else x
+
+    def _samples(self, windows: Tensor) -> NDArray[np.float64]:
+        """Windows in the shape of the samples in `fit`."""
+        return windows.double().reshape(-1, *self.sample_shape_).numpy()
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+class Estimator(Samples):
     """Trains a model on samples `(n, time)` or `(n, channels, time)`, as `python -m msae.train` does."""
 
     model: str
@@ -76,12 +116,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     random_state: Any
     device: str
     verbose: int
-    sample_shape_: tuple[int, ...]
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:  # noqa: N803
         """Train on samples `(n, time)` or `(n, channels, time)`; `y` is not used."""
         windows = Windows(self._windows(X, reset=True).float())
-        value = {name: _plain(value) for name, value in self.get_params(deep=False).items()}
+        value = {name: plain(value) for name, value in self.get_params(deep=False).items()}
         build = MODELS[check_choice("model", value["model"], MODELS)]
         device = _device(value["device"])
         check_choice("scale", value["scale"], SCALES)
@@ -121,33 +160,6 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.history_ = best.history
         return self
 
-    def _windows(self, X: Any, reset: bool = False) -> Tensor:  # noqa: N803
-        """Samples as float64 windows `(n, channels, length)`; ValueError unless they are as in `fit`."""
-        if not reset:
-            check_is_fitted(self, "model_")
-        values = check_array(
-            X,
-            dtype=np.float64,
-            allow_nd=True,
-            ensure_min_samples=2 if reset else 1,
-            estimator=self,
-            input_name="X",
-        )
-        if values.ndim > 3 or 0 in values.shape:
-            raise InputError(f"X of shape {values.shape}: expected (n, time) or (n, channels, time)")
-        several = values.ndim == 3 or (not reset and len(self.sample_shape_) == 2)  # else scikit-learn says it
-        if not reset and several and values.shape[1:] != self.sample_shape_:
-            raise InputError(f"X of shape {values.shape}: fitted to samples of shape {self.sample_shape_}")
-        validate_data(self, X, reset=reset, skip_check_array=True)  # number and names of features
-        if reset:
-            self.sample_shape_ = values.shape[1:]
-        x = torch.tensor(values)  # a copy: what is mapped read-only cannot be shared
-        return x.unsqueeze(1) if x.ndim == 2 else x
-
-    def _samples(self, windows: Tensor) -> NDArray[np.float64]:
-        """Windows in the shape of the samples in `fit`."""
-        return windows.double().reshape(-1, *self.sample_shape_).numpy()
-
     @property
     def _exact(self) -> Reconstructor:
         """The model in float64: its results do not depend on which samples go through it together."""
@@ -162,11 +174,6 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             error = (model(x)[0] - x) / model.level(x)[1]
             errors.append(error.square().mean((1, 2)))
         return -torch.cat(errors).numpy()
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
-        return tags
 
 
 @final
@@ -300,9 +307,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:  # noqa: N803
         """Train on samples `(n, time)` or `(n, channels, time)`, some of which may be outliers; `y` is not used."""
-        share = (
-            SHARE if self.contamination == "auto" else check_number("contamination", _plain(self.contamination), 0.5)
-        )
+        share = SHARE if self.contamination == "auto" else check_number("contamination", plain(self.contamination), 0.5)
         if not share:
             raise InputError(f"contamination={self.contamination}: expected auto, or a number above 0 and at most .5")
         super().fit(X)
@@ -413,17 +418,17 @@ class MultiScaleAugmenter(Estimator):
         """
         x = self._windows(X)
         labels = None if y is None else self._labels(x, y)
-        copies = check_int("copies", _plain(self.copies))
+        copies = check_int("copies", plain(self.copies))
         generator = torch.Generator().manual_seed(int(check_random_state(self.random_state).randint(2**31 - 1)))
         made = augmentation.augment(
             self.model_,
             x.float().repeat(copies, 1, 1),
             self.reference_,
             self.change,
-            _plain(self.strength),
+            plain(self.strength),
             y=None if labels is None else labels.repeat(copies),
             scales=self.scales,
-            distance=_plain(self.distance),
+            distance=plain(self.distance),
             generator=generator,
         )
         if short := int((~made.reached).sum()):
@@ -530,6 +535,6 @@ def _device(name: Any) -> dict[str, Any]:
     return {"accelerator": device.type, "devices": 1 if device.type == "cpu" else [device.index or 0]}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A number of numpy's as Python's."""
     return value.item() if isinstance(value, np.generic) else value

@@ -215,7 +215,13 @@ def test_features_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: 
     """Of few ways, on two sets; started again, it trains nothing."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     study = module("features")
-    for name, value in (("OTHERS", ("raw values", "PCA")), ("MODELS", ("pyramid",)), ("Parallel", lambda **_: list)):
+    ways = {
+        "OTHERS": ("raw values", "PCA"),
+        "MODELS": ("pyramid",),
+        "POOLED": ("pooled PCA",),
+        "Parallel": lambda **_: list,
+    }
+    for name, value in ways.items():
         monkeypatch.setattr(study, name, value)
     monkeypatch.setattr(study, "delayed", lambda function: function)
     monkeypatch.chdir(tmp_path)
