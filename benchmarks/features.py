@@ -104,28 +104,29 @@ def of_set(name: str, root: Path, out: Path, epochs: int, methods: tuple[str, ..
 
 
 def markdown(results: dict[str, dict[str, Any]], methods: tuple[str, ...]) -> tuple[str, list[dict[str, Any]]]:
-    """The table of methods over sets, and its rows."""
+    """The table of methods over sets, each against the last, and its rows."""
+    last = methods[-1]
     means = {method: np.array([fmean(of["accuracy"][method]) for of in results.values()]) for method in methods}
     ranks = np.stack([rankdata(-column) for column in np.stack(list(means.values()), axis=1).round(6)])
     rows = []
     for i, method in enumerate(methods):
         spread = [stdev(values) for of in results.values() if len(values := of["accuracy"][method]) > 1]
-        gap = interval((means["pyramid"] - means[method]).tolist()) if method != "pyramid" else None
+        gap = interval((means[last] - means[method]).tolist()) if method != last else None
         row = {"features": method, "accuracy": float(means[method].mean()), "rank": float(ranks[:, i].mean())}
-        row |= {"sd": fmean(spread) if spread else None, "pyramid_less": gap}
-        row["won"] = int((means["pyramid"] > means[method]).sum())
+        row |= {"sd": fmean(spread) if spread else None, "last_less": gap}
+        row["won"] = int((means[last] > means[method]).sum())
         rows.append(row)
     lines = []
     for row in rows:
-        gap, spread = row["pyramid_less"], "" if row["sd"] is None else f" ± {row['sd']:.3f}"
+        gap, spread = row["last_less"], "" if row["sd"] is None else f" ± {row['sd']:.3f}"
         cells = ["", ""] if gap is None else [f"{gap[0]:.3f} to {gap[1]:.3f}", f"{row['won']}"]
         lines.append([row["features"], f"{row['accuracy']:.3f}{spread}", f"{row['rank']:.2f}", *cells])
     header = [
         "features",
         f"accuracy, mean of {len(results)} sets",
         "mean rank",
-        "pyramid - it, 95 %",
-        "pyramid better on",
+        f"{last} - it, 95 %",
+        f"{last} better on",
     ]
     return table(header, lines), rows
 

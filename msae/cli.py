@@ -19,7 +19,13 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -240,7 +246,7 @@ def explain(error: BaseException, config_name: str) -> str:
             error = InputError(NO_PACKAGE.format(name))
     if key := re.match(r"Could not override '([^']+)'", str(error)):
         return unknown_key(key[1], config_name)
-    if isinstance(error, (MissingMandatoryValue, OverrideParseException)):
+    if isinstance(error, (MissingMandatoryValue, ConfigCompositionException, OverrideParseException)):
         return incomplete(error)
     if isinstance(error, InstantiationException):
         where = section[1] if section else "the config"
@@ -248,13 +254,17 @@ def explain(error: BaseException, config_name: str) -> str:
     return one_line(error)
 
 
-def incomplete(error: MissingMandatoryValue | OverrideParseException) -> str:
-    """The message for a key without a value, or for an override that Hydra's grammar does not take."""
+def incomplete(error: MissingMandatoryValue | ConfigCompositionException | OverrideParseException) -> str:
+    """The message for a key without a value, or with several, or for an override that Hydra's grammar does not take."""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: no value; expected {error.full_key}=..."
-    if "Ambiguous value" in str(error):  # several values without -m
-        return f"{error.override}: several values; a sweep needs -m, a list [ and ]"
-    return f"{error.override}: cannot be read; expected key=value; is a quote or bracket left open?"
+    if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'(?: requires|\s+1\.)", str(error)):
+        seeds = several[1].startswith("seed=")
+        also = "seed=[0,1,2] trains several as one" if seeds else "or quotes around a comma that belongs to it"
+        return f"{several[1]}: several values; expected one, or a sweep, -m; {also}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; expected key=value; is a quote or bracket left open?"
+    return one_line(error)
 
 
 def one_line(error: BaseException) -> str:

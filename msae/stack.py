@@ -127,6 +127,8 @@ class Stack:
             return alone
         except Exception as error:  # noqa: BLE001  (each run raises it)
             return [error] * len(group)
+        if group[0].model.device.type == "cuda":
+            torch.cuda.synchronize()  # once a call: else the first that reads a loss waits for all
         for run in group:
             run.seconds = (time.perf_counter() - started) / len(group)
         return answers

@@ -7,6 +7,7 @@ import importlib
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -33,6 +34,8 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 log = logging.getLogger(__name__)
 FREE = ("trainer.", "ckpt_path", "resume", "threads", "data.root", "model.compile")
 """Keys that may change when a run is resumed."""
+OWN = ("seed", "data.seed")
+"""Keys that differ between the runs of several seeds as one."""
 CHOSEN = ("code_dims",)
 """A model's arguments that its training windows choose where the config has null."""
 
@@ -96,7 +99,7 @@ def train(
     [metrics] = trainer.test(model, data, ckpt_path=best, weights_only=True, verbose=False)
 
     hydra = HydraConfig.get()
-    own = [f"seed={cfg.seed}" if text.startswith("seed=") else text for text in hydra.overrides.task]
+    own = [f"seed={cfg.seed}" if re.match(r"\+*seed=", text) else text for text in hydra.overrides.task]
     result = {
         "overrides": own,
         "job": 0 if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num,
@@ -213,11 +216,12 @@ def resumed(cfg: DictConfig, model: Reconstructor, data: DataModule, kept: Path)
         theirs = checkpoint["model_class"].partition(":")[2]
         raise InputError(f"ckpt_path={cfg.ckpt_path}: of the model {theirs}, not {type(model).__name__}")
     before, now = checkpoint["hyper_parameters"], {k: v for k, v in model.hparams.items() if k != "compile"}
-    differing(cfg.ckpt_path, before, now | {key: before.get(key) for key in CHOSEN if now.get(key) is None})
+    differing(
+        f"ckpt_path={cfg.ckpt_path}", before, now | {key: before.get(key) for key in CHOSEN if now.get(key) is None}
+    )
     beside = Path(cfg.ckpt_path).parent / "config.yaml"
     if beside.is_file():
-        flats = (cli.flat(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(beside), cfg))
-        differing(cfg.ckpt_path, *({k: v for k, v in flat.items() if not k.startswith(FREE)} for flat in flats))
+        differing(f"ckpt_path={cfg.ckpt_path}", *(kept_keys(c) for c in (OmegaConf.load(beside), cfg)))
     model = type(model)(**before, compile=model.compiles)
     sizes, expected = (
         {name: getattr(value, "shape", None) for name, value in state.items()}
@@ -247,12 +251,17 @@ def resumed(cfg: DictConfig, model: Reconstructor, data: DataModule, kept: Path)
     return model
 
 
+def kept_keys(cfg: Any) -> dict[str, Any]:
+    """A config's values by their dotted keys, of those that may not change when its run is gone on with."""
+    return {k: v for k, v in cli.flat(OmegaConf.to_container(cfg, resolve=True)).items() if not k.startswith(FREE)}
+
+
 def differing(path: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise InputError that names the keys on which a checkpoint's run and this one differ."""
+    """Raise InputError that names the keys on which the run of a checkpoint or a folder and this one differ."""
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     if keys:
         listed = ", ".join(f"{key}={before.get(key)}, not {now.get(key)}" for key in keys)
-        raise InputError(f"ckpt_path={path}: was made with {listed}")
+        raise InputError(f"{path}: was made with {listed}")
 
 
 def quiet() -> None:
@@ -325,9 +334,14 @@ def alone(cfg: DictConfig, run: Path) -> None:
         sys.exit(130)
     finally:
         if cli.leads() and not (run / "config.yaml").exists():
-            (run / "train.log").unlink(missing_ok=True)
-            if run.exists() and not any(run.iterdir()):  # what else is in it is not ours
-                run.rmdir()
+            tidy(run)
+
+
+def tidy(run: Path) -> None:
+    """Remove the folder of what never started, unless there is more in it than the log."""
+    (run / "train.log").unlink(missing_ok=True)
+    if run.exists() and not any(run.iterdir()):  # what else is in it is not ours
+        run.rmdir()
 
 
 def check_seeds(cfg: DictConfig) -> list[int]:
@@ -346,24 +360,51 @@ def check_seeds(cfg: DictConfig) -> list[int]:
     return seeds
 
 
-def together(cfg: DictConfig, run: Path, reports: bool) -> None:
-    """Runs of several seeds as one, each with a folder in `run` as if it had been alone; then their report.
+def configs_of_seeds(cfg: DictConfig, run: Path, reports: bool) -> dict[str, DictConfig]:
+    """The config of each seed's run, by its folder's name.
 
     Raises:
-        InputError: seeds that cannot be trained as one; a folder that holds such runs already.
+        InputError: seeds that cannot be trained as one, runs that differ in more, or a folder with runs not to be
+            gone on with, or are of another config.
     """
-    from msae.report import end_of_sweep
-    from msae.stack import Run, Stack
-
-    seeds = check_seeds(cfg)
-    if reports and not cfg.resume and any(run.glob("seed=*/train.log")):
-        raise InputError(f"{os.path.relpath(run)}: holds these runs already; resume=true goes on with them")
+    seeds, there = check_seeds(cfg), any(run.glob("seed=*/train.log"))
+    if reports and there != cfg.resume:
+        state = (
+            "these runs already; resume=true goes on with them" if there else "no runs to go on with; expected theirs"
+        )
+        raise InputError(f"hydra.run.dir={os.path.relpath(run)}: holds {state}")
     configs = {f"seed={seed}": cfg.copy() for seed in seeds}
     for seed, one in zip(seeds, configs.values(), strict=True):
         one.seed = seed
-    first = next(iter(configs.values()))
-    check(first)
-    shared = instantiate(first.data)
+    first, *others = ({k: v for k, v in kept_keys(one).items() if k not in OWN} for one in configs.values())
+    if keys := [key for key in first if any(other[key] != first[key] for other in others)]:
+        sweep = f"-m seed={','.join(map(str, seeds))}"
+        raise InputError(f"seed={list(seeds)}: {', '.join(keys)} would differ too; expected a sweep, {sweep}")
+    for name, one in configs.items():
+        if (before := run / name / "config.yaml").is_file():
+            differing(os.path.relpath(run / name), kept_keys(OmegaConf.load(before)), kept_keys(one))
+    return configs
+
+
+def together(cfg: DictConfig, run: Path, reports: bool) -> None:
+    """Runs of several seeds as one, each with a folder in `run` as if it had been alone; then their report."""
+    import torch
+
+    from msae.report import end_of_sweep
+    from msae.stack import Run, Stack
+
+    try:
+        configs = configs_of_seeds(cfg, run, reports)
+        first = next(iter(configs.values()))
+        check(first)
+        torch.set_num_threads(first.threads)  # of this thread, which makes the steps of all
+        shared = instantiate(first.data)
+        if reports:  # else the sweep goes on with its other runs
+            built(first, shared, run)  # a mistake in the model is told once
+    except BaseException:
+        if reports and not any(run.glob("seed=*")):
+            tidy(run)
+        raise
 
     def alone_in(folder: Path, one: DictConfig, stack: Run) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -234,8 +234,8 @@ def test_features_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: 
     assert "| pyramid |" in capfd.readouterr().out
     found = json.loads(Path("runs/features/features.json").read_text())
     assert found["sets"]["GunPoint"]["accuracy"]["raw values"][0] > 0.8
-    assert [len(values) for values in found["sets"]["ItalyPowerDemand"]["accuracy"].values()] == [1, 1, 3]
-    assert [row["features"] for row in found["methods"]] == ["raw values", "PCA", "pyramid"]
+    assert [len(values) for values in found["sets"]["ItalyPowerDemand"]["accuracy"].values()] == [1, 1, 3, 3]
+    assert [row["features"] for row in found["methods"]] == ["raw values", "PCA", "pyramid", "pooled PCA"]
 
 
 @pytest.mark.parametrize("part", ["control", "realism", "use"])

@@ -126,13 +126,32 @@ def test_an_interrupted_stack_goes_on(command: Command, monkeypatch: pytest.Monk
     [told_command] = re.findall(r"interrupted; go on with\n  python -m msae.train (.+)\n", out)
     assert command(*args, "seed=1", "hydra.run.dir=both/seed=1", "ckpt_path=both/seed=1/last.ckpt").code == 0
     code, _, err = command(*args, "seed=[0,1]", "hydra.run.dir=both")
-    assert (code, err) == (2, "error: both: holds these runs already; resume=true goes on with them\n")
-    code, out, _ = command(*shlex.split(told_command.replace("[0,1]", "[0,1,2]")))
+    assert (code, err) == (2, "error: hydra.run.dir=both: holds these runs already; resume=true goes on with them\n")
+    more = shlex.split(told_command.replace("[0,1]", "[0,1,2]"))
+    assert command(*more, "model.lr=0.01") == (2, "", "error: both/seed=0: was made with model.lr=0.001, not 0.01\n")
+    code, out, _ = command(*more)
     assert code == 0
     assert "seed=1: finished before" in out
     for seed in range(3):
         assert command(*args, f"seed={seed}", f"hydra.run.dir=alone{seed}").code == 0
         assert_same(Path(f"both/seed={seed}"), Path(f"alone{seed}"))
+
+
+def test_threads_are_those_of_the_steps(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the main thread makes."""
+    normal, threads = Stacked.make_steps, torch.get_num_threads()
+    seen: list[int] = []
+
+    def counted(self: Stacked, *rest: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return normal(self, *rest)
+
+    monkeypatch.setattr(Stacked, "make_steps", counted)
+    torch.set_num_threads(2)
+    args = ("data=digits", "trainer=cpu", "trainer.max_epochs=1", "model=ae16", "threads=1", "seed=[0,1]")
+    assert command(*args, "hydra.run.dir=two").code == 0
+    assert set(seen) == {1}
+    torch.set_num_threads(threads)
 
 
 def test_a_run_that_fails_leaves_the_others(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
