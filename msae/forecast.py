@@ -82,8 +82,8 @@ def read(
             raise InputError(f"{table.path}: windows already cut; expected series, whose windows have a future")
         if hole := rows.first_hole(table.values, 0, len(table.values)):
             raise InputError(
-                f"{table.where(hole[0])}, column {table.columns[hole[1]]}: no value; expected one in every row: "
-                "a line drawn to the next value would tell of the future"
+                f"{table.where(hole[0])}, column {table.columns[hole[1]]}: no value; expected one in every row, such "
+                f"as the last before; data.missing={cfg.data.missing} is not used: a line to the next tells of the future"
             )
     stretches = [rows.stretches(table, cfg.data.max_gap) for table in tables]
     spans = series.in_time(stretches[: len(paths)], shares)

@@ -253,7 +253,14 @@ def test_a_channel_called_as_another_column(run: Command) -> None:
         (["horizons=[]"], "horizons=[]: expected steps to forecast, such as [24,48]"),
         (["horizons=[0]"], "horizons=0: expected a whole number, at least 1"),
         (["data.val_size=0"], "horizons: 3: no window of 8 steps with as many after it in the validation split"),
-        (["data.path=hole.csv"], "hole.csv, line 397, column b: no value; expected one in every row"),
+        *(
+            (
+                ["data.path=hole.csv", f"data.missing={missing}"],
+                "hole.csv, line 397, column b: no value; expected one in every row, such as the last before; "
+                f"data.missing={missing} is not used",
+            )
+            for missing in ("error", "interpolate", "mask")
+        ),
         (["data.path=one.csv", "data.columns=[a]"], "one.csv: 1 channels, a; the model takes 2, in windows of 8 steps"),
         (["data.path=short.csv"], "horizons: 3: no window of 8 steps with as many after it in the training split"),
         (["data.path=cut.npy", "data.columns=[0,1]"], "cut.npy: windows already cut; expected series"),
