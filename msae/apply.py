@@ -46,7 +46,7 @@ def has_files(cfg: DictConfig) -> bool:
 
 
 def check(cfg: DictConfig, files: bool = True) -> None:
-    """Raise InputError for values of `ckpt`, `threads` and `data` that cannot be used, before anything is loaded.
+    """Raise InputError for values that no command can use, before anything is loaded.
 
     Args:
         cfg: the command's config.
@@ -58,6 +58,7 @@ def check(cfg: DictConfig, files: bool = True) -> None:
     if OmegaConf.is_missing(cfg, "ckpt"):
         raise InputError("ckpt: no value; expected a run's best.ckpt or last.ckpt, such as ckpt=runs/msae/best.ckpt")
     check_int("threads", cfg.threads)
+    check_choice("overwrite", cfg.overwrite, (True, False))
     if has_files(cfg):
         check_int("data.stride", cfg.data.stride)
         check_choice("data.missing", cfg.data.missing, ("error", "interpolate", "mask"))

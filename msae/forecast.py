@@ -30,7 +30,7 @@ def forecast(cfg: DictConfig) -> Path:
         InputError: a checkpoint, data, horizons or an output that cannot be used.
     """
     apply.check(cfg)
-    horizons = sorted(set(check_ints("horizons", list(cfg.horizons))))
+    horizons = sorted(set(check_ints("horizons", cfg.horizons)))
     if not horizons:
         raise InputError("horizons=[]: expected steps to forecast, such as [24,48]")
     out = apply.check_out(cfg, ".png")
@@ -83,7 +83,7 @@ def read(
         if hole := rows.first_hole(table.values, 0, len(table.values)):
             raise InputError(
                 f"{table.where(hole[0])}, column {table.columns[hole[1]]}: no value; expected one in every row, such "
-                f"as the last before; data.missing={cfg.data.missing} is not used: a line to the next tells of the future"
+                f"as the last before; data.missing={cfg.data.missing} is not used: a line to the next tells the future"
             )
     stretches = [rows.stretches(table, cfg.data.max_gap) for table in tables]
     spans = series.in_time(stretches[: len(paths)], shares)

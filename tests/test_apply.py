@@ -153,6 +153,12 @@ def test_outputs_that_cannot_be(overrides: list[str], message: str) -> None:
     assert str(error.value).startswith(message)
 
 
+def test_overwrite_is_true_or_false() -> None:
+    apply.check(config("data.path=a.csv", "overwrite=true"))
+    with pytest.raises(InputError, match=r"^overwrite=maybe: expected one of True, False$"):
+        apply.check(config("data.path=a.csv", "overwrite=maybe"))
+
+
 def test_what_exists_can_be_overwritten() -> None:
     write("a.csv")
     Path("z.csv").touch()
