@@ -84,7 +84,12 @@ def conf_dir() -> str:
     return str(CONF)
 
 
-for resolver in (run_dir, run_name, n_jobs, conf_dir):
+def keys(command: str) -> str:
+    """A command's own keys as its config has them, with what each means."""
+    return (CONF / f"{command}.yaml").read_text().split("\n\n")[1]
+
+
+for resolver in (run_dir, run_name, n_jobs, conf_dir, keys):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

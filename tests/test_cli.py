@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAST, Command
+from omegaconf import OmegaConf
 
 from msae import cli
 from msae.models.ae import AutoEncoder
@@ -281,6 +282,15 @@ def test_help(tmp_path: Path) -> None:
     ):
         assert text in result.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["embed", "detect", "augment", "forecast", "reconstruct"])
+def test_help_tells_what_each_key_means(name: str, command: Command) -> None:
+    code, out, _ = command("-h", module=name)
+    assert code == 0
+    told = out.partition("== Keys ==\n")[2].partition("\n\n")[0].splitlines()
+    keys = [line.partition(":")[0] for line in told if " # " in line]
+    assert set(keys) == {*OmegaConf.load(cli.CONF / f"{name}.yaml")} - {"defaults", "hydra"}
 
 
 @pytest.mark.usefixtures("sigint")
