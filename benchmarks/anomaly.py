@@ -1,6 +1,6 @@
 """How well are anomalies told by the reconstruction error? VUS-PR of autoencoders and of what is used otherwise.
 
-    uv run --extra dev --with stumpy --with wfdb python benchmarks/anomaly.py NAB ECG [--minutes 10] [--sets ...]
+    uv run --extra dev --with stumpy --with wfdb python benchmarks/anomaly.py NAB ECG [--sets ...]
         [--out runs/anomaly] [KEY=VALUE ...]
 
 NAB is a folder of Numenta's series, TIMESTAMP,VALUE in a .csv each, and windows.json, their labels; ECG is the path of
@@ -75,12 +75,12 @@ def kdd() -> Series:
     return both[:, 1:2].astype(np.float32), both[:, 2].astype(int), len(train)
 
 
-def ecg(path: Path, minutes: float) -> Series:
+def ecg(path: Path) -> Series:
     """MIT-BIH record 100: the half of a beat's usual length at each side of a beat that is not normal is an anomaly."""
     import wfdb
 
     record = wfdb.rdrecord(str(path))
-    x = record.p_signal[: int(minutes * 60 * record.fs)].astype(np.float32)
+    x = record.p_signal.astype(np.float32)
     notes = wfdb.rdann(str(path), "atr")
     beats = [
         (at, kind) for at, kind in zip(notes.sample, notes.symbol, strict=True) if kind in set("NLRBAaJSVrFejnE/fQ?")
@@ -249,7 +249,6 @@ def main() -> None:
     parser.add_argument("nab", type=Path)
     parser.add_argument("ecg", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/anomaly"))
-    parser.add_argument("--minutes", type=float, default=10, help="of the ECG, from its start (default 10, of 30)")
     parser.add_argument("--sets", nargs="*")
     overrides = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
     given = parser.parse_args([text for text in sys.argv[1:] if text not in overrides])
@@ -257,7 +256,7 @@ def main() -> None:
     sets: dict[str, Callable[[], Series]] = {
         path.stem: partial(nab, path) for path in sorted(given.nab.glob("*.csv")) if path.name in labelled
     }
-    sets |= {"KDD-TSAD_135": kdd, "ecg_100": partial(ecg, given.ecg, given.minutes)}
+    sets |= {"KDD-TSAD_135": kdd, "ecg_100": partial(ecg, given.ecg)}
     if unknown := set(given.sets or []) - set(sets):
         parser.error(f"--sets {' '.join(unknown)}: expected of {', '.join(sets)}")
     warnings.filterwarnings("ignore", category=FutureWarning)
