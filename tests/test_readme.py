@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from aeon import datasets
 from conftest import FAST, Command
 
@@ -386,13 +387,27 @@ def test_growth_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 @pytest.mark.usefixtures("tiny_mnist")
-def test_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["train_speed.py", "--rounds", "1", "--windows", "128"])
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_benchmark(device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--rounds", "1", "--windows", "160", "--device", device]
+    monkeypatch.setattr(sys, "argv", ["train_speed.py", *arguments])
     runpy.run_path(str(ROOT / "benchmarks" / "train_speed.py"), run_name="__main__")
-    rows = capsys.readouterr().out.strip().splitlines()[-4:]
+    rows = capsys.readouterr().out.split("| ---: |\n")[-1].strip().splitlines()
     names = ["bare PyTorch loop", "this project", "Lightning, torchvision, DataLoader", "appendix's loop"]
+    if device == "cuda":
+        names = ["bare PyTorch loop, CUDA graph", *names[:2], "this project, model.compile=true", names[2]]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == names
     assert "| 1.00 (1.00 to 1.00) |" in rows[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
+def test_benchmark_of_a_gpu_without_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_speed.py", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "benchmarks" / "train_speed.py"), run_name="__main__")
+    assert capsys.readouterr().err.endswith("--device cuda: there is none; expected cpu\n")
 
 
 def test_tensorboard_serves_a_run(command: Command, tmp_path: Path) -> None:
