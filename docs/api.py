@@ -1,19 +1,28 @@
-"""Write a page for each module that Python code imports, from the docstrings: `python -W error docs/api.py FOLDER`."""
+"""Write a page for each public name and module, from the docstrings: `python -W error docs/api.py FOLDER`."""
 
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import lightning  # noqa: F401  (what it warns of as it is imported is not of the docstrings)
 import pdoc
 
 import msae
 
-for name in msae.__all__:  # they are imported when they are first used
-    setattr(msae, name, getattr(msae, name))
-modules = [
-    "msae",
-    *(f"msae.{name}" for name in ("estimators", "pooling", "models", "data", "latent", "baselines", "plots", "stack")),
+modules, links = ["msae"], [msae.__doc__, ""]
+for name in msae.__all__:  # pdoc's pages are of modules: each name has one that holds nothing else
+    page = ModuleType(f"msae.{name}")
+    page.__spec__, page.__dict__["__all__"] = ModuleSpec(page.__name__, None), [name]
+    setattr(page, name, getattr(msae, name))
+    setattr(msae, name, getattr(msae, name))  # it is imported when it is first used
+    sys.modules[page.__name__] = page
+    modules.append(page.__name__)
+    links.append(f"- [`{name}`](msae/{name}.html)")
+msae.__doc__ = "\n".join(map(str, links))
+modules += [
+    f"msae.{name}" for name in ("estimators", "pooling", "models", "data", "latent", "baselines", "plots", "stack")
 ]
 # a dataclass's constructor is made without the names that its module imports
 warnings.filterwarnings("ignore", r"Error parsing type annotation ForwardRef.* for \S+\.__init__")
