@@ -77,10 +77,13 @@ def of_samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
     """The samples of a data set, with their split, number in it, and label."""
     import numpy as np
 
-    for batch in apply.samples(cfg, model):
-        index = np.arange(batch.first, batch.first + len(batch.x))
-        about: dict[str, Any] = {"split": [batch.split] * len(batch.x), "index": index}
-        yield batch.x, about if batch.labels is None else about | {"label": batch.labels}
+    with apply.Progress("samples") as progress:
+        for batch in apply.samples(cfg, model):
+            progress.begin(f"{batch.split}, from {batch.first}", len(batch.x))
+            index = np.arange(batch.first, batch.first + len(batch.x))
+            about: dict[str, Any] = {"split": [batch.split] * len(batch.x), "index": index}
+            yield batch.x, about if batch.labels is None else about | {"label": batch.labels}
+            progress.update(len(batch.x))
 
 
 def columns(z: Float[Tensor, "n latent"], model: Reconstructor) -> dict[str, Float[Tensor, " n"]]:
