@@ -348,8 +348,8 @@ class MultiScaleAugmenter(Estimator):
 
     Args:
         change: `jitter`, `scaling`, `magnitude_warp`, `drift` or `mix`; see `msae.latent.augmentation.augment`.
-        strength: of the change, in deviations of the latent over the samples in `fit`; for `mix` the share of the way
-            to the neighbour.
+        strength: of the change, the same for all samples: in deviations of the latent over the samples in `fit`, for
+            `scaling` and `magnitude_warp` a share of the difference from their mean, for `mix` one of the way.
         scales: names of the codes to change, of `model_.codes`; None for all.
         distance: where given, in place of `strength`, how far each sample is changed: the root mean square, in
             deviations of the samples in `fit`.

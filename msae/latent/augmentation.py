@@ -1,8 +1,10 @@
 """New samples from old ones by controlled changes of the latent, of all scales or of some.
 
 Every change moves a latent along one draw, and `strength` is how far: a stronger change goes on where a weaker one
-stopped. Strengths are in deviations of the latent over reference samples, so that they mean the same for every model
-and data set. The changes follow L-GTA (arXiv 2507.23615), where they are of a latent sequence.
+stopped. A draw is a direction alone: all have the same length, so that samples of one strength are changed alike. It is
+in deviations of the latent over reference samples, or in shares of a latent's own difference from their mean, so that
+it means the same for every model and data set. The changes follow L-GTA (arXiv 2507.23615), where they are of a latent
+sequence, and draws of chance length.
 """
 
 from __future__ import annotations
@@ -103,11 +105,12 @@ def augment(
         model: in evaluation mode.
         x: samples in raw units.
         reference: see `Reference.of`.
-        change: `jitter`, a normal move of every value; `scaling`, one factor for a latent's difference from the mean;
-            `magnitude_warp`, a smooth curve of factors over the values of each code, which are in order of time where
-            a code is of segments; `drift`, a random direction, growing over the values of each code; or `mix`, towards
-            one of the nearest latents of the same label, at most all the way.
-        strength: deviations of the move, or of a factor; for `mix` the share of the way.
+        change: `jitter`, a random direction; `drift`, the same, growing over the values of each code; `scaling`, from
+            the mean or towards it; `magnitude_warp`, the same by a smooth curve of factors over the values of each
+            code, which are in order of time where a code is of segments; or `mix`, towards one of the nearest latents
+            of the same label, at most all the way.
+        strength: root mean square of the move, for `jitter` and `drift` by that of the values' deviations, for
+            `scaling` and `magnitude_warp` by that of the differences from the mean; for `mix` the share of the way.
         y: labels, for `mix`.
         scales: names of the codes to change, of `model.codes`; by default all but `level`.
         distance: where given, each sample has the strength at which its decoded change is as large as this.
@@ -121,7 +124,7 @@ def augment(
     """
     most = check(model, change, strength, scales, distance)
     z = model.encode(x)
-    move = directions(model, z, reference, change, y, generator) * chosen(model, scales).to(z)
+    move = directions(model, z, reference, change, y, chosen(model, scales).to(z), generator)
     x_hat, width = model.decode(z), model.level(x)[1] * reference.spread
 
     def decoded(strengths: Tensor) -> Tensor:
@@ -174,25 +177,31 @@ def directions(
     reference: Reference,
     change: str,
     y: Int[Tensor, " batch"] | None,
+    moved: Float[Tensor, " latent"],
     generator: torch.Generator | None,
 ) -> Float[Tensor, "batch latent"]:
-    """The moves of latents at strength 1, all codes together."""
+    """The moves of latents at strength 1, of the values for which `moved` is 1."""
 
     def draw(size: int) -> Tensor:
         return torch.randn(len(z), size, generator=generator).to(z.device, z.dtype)
 
     if change == "mix":
-        return neighbours(z, reference, y, generator) - z
-    if change == "jitter":
-        return draw(z.shape[1]) * reference.deviation
-    if change == "scaling":
-        return draw(1) * (z - reference.mean)
+        return (neighbours(z, reference, y, generator) - z) * moved
     place = places(model).to(z)
-    if change == "drift":
-        return draw(z.shape[1]) * reference.deviation * place * math.sqrt(3)  # as large as jitter, on average
-    waves = torch.cos(torch.pi * place[:, None] * torch.arange(KNOTS).to(z))
-    curves: Tensor = draw(KNOTS) @ (waves / waves.norm(dim=1, keepdim=True)).T
-    return curves * (z - reference.mean)
+    if change in ("jitter", "drift"):
+        factors, size = draw(z.shape[1]), reference.deviation * moved
+        shape = size * place if change == "drift" else size
+    else:
+        size = shape = (z - reference.mean) * moved
+        if change == "scaling":
+            factors = draw(1)
+        else:
+            waves = torch.cos(torch.pi * place[:, None] * torch.arange(KNOTS).to(z))
+            factors = draw(KNOTS) @ (waves / waves.norm(dim=1, keepdim=True)).T
+    move = factors * shape
+    length = move.norm(dim=1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
+    scaled: Tensor = move * (size.norm(dim=-1, keepdim=True) / length)
+    return scaled
 
 
 def places(model: Reconstructor) -> Float[Tensor, " latent"]:
