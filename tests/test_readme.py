@@ -110,7 +110,7 @@ def test_other_commands() -> None:
         *SEARCHES,
         *EXPORTS,
         "python benchmarks/train_speed.py",
-        "python benchmarks/stack_speed.py --seeds 1 --threads 1",
+        "python benchmarks/stack_speed.py --seeds 1 --threads 1 2",
         "python benchmarks/stack_speed.py --seeds 5 --threads 1 2",
         "python benchmarks/stack_speed.py --seeds 20 --threads 1 2 --rounds 1",
         "python benchmarks/growth.py",
