@@ -269,10 +269,13 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         contamination: which share of samples is outliers: above 0 and at most .5, of those in `fit`, which a model
             reconstructs better than new ones; or `auto`, a tenth of new ones, as samples that three folds held out in
             turn show it, for three times the training.
+        by: what tells how strange something is: `error`, of the reconstruction; or `scales`, how many times what is
+            usual in `fit` the error or the code distance of the strangest scale is, as `score=scales` of `msae.detect`.
         model: this and the other arguments are those of `MultiScaleTransformer`.
 
     Attributes:
         offset_: of `score_samples`, below which a sample is an outlier.
+        reference_: what is usual in `fit`, by `scales`.
         model_: this and the others are those of `MultiScaleTransformer`.
 
     Raises:
@@ -282,6 +285,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     def __init__(
         self,
         contamination: float | str = "auto",
+        by: str = "error",
         model: str = "pyramid",
         latent_dim: int | float = 16,
         n_epochs: int = 10,
@@ -294,6 +298,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         verbose: int = 0,
     ) -> None:
         self.contamination = contamination
+        self.by = by
         self.model = model
         self.latent_dim = latent_dim
         self.n_epochs = n_epochs
@@ -310,7 +315,9 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         share = SHARE if self.contamination == "auto" else check_number("contamination", plain(self.contamination), 0.5)
         if not share:
             raise InputError(f"contamination={self.contamination}: expected auto, or a number above 0 and at most .5")
+        by = check_choice("by", plain(self.by), ("error", "scales"))
         super().fit(X)
+        self.reference_ = anomaly.learn(self.model_, [self._windows(X).float()]) if by == "scales" else None
         x = self._samples(self._windows(X))
         scores = self.score_samples(X)
         if self.contamination == "auto" and len(x) >= FOLDS:
@@ -319,6 +326,21 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             scores = np.concatenate([alone.fit(x[kept]).score_samples(x[held_out]) for kept, held_out in folds])
         self.offset_ = float(np.quantile(scores, share))
         return self
+
+    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
+        """Minus how strange each sample is, `(n,)`: its error in scaled units, or by scales, the mean of its steps."""
+        windows = self._windows(X)
+        if self.reference_ is None:
+            return super().score_samples(X)
+        scorer, n = anomaly.Scorer(self.model_, self.reference_.codes), windows.shape[2]
+        found = [self._strange(scorer.windows(x)).unflatten(0, (-1, n)).mean(1) for x in windows.float().split(BATCH)]
+        return -torch.cat(found).double().numpy()
+
+    def _strange(self, found: anomaly.Scores) -> Tensor:
+        """How strange steps are."""
+        if self.reference_ is None:
+            return found.total
+        return anomaly.strangest(found.scales, self.reference_.usual)[2]
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
         """`score_samples` less `offset_`, `(n,)`: below 0 for outliers."""
@@ -331,15 +353,16 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     def score_series(self, series: ArrayLike) -> NDArray[np.float64]:
         """The score of each time step of a series `(time,)` or `(channels, time)` of at least a sample's length.
 
-        Minus the mean squared error, in scaled units, of all windows of a sample's length that hold the step.
+        Minus the mean squared error, in scaled units, of all windows of a sample's length that hold the step; or by
+        scales minus how many times what is usual in `fit` that of the strangest scale is.
 
         Returns:
             Scores `(time,)`.
         """
         check_is_fitted(self, "model_")
         x = torch.tensor(check_array(np.atleast_2d(series), dtype=np.float64)).float()
-        parts = anomaly.scores(anomaly.Scorer(self.model_), x)
-        return -torch.cat([part.total for part in parts]).double().numpy()
+        scorer = anomaly.Scorer(self.model_, self.reference_.codes if self.reference_ else None)
+        return -torch.cat([self._strange(part) for part in anomaly.scores(scorer, x)]).double().numpy()
 
 
 @final

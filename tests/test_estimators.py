@@ -37,7 +37,10 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimators, "EPOCH_STEPS", 1)
 
 
-@parametrize_with_checks([cls(**{**QUICK, "latent_dim": 1}) for cls in ALL])
+CHECKED = {**QUICK, "latent_dim": 1}
+
+
+@parametrize_with_checks([*(cls(**CHECKED) for cls in ALL), MultiScaleDetector(by="scales", **CHECKED)])
 def test_scikit_learns_checks(estimator: BaseEstimator, check: Any) -> None:
     check(estimator)
 
@@ -313,6 +316,27 @@ def test_scores_of_the_steps_of_a_series() -> None:
     for wrong, message in ((series[:20], "series of 20 steps"), (np.stack([series] * 2), r"expected \(1, time\)")):
         with pytest.raises(InputError, match=message):
             detector.score_series(wrong)
+
+
+def test_scores_by_scales() -> None:
+    """As `msae.detect` with `score=scales`: a jump is as strange, and so is what only a code shows."""
+    detector = MultiScaleDetector(0.1, by="scales", **QUICK).fit(X)
+    series = np.sin(np.arange(200) / 3) + 5
+    series[100] += 6
+    scores = detector.score_series(series)
+    assert abs(scores.argmin() - 100) < 24
+    known = anomaly.learn(detector.model_, [torch.from_numpy(X).float()[:, None]])
+    scorer = anomaly.Scorer(detector.model_, known.codes)
+    found = anomaly.joined(list(anomaly.scores(scorer, torch.from_numpy(series).float()[None])))
+    np.testing.assert_allclose(-scores, anomaly.strangest(found.scales, known.usual)[2].numpy())
+    one = detector.score_series(X[0])
+    assert one.mean() == pytest.approx(detector.score_samples(X[:1])[0], rel=1e-4)
+    assert (detector.score_samples(X * 50) < detector.offset_).all()
+    assert (detector.predict(X) == -1).mean() == pytest.approx(0.1, abs=0.03)
+    again = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(again.score_samples(X), detector.score_samples(X))
+    with pytest.raises(InputError, match="by=codes: expected one of error, scales"):
+        MultiScaleDetector(by="codes", **QUICK).fit(X)
 
 
 @pytest.mark.parametrize("change", ["jitter", "scaling", "magnitude_warp", "drift", "mix"])
