@@ -93,16 +93,13 @@ def check_free(key: str, path: Path, written: Sequence[Path], overwrite: bool) -
 
 
 def load(cfg: DictConfig) -> Reconstructor:
-    """The model of `cfg.ckpt`, on the CPU, for evaluation; InputError where `data.stride` is above its length."""
+    """The model of `cfg.ckpt`, on the CPU, for evaluation."""
     import torch
 
     from msae.models import base
 
     torch.set_num_threads(cfg.threads)
-    model = base.load(cfg.ckpt)
-    if has_files(cfg) and cfg.data.stride > model.length:
-        raise InputError(f"data.stride={cfg.data.stride}: expected at most {model.length}, the length of a window")
-    return model
+    return base.load(cfg.ckpt)
 
 
 def found(cfg: DictConfig) -> list[Path]:

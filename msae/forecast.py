@@ -42,7 +42,7 @@ def forecast(cfg: DictConfig) -> Path:
         forecasting.check_horizons(split, its, model.length, horizons)
     steps = sum(series.shape[1] - first for its in parts.values() for series, first in its)
     with apply.Progress("windows") as progress:
-        progress.begin("latents", steps // cfg.data.stride)
+        progress.begin("latents", max(1, steps // cfg.data.stride))
         encode = encoder(model, progress.update)
         stride = cfg.data.stride
         found = forecasting.fit(encode, parts["training"], parts["validation"], model.length, horizons, stride)

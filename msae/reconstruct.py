@@ -32,6 +32,8 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
     from msae.data import files
 
     model = apply.load(cfg)
+    if cfg.data.stride > model.length:
+        raise InputError(f"data.stride={cfg.data.stride}: expected at most {model.length}, the length of a window")
     form, paths = apply.form(cfg, model), apply.found(cfg)
     output = Path(cfg.output or Path(cfg.ckpt).parent / "reconstruction")
     written = [output / path.name for path in paths]

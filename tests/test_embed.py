@@ -62,6 +62,13 @@ def test_windows_of_a_file(command: Command) -> None:
     assert Path("z.csv.png").stat().st_size > 5000
 
 
+def test_windows_further_apart_than_they_are_long(command: Command) -> None:
+    write("a.csv")
+    code, _, err = run(command, "data.stride=20")
+    assert (code, err) == (0, "")
+    assert csv.read_csv("z.csv")["start"].to_pylist() == [0, 20, 40, 42]
+
+
 def test_groups_and_parquet(command: Command) -> None:
     write("a.csv", g=list("xy") * 25)
     assert run(command, "data.group_column=g", "out=z.parquet").code == 0
