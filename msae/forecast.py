@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from msae import apply, cli
 from msae.errors import InputError, check_ints
@@ -71,10 +71,13 @@ def read(
     names = ("window", "stride", "missing", "scale", "split", "split_seed", "val_size", "test_size", "test_path")
     given = dict(cfg.data) | {"window": model.length}
     shares = series.check_options(*(given[name] for name in names))
+    if cfg.data.split != "time":
+        raise InputError(f"data.split={cfg.data.split}: expected time, as the future of a series is forecast")
     form, paths = apply.form(cfg, model), apply.found(cfg)
     test_paths = files.find(cfg.data.test_path, "data.test_path") if cfg.data.test_path else []
     if both := {file.resolve() for file in paths} & {file.resolve() for file in test_paths}:
         raise InputError(f"data.test_path={cfg.data.test_path}: {min(both).name} is among the files of data.path too")
+    check_unseen(cfg, paths, test_paths)
     tables = [files.read(path, form) for path in [*paths, *test_paths]]
     for table in tables:
         apply.check_channels(table, model)
@@ -100,6 +103,38 @@ def read(
             what = f"{tables[i].path}{f', {name}' if name else ''}"
             raise InputError(f"{what}: ends with {stop - start} steps without a gap; expected a window, {model.length}")
     return tables, [(tables[i], name, start, stop) for (i, name), (start, stop) in last.items()], parts
+
+
+def check_unseen(cfg: DictConfig, paths: list[Path], test_paths: list[Path]) -> None:
+    """Raise InputError where the test split holds steps that the model was trained on, as its run's config tells."""
+    from msae.data import files
+
+    beside = Path(cfg.ckpt).parent / "config.yaml"
+    trained: Any = OmegaConf.select(OmegaConf.load(beside), "data") if beside.is_file() else None
+    if trained is None or not {"path", "test_path", "test_size", "group_column"} <= set(trained):
+        return
+
+    def known(path: Path) -> bool:
+        return path.resolve() in seen or path.name in moved
+
+    seen: set[Path] = set()
+    moved: set[str] = set()
+    for text in [trained.path] if isinstance(trained.path, str) else trained.path:
+        try:
+            seen |= {path.resolve() for path in files.find(text)}
+        except InputError:  # relative to another folder
+            moved.add(Path(text).name)
+    if both := [path for path in test_paths if known(path)]:
+        raise InputError(f"data.test_path={cfg.data.test_path}: the model was trained on {both[0].name}")
+    if test_paths or not any(map(known, paths)):
+        return
+    share = 0 if trained.test_path else trained.test_size
+    if cfg.data.test_size > share or (share and cfg.data.group_column != trained.group_column):
+        key = "test_size" if cfg.data.test_size > share else "group_column"
+        raise InputError(
+            f"data.{key}={cfg.data[key]}: the model was trained on steps of this test split; expected "
+            + (f"data.{key}={trained[key]}, as in {beside}" if share else f"data.test_path={trained.test_path}")
+        )
 
 
 def encoder(

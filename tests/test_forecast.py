@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import Command, Result, save
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from pyarrow import csv, parquet
 from sklearn.linear_model import Ridge
 from torch import Tensor
@@ -283,6 +284,37 @@ def test_mistakes(args: list[str], message: str, run: Command) -> None:
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith(f"error: {message}")
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("trained", "args", "message"),
+    [
+        ({}, [], None),
+        ({}, ["data.test_size=0.1"], None),
+        ({}, ["data.test_size=0.3"], "data.test_size=0.3: the model was trained on steps of this test"),
+        ({}, ["data.test_path=b.csv"], None),
+        ({}, ["data.path=b.csv", "data.test_size=0.3"], None),
+        ({}, ["data.path=b.csv", "data.test_path=a.csv"], "data.test_path=a.csv: the model was trained on a.csv"),
+        ({"path": ["away/b.csv", "a.csv"]}, ["data.path=b.csv", "data.test_size=0.3"], "data.test_size=0.3: the model"),
+        ({"group_column": "g"}, [], "data.group_column=None: the model was trained on steps"),
+        ({"test_path": "b.csv"}, [], "data.test_size=0.15: the model was trained on steps of this test"),
+        ({"test_path": "b.csv"}, ["data.test_path=b.csv"], None),
+        ({}, ["data.split=random"], "data.split=random: expected time"),
+    ],
+)
+def test_what_the_model_was_trained_on_is_no_test(
+    trained: dict[str, object], args: list[str], message: str | None, run: Command
+) -> None:
+    write("a.csv")
+    write("b.csv")
+    data = {"path": "a.csv", "test_path": None, "test_size": 0.15, "group_column": None} | trained
+    OmegaConf.save({"data": data}, "config.yaml")
+    code, _, err = run(*args)
+    if message is None:
+        assert (code, err) == (0, "")
+    else:
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert err.startswith(f"error: {message}")
 
 
 def test_a_data_set_of_samples_is_refused(command: Command) -> None:
