@@ -55,8 +55,9 @@ def augment(cfg: DictConfig) -> Path:
     scales = cfg.scales if cfg.scales is None or isinstance(cfg.scales, str) else list(map(str, cfg.scales))
     options = {"change": cfg.change, "strength": cfg.strength, "scales": scales}
     options["distance"] = cfg.distance if cfg.adaptive else None
-    augmentation.check(model, **options)
-    if cfg.sample is not None:
+    if cfg.sample is None:
+        augmentation.check(model, **options)
+    else:
         augmentation.check_prior(model)
     source = Source(cfg, model)
     x, y = source.some(KEPT)
@@ -266,6 +267,8 @@ def comparison(
     for name, (old, new) in augmentation.statistics(x, x_new).items():
         pairs = zip(channels(model)[:4], old.tolist(), new.tolist(), strict=False)
         lines += [f"{name:<24}{channel:<16.15}{a:>12.5g}{b:>12.5g}" for channel, a, b in pairs]
+    if model.channels > 4:
+        lines.append(f"of the first 4 of {model.channels} channels")
     return "\n".join(lines)
 
 

@@ -20,10 +20,10 @@ def check_int(name: str, value: Any, low: int = 1, high: int | None = None) -> i
     return value
 
 
-def check_positive(name: str, value: Any) -> float:
-    """Return `value` if it is a number above 0; raises InputError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise InputError(f"{name}={value}: expected a number above 0")
+def check_positive(name: str, value: Any, high: float = float("inf")) -> float:
+    """Return `value` if it is a finite number above 0 and at most `high`; raises InputError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= min(high, 1e308):
+        raise InputError(f"{name}={value}: expected a number above 0" + (f", to {high:g}" if high < 1e308 else ""))
     return value
 
 

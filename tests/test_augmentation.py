@@ -106,11 +106,22 @@ def test_distances_are_met(change: str, trained: PyramidAutoEncoder, data: DataM
     assert torch.equal(met, made.reached)
     assert met.float().mean() > 0.9
     assert made.strength[~met].ge(0.98 if change == "mix" else 98).all()
-    z, x_hat = trained.encode(x), trained(x)[0]
+    change_made = (made.x - x) / by.spread  # of what is written, within the digits' range; they have no scale
+    assert change_made.square().mean((1, 2)).sqrt() == pytest.approx(made.distance, abs=1e-5)
+    z = trained.encode(x)
     move = directions(trained, z, by, change, y, torch.ones(26), seeded())
     moved = trained.decode(z + made.strength[:, None] * move)
-    change_made = (moved - x_hat) / by.spread  # digits have no scale
-    assert change_made.square().mean((1, 2)).sqrt().detach() == pytest.approx(made.distance, abs=1e-5)
+    assert made.x == pytest.approx((x + moved - trained(x)[0]).clamp(0, 1).detach(), abs=1e-5)
+
+
+def test_a_sample_beyond_the_range_stays_there(trained: PyramidAutoEncoder, data: DataModule) -> None:
+    x = data.val.x.clone()
+    x[:, :, 0] = 1.5
+    by = Reference.of(trained, data.train.x)
+    still = augment(trained, x, by, strength=0.0)
+    assert torch.equal(still.x, x)
+    assert not still.distance.any()
+    assert augment(trained, x, by, strength=3.0, generator=seeded()).x[:, :, 0].max() == 1.5
 
 
 @given(st.floats(0.01, 50), st.floats(0.1, 3), st.floats(0.5, 4))
@@ -211,7 +222,7 @@ def test_residual() -> None:
     assert made.x.isnan().nonzero().tolist() == [[0, 0, 3]]
     bounded = Halves((1, 8)).eval()
     bounded.set_statistics(EXACT.offset, EXACT.scale, torch.tensor([-9.0, 9.0]), bounded=True)
-    assert augment(bounded, X, BY, strength=3.0).x.abs().max() == 9
+    assert augment(bounded, X.clamp(-9, 9), BY, strength=3.0).x.abs().max() == 9
 
 
 def test_the_level_changes_only_if_named() -> None:
@@ -262,6 +273,10 @@ def test_statistics() -> None:
     gap = both.clone()
     gap[3, 0, 5] = math.nan
     assert all(value.isfinite().all() for value in statistics(gap, both).values())
+    gap[:, 0, 5] = math.nan
+    slope, full = (statistics(x, x)["spectral slope"][0] for x in (gap, both))
+    assert slope[0].isnan()
+    assert slope[1] == full[1]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +291,9 @@ def test_statistics() -> None:
         ({"scales": ["level"]}, "scales=level: expected one of first, second"),
         ({"scales": []}, r"scales=\[\]: expected a list of first, second, or null"),
         ({"scales": "first"}, "scales=first: expected a list of first, second, or null"),
-        ({"distance": 0}, "distance=0: expected a number above 0"),
+        ({"distance": 0}, "distance=0: expected a number above 0, to 100"),
+        ({"distance": 1e9}, r"distance=1000000000\.0: expected a number above 0, to 100"),
+        ({"change": "mix"}, "y=None: change=mix keeps labels apart, and the reference has some; expected labels"),
     ],
 )
 def test_mistakes(options: dict[str, object], message: str) -> None:

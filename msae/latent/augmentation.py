@@ -23,7 +23,7 @@ from msae.models.base import Reconstructor
 
 CHANGES = ("jitter", "scaling", "magnitude_warp", "drift", "mix")
 STRONGEST = 100.0
-"""Deviations that a change may go, at most; a mixture goes at most to the neighbour, at 1."""
+"""Deviations that a change, or a sample by it, may go at most; a mixture goes at most to the neighbour, at 1."""
 TOLERANCE = 0.01
 """Share of a distance by which an adaptive change may miss it."""
 NEIGHBOURS = 5
@@ -75,7 +75,7 @@ class Augmented(NamedTuple):
     Attributes:
         x: the samples, in raw units.
         strength: of each one's change.
-        distance: root mean square of each one's decoded change, in scaled units, by the reference's deviation.
+        distance: root mean square of each one's change, in scaled units, by the reference's deviation.
         reached: whether that is the distance asked for, within `TOLERANCE`; True where none was.
     """
 
@@ -126,6 +126,8 @@ def augment(
     z = model.encode(x)
     move = directions(model, z, reference, change, y, chosen(model, scales).to(z), generator)
     x_hat, width = model.decode(z), model.level(x)[1] * reference.spread
+    bounds = model.value_range.to(x) if residual and model.bounded else x.new_tensor([-math.inf, math.inf])
+    low, high = torch.fmin(bounds[0], x), torch.fmax(bounds[1], x)  # a sample beyond them stays where it is
 
     def decoded(strengths: Tensor) -> Tensor:
         moved = z + strengths[:, None] * move
@@ -133,19 +135,22 @@ def augment(
             moved[:, -model.channels :].clamp_(min=0)
         return model.decode(moved)
 
-    def effect(strengths: Tensor) -> Tensor:
-        return ((decoded(strengths) - x_hat) / width).square().mean((1, 2)).sqrt()
+    def difference(made: Tensor) -> Tensor:
+        return (made - x_hat).clamp((low - x).nan_to_num(-math.inf), (high - x).nan_to_num(math.inf))
 
-    used = z.new_full((len(z),), strength) if distance is None else meet(distance, effect, len(z), most).to(z)
+    def size(made: Tensor) -> Tensor:
+        return (difference(made) / width).square().mean((1, 2)).sqrt()
+
+    used = z.new_full((len(z),), strength)
+    if distance is not None:
+        used = meet(distance, lambda strengths: size(decoded(strengths)), len(z), most).to(z)
     made = decoded(used)
-    change_made = made - x_hat
-    found = (change_made / width).square().mean((1, 2)).sqrt()
+    found = size(made)
     reached = torch.ones_like(found, dtype=torch.bool)
     if distance is not None:
         reached = (found - distance).abs() <= TOLERANCE * distance
     if residual:
-        made = x + change_made
-        made = made.clamp(*model.value_range.tolist()) if model.bounded else made
+        made = (x + difference(made)).clamp(low, high)
     return Augmented(made, used, found, reached)
 
 
@@ -155,7 +160,7 @@ def check(model: Reconstructor, change: Any, strength: Any, scales: Sequence[str
     most = 1.0 if change == "mix" else STRONGEST
     check_number("strength", strength, most)
     if distance is not None:
-        check_positive("distance", distance)
+        check_positive("distance", distance, STRONGEST)
     if scales is not None and (isinstance(scales, str) or not len(scales)):
         raise InputError(f"scales={scales}: expected a list of {', '.join(model.codes)}, or null for all")
     for name in scales or ():
@@ -216,7 +221,13 @@ def neighbours(
     y: Int[Tensor, " batch"] | None,
     generator: torch.Generator | None,
 ) -> Float[Tensor, "batch latent"]:
-    """One of the nearest latents of the same label, for each; the latent itself where there is no other."""
+    """One of the nearest latents of the same label, for each; the latent itself where there is no other.
+
+    Raises:
+        InputError: the reference has labels and the latents have none.
+    """
+    if reference.y is not None and y is None:
+        raise InputError("y=None: change=mix keeps labels apart, and the reference has some; expected labels")
     unit = reference.deviation.where(reference.deviation > 0, 1.0)
     apart = torch.cdist(z / unit, reference.z / unit, compute_mode="donot_use_mm_for_euclid_dist")
     apart = apart.masked_fill(apart < 1e-4, math.inf)  # the sample itself
@@ -287,7 +298,7 @@ def statistics(
 
     Mean, deviation, least and greatest value; autocorrelation within samples, at `lags` lags; slope of the logarithm of
     the mean power spectrum over that of the frequency; and, of several channels, the mean correlation with the others.
-    Missing values are left out, of spectra the samples that have some.
+    Missing values are left out, of a channel's spectra the samples that have some; of none NaN is left.
     """
     both = [summary(samples.double(), min(lags, x.shape[2] - 1)) for samples in (x, x_new)]
     return {name: torch.stack([found[name] for found in both]).float() for name in both[0]}
@@ -310,11 +321,13 @@ def summary(x: Float[Tensor, "n channels length"], lags: int) -> dict[str, Float
     for lag in range(1, lags + 1):
         found[f"autocorrelation {lag}"] = (own[..., lag:] * own[..., :-lag]).sum((0, 2)) / power
     if x.shape[2] > 4:
-        whole = own[~x.isnan().flatten(1).any(1)]
-        spectrum = torch.fft.rfft(whole, dim=2)[..., 1:].abs().square().sum(0).clamp(min=1e-30).log()
+        whole = ~x.isnan().any(2)
+        power = torch.fft.rfft(own, dim=2)[..., 1:].abs().square() * whole[..., None]
+        spectrum = power.sum(0).clamp(min=1e-30).log()
         frequency = torch.arange(1, spectrum.shape[1] + 1).to(x).log()
         frequency -= frequency.mean()
-        found["spectral slope"] = spectrum @ frequency / frequency.square().sum()
+        slope = spectrum @ frequency / frequency.square().sum()
+        found["spectral slope"] = slope.where(whole.any(0), math.nan)
     if len(flat) > 1:
         unit = rest / rest.norm(dim=1, keepdim=True).clamp(min=1e-30)
         found["correlation"] = ((unit @ unit.T).sum(1) - unit.square().sum(1)) / (len(flat) - 1)
