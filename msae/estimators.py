@@ -139,8 +139,9 @@ class Estimator(Samples):
             epoch_steps=EPOCH_STEPS,
         )
         with _apart(seed):
-            model = build(data.shape, latent_dim=value["latent_dim"], lr=value["lr"])
+            model = build(data.shape, latent_dim=self._latent(value["latent_dim"], data.shape), lr=value["lr"])
             model.set_statistics(**data.statistics)
+            self._check(model)
             model.initialize(lambda: sample(data))
             best = _Best(data, bool(value["verbose"]))
             trainer = L.Trainer(
@@ -159,6 +160,13 @@ class Estimator(Samples):
         self.model_ = model.cpu().eval()
         self.history_ = best.history
         return self
+
+    def _latent(self, latent_dim: Any, shape: Sequence[int]) -> Any:
+        """The latent's values for samples of a shape."""
+        return latent_dim
+
+    def _check(self, model: Reconstructor) -> None:
+        """Raise InputError for what the untrained model shows to be of no use."""
 
     @property
     def _exact(self) -> Reconstructor:
@@ -252,7 +260,7 @@ class MultiScaleTransformer(TransformerMixin, Estimator):  # type: ignore[misc]
         return float(self.score_samples(X).mean())
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """Names of the latent's values, by scale and index, such as `whole_0`; `input_features` is not used."""
+        """Names of the latent's values, by scale and index, such as `1_0`; `input_features` is not used."""
         check_is_fitted(self, "model_")
         codes = self.model_.codes.items()
         names = [f"{scale}_{i}" for scale, code in codes for i in range(code.stop - code.start)]
@@ -263,7 +271,7 @@ class MultiScaleTransformer(TransformerMixin, Estimator):  # type: ignore[misc]
 class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     """Outliers among time series: samples that an autoencoder trained on the others reconstructs badly.
 
-    The latent has to be smaller than a sample, or all samples are reconstructed.
+    The latent is smaller than a sample, or all samples would be reconstructed: of at most half as many values.
 
     Args:
         contamination: which share of samples is outliers: above 0 and at most .5, of those in `fit`, which a model
@@ -327,6 +335,10 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         self.offset_ = float(np.quantile(scores, share))
         return self
 
+    def _latent(self, latent_dim: Any, shape: Sequence[int]) -> Any:
+        most = max(1, math.prod(shape) // 2)
+        return most if isinstance(latent_dim, int) and latent_dim > most else latent_dim
+
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
         """Minus how strange each sample is, `(n,)`: its error in scaled units, or by scales, the mean of its steps."""
         windows = self._windows(X)
@@ -375,7 +387,7 @@ class MultiScaleAugmenter(Estimator):
             `scaling` and `magnitude_warp` a share of the difference from their mean, for `mix` one of the way.
         scales: names of the codes to change, of `model_.codes`; None for all.
         distance: where given, in place of `strength`, how far each sample is changed: the root mean square, in
-            deviations of the samples in `fit`.
+            deviations of the samples in `fit`, or with `scale="window"` of each sample.
         copies: new samples for each old one.
         model: this and the other arguments are those of `MultiScaleTransformer`.
 
@@ -432,12 +444,16 @@ class MultiScaleAugmenter(Estimator):
         self.reference_ = augmentation.Reference.of(self.model_, x.float(), labels)
         return self
 
+    def _check(self, model: Reconstructor) -> None:
+        augmentation.check(model, self.change, plain(self.strength), self.scales, plain(self.distance))
+        check_int("copies", plain(self.copies))
+
     def augment(self, X: ArrayLike, y: ArrayLike | None = None) -> NDArray[np.float64]:  # noqa: N803
         """New samples `(copies * n, ...)`: one of each of the samples, in their order, then the next of each.
 
         Args:
             X: samples, of the shape of those in `fit`.
-            y: their labels `(n,)`, for `mix`.
+            y: their labels `(n,)`, for `mix`, where there were any in `fit`.
         """
         x = self._windows(X)
         labels = None if y is None else self._labels(x, y)

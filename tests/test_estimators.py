@@ -37,7 +37,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimators, "EPOCH_STEPS", 1)
 
 
-CHECKED = {**QUICK, "latent_dim": 1}
+CHECKED = {name: value for name, value in QUICK.items() if name != "latent_dim"}
 
 
 @parametrize_with_checks([*(cls(**CHECKED) for cls in ALL), MultiScaleDetector(by="scales", **CHECKED)])
@@ -357,8 +357,11 @@ def test_new_samples(change: str) -> None:
 
 def test_mixing_keeps_labels_apart() -> None:
     far = np.concatenate([X[:20], X[20:] + 50])
-    made = MultiScaleAugmenter("mix", 1.0, **QUICK).fit(far, Y).augment(far, Y)
+    augmenter = MultiScaleAugmenter("mix", 1.0, **QUICK).fit(far, Y)
+    made = augmenter.augment(far, Y)
     assert made[:20].max() < 30 < made[20:].min()
+    with pytest.raises(InputError, match="y=None: change=mix keeps labels apart"):
+        augmenter.augment(far)
 
 
 def test_a_distance_for_every_sample() -> None:
@@ -375,11 +378,18 @@ def test_labels_and_changes_that_cannot_be_used() -> None:
         augmenter.augment(X[:2], ["a", "c"])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         augmenter.augment(X, Y[:3])
+    valid = augmenter.get_params()
     for parameter, message in (
         ({"change": "jiter"}, "change=jiter: expected one of"),
         ({"strength": -1.0}, "strength=-1"),
         ({"scales": ["7"]}, "scales=7: expected one of"),
         ({"copies": 0}, "copies=0"),
+        ({"distance": 1e9}, "distance=1000000000.0: expected a number above 0, to 100"),
     ):
         with pytest.raises(InputError, match=message):
-            clone(augmenter).set_params(**parameter).fit(X, Y).augment(X, Y)
+            augmenter.set_params(**parameter).augment(X, Y)
+        fresh = clone(augmenter)
+        with pytest.raises(InputError, match=message):  # before it trains
+            fresh.fit(X, Y)
+        assert not hasattr(fresh, "model_")
+        augmenter.set_params(**valid)
