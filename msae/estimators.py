@@ -141,8 +141,8 @@ class Estimator(Samples):
         with _apart(seed):
             model = build(data.shape, latent_dim=self._latent(value["latent_dim"], data.shape), lr=value["lr"])
             model.set_statistics(**data.statistics)
-            self._check(model)
             model.initialize(lambda: sample(data))
+            self._check(model)  # the start may choose which scales there are
             best = _Best(data, bool(value["verbose"]))
             trainer = L.Trainer(
                 **device,
@@ -166,7 +166,7 @@ class Estimator(Samples):
         return latent_dim
 
     def _check(self, model: Reconstructor) -> None:
-        """Raise InputError for what the untrained model shows to be of no use."""
+        """Raise InputError for what cannot be used with a model about to be trained."""
 
     @property
     def _exact(self) -> Reconstructor:
