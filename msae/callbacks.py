@@ -142,6 +142,15 @@ class Checkpoint(ModelCheckpoint):
             trainer.save_checkpoint(self.best_model_path)
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the epoch that ended be over: with `max_steps` Lightning goes on within it, where no batch is left."""
+        loop = checkpoint["loops"]["fit_loop"]
+        for progress in loop["epoch_progress"].values():
+            progress["completed"] = progress["processed"]
+        batches = loop["epoch_loop.batch_progress"]
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         if self._last_global_step_saved != trainer.global_step:  # Lightning saves it beside a new best alone

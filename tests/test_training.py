@@ -198,6 +198,21 @@ def test_a_complete_run_is_finished(knobs: tuple[str, ...], command: Command) ->
     assert "ckpt_path=run/last.ckpt: has nothing left to train; expected the run's folder, with best.ckpt" in err
 
 
+@pytest.mark.parametrize("more", [[], ["trainer.max_epochs=50"]])
+def test_a_run_of_steps_goes_on_where_it_was(more: list[str], command: Command) -> None:
+    """After whole epochs: with the epochs, steps and weights of one that was never interrupted, and with its end."""
+    args = ("data=digits", "model=ae", "trainer=cpu", "trainer.max_epochs=-1")
+    steps = (*more, "trainer.max_steps=100")
+    whole = metrics(run_folder(command(*args, *steps, "hydra.run.dir=whole").out))
+    assert command(*args, "trainer.max_steps=40", "hydra.run.dir=parts").code == 0
+    Path("parts/metrics.json").unlink()
+    code, _, err = command(*args, *steps, "ckpt_path=parts/last.ckpt")
+    assert (code, err) == (0, "")
+    parts = metrics(Path("parts"))
+    for key in ("steps", "epochs", "history", "val_loss", "metrics"):
+        assert parts[key] == whole[key]
+
+
 def test_fewer_steps_than_a_checkpoint_has(command: Command) -> None:
     assert command(*FAST, "hydra.run.dir=run").code == 0
     code, _, err = command(*FAST, "trainer.max_steps=20", "ckpt_path=run/last.ckpt")
