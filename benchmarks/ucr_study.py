@@ -55,8 +55,22 @@ def sweep(folder: Path, root: Path, names: list[str], overrides: dict[str, str])
     given = [f"{key}={value}" for key, value in overrides.items()]
     command = [sys.executable, "-m", "msae.train", "-m", "experiment=ucr", *given, f"data.name={','.join(names)}"]
     command += [f"data.root={root}", f"hydra.sweep.dir={folder}", "~hydra.callbacks.report", "resume=true"]
-    if subprocess.run(command, check=False).returncode or read_runs(folder)[1]:
+    try:
+        code = subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        code = 130
+    if code or any(is_of(folder / run / "config.yaml", names, overrides) for run in read_runs(folder)[1]):
         sys.exit(f"not finished: {' '.join(command)}")
+
+
+def is_of(config: Path, names: list[str], overrides: dict[str, str]) -> bool:
+    """Whether an unfinished run is of this study, and not of another in the same folder; or it cannot be told."""
+    if not config.is_file():
+        return True
+    run = OmegaConf.load(config)
+    keys = [key for key in overrides if "." in key and not key.startswith("hydra.")]  # no groups
+    had = {key: str(OmegaConf.select(run, key)).replace(" ", "") for key in keys}
+    return run.data.name in names and all(value in overrides[key] for key, value in had.items())  # one of "a,b"
 
 
 def settings(run: Run) -> dict[str, str]:

@@ -22,6 +22,7 @@ import pytest
 import torch
 from aeon import datasets
 from conftest import FAST, Command
+from omegaconf import OmegaConf
 
 import msae
 
@@ -178,7 +179,15 @@ def test_ucr_study(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
             own = [trial for trial in trials if (trial["set"], trial["model"]) == (name, row["model"])]
             assert row["setting"].items() <= min(own, key=lambda trial: trial["validation"]).items()
     assert {"ranks.png", "scales.png", "study.md"} <= {path.name for path in Path("ucr").iterdir()}
+    other = Path("ucr/search/other")  # of another set, and unfinished
+    other.mkdir()
+    (other / "train.log").touch()
+    OmegaConf.save({"data": {"name": "Coffee"}, "trainer": {"max_steps": 5}}, other / "config.yaml")
     run("--sets", "GunPoint", "trainer.max_steps=5")
+    config = OmegaConf.load(next(Path("ucr").glob("**/*max_steps=5*/config.yaml")))
+    OmegaConf.save(config, other / "config.yaml")
+    with pytest.raises(SystemExit, match="not finished: "):
+        run("--sets", "GunPoint", "trainer.max_steps=5")
     assert len(json.loads(Path("ucr/search.json").read_text())) == 4
 
 
