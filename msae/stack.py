@@ -128,7 +128,7 @@ class Stack:
         except Exception as error:  # noqa: BLE001  (each run raises it)
             return [error] * len(group)
         if group[0].model.device.type == "cuda":
-            torch.cuda.synchronize()  # once a call: else the first that reads a loss waits for all
+            torch.cuda.synchronize(group[0].model.device)  # once a call: else the first that reads a loss waits for all
         for run in group:
             run.seconds = (time.perf_counter() - started) / len(group)
         return answers
@@ -142,9 +142,9 @@ def refused(runs: Sequence[Run]) -> str | None:
         owner = run.model.optimizers(False)
         if type(owner) is not torch.optim.Adam or len(owner.param_groups) != 1:
             return f"its optimizer is not Adam with one group of parameters, but {type(owner).__name__}"
-    stacked = Stacked([run.model for run in runs])
-    versions = [buffer._version for buffer in stacked.buffers.values()]  # noqa: SLF001  (autograd's own count)
     try:
+        stacked = Stacked([run.model for run in runs])
+        versions = [buffer._version for buffer in stacked.buffers.values()]  # noqa: SLF001  (autograd's own count)
         stacked.losses([run.batches[0] for run in runs], [run.noise[0] for run in runs])
     except Exception as error:  # noqa: BLE001  (what is the model's own fault, each run raises again)
         return " ".join(str(error).split())[:200]

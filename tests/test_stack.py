@@ -209,9 +209,19 @@ class Descending(AutoEncoder):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Sized(AutoEncoder):
+    """As wide as the seed says."""
+
+    def __init__(self, shape: Any, latent_dim: int, size: int | None = None, **knobs: Any) -> None:
+        super().__init__(shape, latent_dim, **knobs)
+        self.hparams["size"] = size or 10 + torch.initial_seed() % 2
+        self.more = nn.Linear(latent_dim, self.hparams["size"])
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
+        ("Sized", "equal size"),
         ("Normed", "its buffers change in training"),
         ("Dropping", "random"),
         ("Descending", "its optimizer is not Adam with one group of parameters, but SGD"),
