@@ -91,6 +91,15 @@ def test_views_are_no_copies() -> None:
     assert views[2:6].sum() == 4
 
 
+def test_views_of_another_device() -> None:
+    """Their windows are there too, of one block or of several."""
+    for blocks, spans in (([torch.ones(9, 2)], [(0, 0, 9)]), ([torch.ones(3, 2, 4)] * 2, [(0, 0, 3), (1, 0, 2)])):
+        views = Views(blocks, spans, None if blocks[0].ndim == 3 else 4)
+        assert views.nbytes == sum(block.nbytes for block in blocks)
+        assert torch.equal(views.to(torch.device("cpu"))[:], views[:])
+    assert Views([torch.ones(9, 2)], [(0, 0, 9)], 4).to(torch.device("meta"))[:].device.type == "meta"
+
+
 def test_windows_already_cut() -> None:
     block = torch.arange(24.0).reshape(4, 2, 3)
     views = Views([block], [(0, 3, 4), (0, 1, 2)])

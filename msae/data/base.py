@@ -209,7 +209,7 @@ class DataModule(L.LightningDataModule):
         check_windows({"training": train, "test": test} | ({"validation": val} if val else {}), missing)
         self.batch_size = check_int("batch_size", batch_size)
         self.seed = check_int("seed", seed, 0, 2**32 - 1)
-        self._resident: dict[str, Tensor] = {}
+        self._resident: dict[str, Tensor | Views] = {}
         self.train, self.test = train, test
         if val is None:
             self.train, val = self._without_validation(train, val_size, val_seed)
@@ -332,7 +332,7 @@ class DataModule(L.LightningDataModule):
         """The windows of a split; on the GPU once it has trained there, if it has room: no step waits for them then."""
         x: Tensor | Views = getattr(self, split).x
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        if isinstance(x, Views) or device.type != "cuda":
+        if device.type != "cuda":
             return x
         if split not in self._resident and 4 * x.nbytes < torch.cuda.mem_get_info(device)[0]:
             self._resident[split] = x.to(device)

@@ -33,6 +33,7 @@ class Views:
     ) -> None:
         self.blocks = blocks
         self.spans = spans
+        self.length = length
         self.stride = stride
         # (start, channels, length): every window that a block has, as a view
         self.views = [block.unfold(0, length, 1) if length and len(block) >= length else block for block in blocks]
@@ -45,6 +46,15 @@ class Views:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Of the blocks."""
+        return sum(block.nbytes for block in self.blocks)
+
+    def to(self, device: torch.device) -> Views:
+        """The same windows, of blocks on a device."""
+        return Views([block.to(device) for block in self.blocks], self.spans, self.length, self.stride)
+
     def __getitem__(self, index: Int[Tensor, " m"] | slice) -> Float[Tensor, "m channels length"]:
         """A copy of the windows of these numbers."""
         if isinstance(index, slice):
@@ -55,7 +65,7 @@ class Views:
         if len(self.blocks) == 1:
             return self.views[0][row].float()
         block = self.block[span]
-        x = torch.empty(len(index), *self.shape[1:])
+        x = torch.empty(len(index), *self.shape[1:], device=self.blocks[0].device)
         for number in block.unique().tolist():
             chosen = block == number
             x[chosen] = self.views[number][row[chosen]].float()
