@@ -174,7 +174,8 @@ class Pictures(Callback):
         epoch = trainer.current_epoch + 1
         if not trainer.is_global_zero:
             return
-        if str(epoch).rstrip("0") in ("1", "2", "5") or epoch == trainer.max_epochs:
+        last = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if last or str(epoch).rstrip("0") in ("1", "2", "5"):
             self._reconstructions(trainer, pl_module)
 
     @torch.no_grad()
