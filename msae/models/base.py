@@ -387,8 +387,10 @@ class Reconstructor(L.LightningModule, ABC):
         """What each batch counts, 1 on average, in the mean of gradients over processes that share a greater batch."""
         if self.trainer.world_size == 1:
             return [None] * len(batches)
-        weights = torch.stack([(~x.isnan()).sum() if self.missing else x.new_tensor(len(x)) for x in batches])
-        weights = weights.to(self.device, torch.float32)
+        if self.missing:
+            weights = torch.stack([(~x.isnan()).sum() for x in batches]).float()
+        else:
+            weights = torch.tensor([len(x) for x in batches], dtype=torch.float32).to(self.device)
         mean = self.trainer.strategy.reduce(weights.clone(), reduce_op="mean")
         assert isinstance(mean, Tensor)
         return list(weights / mean)
