@@ -279,7 +279,7 @@ def one_line(error: BaseException) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; nearest: ...`, or nothing where no name is near."""
-    near = difflib.get_close_matches(name, list(names), n=3)
+    near = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3)
     return f"; nearest: {', '.join(near)}" if near else ""
 
 
