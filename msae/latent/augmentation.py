@@ -128,6 +128,7 @@ def augment(
     x_hat, width = model.decode(z), model.level(x)[1] * reference.spread
     bounds = model.value_range.to(x) if residual and model.bounded else x.new_tensor([-math.inf, math.inf])
     low, high = torch.fmin(bounds[0], x), torch.fmax(bounds[1], x)  # a sample beyond them stays where it is
+    room = (low - x).nan_to_num(-math.inf), (high - x).nan_to_num(math.inf)
 
     def decoded(strengths: Tensor) -> Tensor:
         moved = z + strengths[:, None] * move
@@ -136,7 +137,8 @@ def augment(
         return model.decode(moved)
 
     def difference(made: Tensor) -> Tensor:
-        return (made - x_hat).clamp((low - x).nan_to_num(-math.inf), (high - x).nan_to_num(math.inf))
+        change_made: Tensor = (made - x_hat).clamp(*room)
+        return change_made
 
     def size(made: Tensor) -> Tensor:
         return (difference(made) / width).square().mean((1, 2)).sqrt()
@@ -322,8 +324,8 @@ def summary(x: Float[Tensor, "n channels length"], lags: int) -> dict[str, Float
         found[f"autocorrelation {lag}"] = (own[..., lag:] * own[..., :-lag]).sum((0, 2)) / power
     if x.shape[2] > 4:
         whole = ~x.isnan().any(2)
-        power = torch.fft.rfft(own, dim=2)[..., 1:].abs().square() * whole[..., None]
-        spectrum = power.sum(0).clamp(min=1e-30).log()
+        squares = torch.fft.rfft(own, dim=2)[..., 1:].abs().square() * whole[..., None]
+        spectrum = squares.sum(0).clamp(min=1e-30).log()
         frequency = torch.arange(1, spectrum.shape[1] + 1).to(x).log()
         frequency -= frequency.mean()
         slope = spectrum @ frequency / frequency.square().sum()
