@@ -27,6 +27,7 @@ from msae.errors import InputError, check_choice, check_int, check_ints
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import lightning as L
+    from torch import Tensor
 
     from msae.data.base import DataModule
     from msae.models.base import Reconstructor, Stepper
@@ -177,7 +178,42 @@ def built(cfg: DictConfig, data: DataModule, kept: Path) -> Reconstructor:
     model.set_statistics(**data.statistics)
     if cfg.ckpt_path is None:
         model.initialize(lambda: sample(data))
+    check_model(model, data.train.x[:2])
     return model
+
+
+def check_model(model: Reconstructor, x: Tensor) -> None:
+    """Raise InputError for mistakes in a new model's class, which else come when it is saved or read back.
+
+    Args:
+        model: of the class, with statistics.
+        x: a few windows in raw units.
+    """
+    import torch
+
+    name, shape = type(model).__name__, tuple(x.shape)
+    if "shape" not in model.hparams:
+        raise InputError(f"model {name}: expected a call of save_hyperparameters(logger=False) in its constructor")
+    if not hasattr(model, "_codes"):
+        raise InputError(f'model {name}: expected its constructor to fill `codes`, such as {{"whole": slice(0, 64)}}')
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        z = model.encode_scaled(model.scaled(x))
+        outputs = {"decode_scaled": model.decode_scaled(z)}
+        outputs |= {f"stages_scaled[{key!r}]": x_hat for key, x_hat in model.stages_scaled(z).items()}
+    own = {key: code for key, code in model.codes.items() if key != "level"}
+    stops = [0, *(code.stop for code in own.values())]
+    if z.shape != (len(x), stops[-1]) or [code.start for code in own.values()] != stops[:-1]:
+        listed = ", ".join(f"{key} {code.start}:{code.stop}" for key, code in own.items())
+        raise InputError(
+            f"model {name}: codes {listed} for encode_scaled's {tuple(z.shape)} of {len(x)} windows; "
+            "expected (batch, latent), and codes that follow one another from its first value to its last"
+        )
+    for method, x_hat in outputs.items():
+        if tuple(x_hat.shape) != shape:
+            raise InputError(
+                f"model {name}: {method} gives {tuple(x_hat.shape)} for windows {shape}; expected their shape"
+            )
 
 
 def check_processes(cfg: DictConfig, trainer: L.Trainer) -> None:

@@ -9,6 +9,7 @@ from typing import Any, final
 import lightning as L
 import pytest
 import torch
+from conftest import Command
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -444,3 +445,50 @@ class TestLoad:
 
 def test_the_package_has_no_other_names() -> None:
     assert not hasattr(msae, "laod")
+
+
+@final
+class Wrong(Reconstructor):
+    """A new model, with a mistake."""
+
+    def __init__(
+        self, shape: Sequence[int], mistake: str, latent_dim: int, hidden_dims: object, **training: Any
+    ) -> None:
+        super().__init__(shape, **training)
+        if mistake != "hparams":
+            self.save_hyperparameters(logger=False)
+        self.mistake, self.size = mistake, self.channels * self.length
+        self.w = nn.Parameter(torch.tensor(1.0))
+        start = {"gap": 1, "overlap": -1}.get(mistake, 0)
+        if mistake != "no codes":
+            self.codes = {"coarse": slice(0, 4), "fine": slice(4 + start, self.size + (mistake == "long"))}
+
+    def encode_scaled(self, x: Tensor) -> Tensor:
+        return self.w * x.flatten(1)
+
+    def decode_scaled(self, z: Tensor) -> Tensor:
+        return z if self.mistake == "flat" else z.unflatten(1, (self.channels, self.length))
+
+    def stages_scaled(self, z: Tensor) -> dict[str, Tensor]:
+        part = z[:, None, :4] if self.mistake == "stage" else self.decode_scaled(z)
+        return {"coarse": part, "fine": self.decode_scaled(z)}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("hparams", "expected a call of save_hyperparameters(logger=False) in its constructor"),
+        ("no codes", "expected its constructor to fill `codes`"),
+        ("gap", "codes coarse 0:4, fine 5:64 for encode_scaled's (2, 64) of 2 windows"),
+        ("overlap", "codes coarse 0:4, fine 3:64 for"),
+        ("long", "codes coarse 0:4, fine 4:65 for"),
+        ("flat", "decode_scaled gives (2, 64) for windows (2, 1, 64)"),
+        ("stage", "stages_scaled['coarse'] gives (2, 1, 4) for windows (2, 1, 64)"),
+    ],
+)
+def test_a_mistake_in_a_new_model_is_told_before_it_trains(mistake: str, told: str, command: Command) -> None:
+    new = (f"model._target_={__name__}.Wrong", f"+model.mistake='{mistake}'")
+    code, out, err = command("data=digits", "trainer=cpu", "model=ae", *new, "hydra.run.dir=run")
+    assert (code, err.count("\n"), err.startswith("error: model Wrong: ")) == (2, 1, True), out + err
+    assert told in err
+    assert not Path("run").exists()
