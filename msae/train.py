@@ -139,6 +139,7 @@ def train(
     logger.finalize("success")
     if cli.leads():
         cli.write_json(run / "metrics.json", result)
+        (run / "error.txt").unlink(missing_ok=True)  # of a sweep, whose run this one mended
     return result
 
 
@@ -470,14 +471,22 @@ def together(cfg: DictConfig, run: Path, reports: bool) -> None:
         end_of_sweep(run)
 
 
+def finished(run: Path, cfg: DictConfig) -> bool:
+    """Whether a folder holds the result of a run as long as the config's; a shorter one is gone on with."""
+    if not (run / "metrics.json").exists():
+        return False
+    before = OmegaConf.load(run / "config.yaml").trainer
+    return all(before[limit] == cfg.trainer[limit] for limit in ("max_epochs", "max_steps"))
+
+
 def in_sweep(cfg: DictConfig, run: Path, data: DataModule | None = None, stack: Stepper | None = None) -> None:
     """A run of a sweep: an error is written into its folder, and the other runs go on."""
     failure, last = run / "error.txt", run / "last.ckpt"
-    if (run / "metrics.json").exists():
-        log.info("%s: finished before", run.name)
-        return
     if cli.leads():
         failure.unlink(missing_ok=True)
+    if finished(run, cfg):
+        log.info("%s: finished before", run.name)
+        return
     if cfg.resume and last.exists():
         cfg.ckpt_path = str(last)
     try:

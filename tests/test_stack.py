@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, Result
 from torch import Tensor, nn
 
 from msae import cli, load
@@ -135,6 +135,24 @@ def test_an_interrupted_stack_goes_on(command: Command, monkeypatch: pytest.Monk
     for seed in range(3):
         assert command(*args, f"seed={seed}", f"hydra.run.dir=alone{seed}").code == 0
         assert_same(Path(f"both/seed={seed}"), Path(f"alone{seed}"))
+
+
+def test_finished_seeds_are_as_long_as_the_command_says(command: Command) -> None:
+    def seeds(epochs: int) -> Result:
+        args = ("data=digits", "trainer=cpu", f"trainer.max_epochs={epochs}", "model=ae", "resume=true")
+        return command(*args[: 4 + (epochs != 2)], "seed=[0,1]", "hydra.run.dir=both")
+
+    assert seeds(2).code == 0
+    kept = [path.read_bytes() for path in sorted(Path("both").glob("*/metrics.json"))]
+    code, out, err = seeds(1)
+    reason = "- seed={0}: failed: trainer.max_epochs=1: {1}/both/seed={0}/last.ckpt has 2 epochs already"
+    assert (code, err) == (2, "error: 2 of the runs did not finish: seed=0, seed=1\n")
+    assert all(reason.format(seed, Path.cwd()) in out for seed in (0, 1))
+    assert [path.read_bytes() for path in sorted(Path("both").glob("*/metrics.json"))] == kept
+    assert seeds(3).code == 0
+    for seed in (0, 1):
+        assert len(told(Path(f"both/seed={seed}"))["history"]) == 3
+        assert not Path(f"both/seed={seed}/error.txt").exists()
 
 
 def test_threads_are_those_of_the_steps(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
