@@ -83,7 +83,8 @@ def train(
     callbacks: list[L.Callback] = [history, Pictures(data), checkpoint]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(name, bar, data))
-    logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
+    # an interruption can take the wake-up of its writing thread, which then sleeps until it flushes, by default 120 s
+    logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False, flush_secs=5)
     trainer = data.trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks)
     check_processes(cfg, trainer)
     model = built(cfg, data, run / f"{kept}.ckpt")
