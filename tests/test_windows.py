@@ -80,6 +80,13 @@ def test_views(times: list[int], length: int, stride: int, data: st.DataObject) 
         assert torch.equal(views[:], torch.stack(expected))
         index = torch.tensor(data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=9)), dtype=torch.int32)
         assert torch.equal(views[index], torch.stack(expected)[index.long()])
+        half, device = len(spans) // 2, torch.device("cpu")
+        there = views.to(device)
+        assert torch.equal(there[index], views[index])
+        if half:
+            part = Views(blocks, spans[:half], length, stride)
+            assert torch.equal(part.to(device, there)[:], part[:])
+            assert part.to(device, there).blocks is there.blocks
         rows = [blocks[number][start:stop].T for number, start, stop in spans]
         assert torch.equal(torch.cat(list(values(views)), 1), torch.cat(rows, 1))
 

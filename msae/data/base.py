@@ -334,6 +334,11 @@ class DataModule(L.LightningDataModule):
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type != "cuda":
             return x
+        if isinstance(x, Views) and split not in self._resident:
+            there = [(getattr(self, of).x, views) for of, views in self._resident.items()]
+            same = [v for of, v in there if isinstance(of, Views) and isinstance(v, Views) and of.blocks is x.blocks]
+            if same:  # splits of the same series
+                self._resident[split] = x.to(device, same[0])
         if split not in self._resident and 4 * x.nbytes < torch.cuda.mem_get_info(device)[0]:
             self._resident[split] = x.to(device)
         return self._resident.get(split, x)

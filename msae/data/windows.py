@@ -51,9 +51,17 @@ class Views:
         """Of the blocks."""
         return sum(block.nbytes for block in self.blocks)
 
-    def to(self, device: torch.device) -> Views:
-        """The same windows, of blocks on a device."""
-        return Views([block.to(device) for block in self.blocks], self.spans, self.length, self.stride)
+    def to(self, device: torch.device, like: Views | None = None) -> Views:
+        """The same windows on a device, where all blocks are one, so that any windows are read at once.
+
+        Args:
+            device: where to.
+            like: what `to` gave of other windows of the same blocks, which then are there once.
+        """
+        joined = like.blocks if like else [torch.cat([block.to(device) for block in self.blocks])]
+        ends = torch.tensor([0, *map(len, self.blocks)]).cumsum(0).tolist()
+        spans = [(0, ends[number] + start, ends[number] + stop) for number, start, stop in self.spans]
+        return Views(joined, spans, self.length, self.stride)
 
     def __getitem__(self, index: Int[Tensor, " m"] | slice) -> Float[Tensor, "m channels length"]:
         """A copy of the windows of these numbers."""
