@@ -76,7 +76,7 @@ def n_jobs(accelerator: str) -> int:
         return -1
     import torch
 
-    return 1 if torch.accelerator.is_available() else -1
+    return 1 if torch.cuda.is_available() else -1
 
 
 def conf_dir() -> str:

@@ -66,17 +66,13 @@ def train(
         InputError: a value of the config that cannot be used, or a checkpoint that does not fit.
     """
     check(cfg)
-    quiet()
-    import lightning as L
     import torch
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from msae.callbacks import Checkpoint, History, Pictures, Progress
 
-    torch.set_num_threads(cfg.threads)
-    if cfg.trainer.strategy == "ddp":
-        os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # else Lightning divides the cores by the processes
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    begin(cfg, stack is None)
+    device = accelerator(cfg)
     data = data or instantiate(cfg.data)
     kept = "best" if len(data.val) else "last"
     history, checkpoint = History(data), Checkpoint(run, data)
@@ -85,7 +81,7 @@ def train(
         callbacks.append(Progress(name, bar, data))
     # an interruption can take the wake-up of its writing thread, which then sleeps until it flushes, by default 120 s
     logger = TensorBoardLogger(run, name="", version="", default_hp_metric=False, flush_secs=5)
-    trainer = data.trainer = instantiate(cfg.trainer, logger=logger, callbacks=callbacks)
+    trainer = data.trainer = instantiate(cfg.trainer, accelerator=device, logger=logger, callbacks=callbacks)
     check_processes(cfg, trainer)
     model = built(cfg, data, run / f"{kept}.ckpt")
     model.stack = stack
@@ -119,7 +115,7 @@ def train(
         "metrics": {key: value for key, value in metrics.items() if "/" in key},
         "samples_per_second": windows / seconds,
         "seconds": seconds,
-        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
+        "device": device_name(trainer),
         "threads": cfg.threads,
         "versions": {"python": sys.version.split()[0]} | {p: version(p) for p in ("msae", "torch", "lightning")},
         "history": epochs,
@@ -158,10 +154,43 @@ def check(cfg: DictConfig) -> None:
         if limit == 0:
             raise InputError(f"trainer.limit_{split}_batches=0: expected a number of batches, or a share such as 1.0")
     check_choice("trainer.precision", str(cfg.trainer.precision), ("32-true", "32", "bf16-mixed"))
+    check_choice("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu", "cuda"))
     check_choice("trainer.strategy", cfg.trainer.strategy, ("auto", "ddp"))
     check_choice("trainer.deterministic", cfg.trainer.deterministic, (True, False, "warn"))
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise InputError(f"ckpt_path={cfg.ckpt_path}: no such file; expected a run's last.ckpt")
+
+
+def begin(cfg: DictConfig, first: bool) -> None:
+    """Prepare torch and Lightning for a run; `first`, unless it is one of several seeds."""
+    quiet()
+    import lightning as L
+    import torch
+
+    torch.set_num_threads(cfg.threads)
+    if cfg.trainer.strategy == "ddp":
+        os.environ["OMP_NUM_THREADS"] = str(cfg.threads)  # else Lightning divides the cores by the processes
+    if first and cfg.model.get("compile"):
+        torch.compiler.reset()  # of earlier runs' models: beyond eight variants of a function torch compiles no more
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+
+
+def device_name(trainer: L.Trainer) -> str:
+    """What a run trained on; the model is on the CPU again at its end."""
+    import torch
+
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def accelerator(cfg: DictConfig) -> str:
+    """What a run trains on: a GPU of CUDA or ROCm, or the CPU; metrics want float64, which Apple's GPUs lack."""
+    import torch
+
+    there, given = torch.cuda.is_available(), cfg.trainer.accelerator
+    if given in ("gpu", "cuda") and not there:
+        raise InputError(f"trainer.accelerator={given}: this machine has no GPU; expected trainer=cpu")
+    return ("cuda" if there else "cpu") if given == "auto" else str(given)
 
 
 def built(cfg: DictConfig, data: DataModule, kept: Path) -> Reconstructor:
@@ -426,16 +455,15 @@ def configs_of_seeds(cfg: DictConfig, run: Path, reports: bool) -> dict[str, Dic
 
 def together(cfg: DictConfig, run: Path, reports: bool) -> None:
     """Runs of several seeds as one, each with a folder in `run` as if it had been alone; then their report."""
-    import torch
-
-    from msae.report import end_of_sweep
-    from msae.stack import Run, Stack
-
     try:
         configs = configs_of_seeds(cfg, run, reports)
         first = next(iter(configs.values()))
         check(first)
-        torch.set_num_threads(first.threads)  # of this thread, which makes the steps of all
+        from msae.report import end_of_sweep
+        from msae.stack import Run, Stack
+
+        accelerator(first)
+        begin(first, first=True)  # also of this thread, which makes the steps of all
         shared = instantiate(first.data)
         if reports:  # else the sweep goes on with its other runs
             built(first, shared, run)  # a mistake in the model is told once
