@@ -54,7 +54,7 @@ class History(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.perf_counter() - self._waited(pl_module)
-        self._seen = 0
+        self._seen, self._steps = 0, trainer.global_step
 
     @staticmethod
     def _waited(pl_module: L.LightningModule) -> float:
@@ -64,7 +64,8 @@ class History(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: list[Tensor], batch_idx: int
     ) -> None:
-        self._seen += sum(map(len, batch))
+        made = trainer.global_step - self._steps  # of the call's steps, which `max_steps` may cut
+        self._seen, self._steps = self._seen + sum(map(len, batch[:made])), trainer.global_step
         self._stopped = time.perf_counter() - self._waited(pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -141,6 +142,16 @@ class Checkpoint(ModelCheckpoint):
             self.best_k_models = {self.best_model_path: self.best_model_score}
             trainer.save_checkpoint(self.best_model_path)
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best of a run's folder, wherever it lies now."""
+        folder = Path(str(self.dirpath))
+        if (folder / "best.ckpt").exists():
+            best = {str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
+            paths = {name: path for name, path in state_dict.items() if name.endswith("_path") and path}
+            paths = {name: str(folder / Path(path).name) for name, path in paths.items()}
+            state_dict = state_dict | paths | {"best_k_models": best, "dirpath": str(folder)}
+        super().load_state_dict(state_dict)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let the epoch that ended be over: with `max_steps` Lightning goes on within it, where no batch is left."""

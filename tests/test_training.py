@@ -166,6 +166,8 @@ def test_steps_that_end_within_an_epoch(steps: int, lr: float, best: int, comman
     run = run_folder(command(*args, "model=single", "model.latent_dim=8", f"model.lr={lr}").out)
     result, data = metrics(run), digits(val_size=200)
     assert (result["steps"], result["checkpoint"]) == (steps, "best.ckpt")
+    whole, rest = divmod(steps, 155)
+    assert result["seconds"] * result["samples_per_second"] == pytest.approx(whole * len(data.train) + rest * 8)
     assert torch.load(run / "best.ckpt", weights_only=True)["global_step"] == best
     for path, split, value in (
         ("last.ckpt", data.val, result["history"][-1]["val/mse"]),
@@ -224,6 +226,8 @@ def test_the_start_and_the_curves_are_judged_in_the_runs_precision(val_size: int
     args = ("data=digits", "model=single", "model.latent_dim=8", "model.lr=1", "model.schedule=constant")
     run = run_folder(command(*args, f"data.val_size={val_size}", *FAST[1:], "trainer.precision=bf16-mixed").out)
     result, data = metrics(run), digits(val_size=val_size)
+    logged = torch.tensor([epoch["train/mse"] for epoch in result["history"]])
+    assert not torch.equal(logged * len(data.train), (logged * len(data.train)).bfloat16().float()), "sums are whole"
     if not val_size:  # the last weights are tested, by Lightning
         assert result["metrics"]["test/mse"] == pytest.approx(result["history"][-1]["test/mse"], rel=1e-6)
         return
@@ -339,6 +343,18 @@ def test_a_finished_run_can_be_made_longer(command: Command) -> None:
     assert code == 0
     assert run_folder(out) == run
     assert equal(run / "last.ckpt", longer / "last.ckpt")
+
+
+def test_a_run_that_was_moved_goes_on_with_its_best(command: Command) -> None:
+    args = ("data=digits", "trainer=cpu", "model=single", "model.latent_dim=8", "model.lr=1", "model.schedule=constant")
+    assert command(*args, "trainer.max_epochs=1", "hydra.run.dir=here").code == 0
+    before = metrics(Path("here"))
+    Path("here").rename("there")
+    assert command(*args, "trainer.max_epochs=2", "ckpt_path=there/last.ckpt").code == 0
+    after = metrics(Path("there"))
+    assert (len(after["history"]), after["val_loss"], after["metrics"]) == (2, before["val_loss"], before["metrics"])
+    assert torch.load("there/best.ckpt", weights_only=True)["global_step"] == 0, "the case needs a start that is best"
+    assert not Path("here").exists()
 
 
 @pytest.mark.usefixtures("sigint")
