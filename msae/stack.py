@@ -145,7 +145,9 @@ def refused(runs: Sequence[Run]) -> str | None:
     try:
         stacked = Stacked([run.model for run in runs])
         versions = [buffer._version for buffer in stacked.buffers.values()]  # noqa: SLF001  (autograd's own count)
-        stacked.losses([run.batches[0] for run in runs], [run.noise[0] for run in runs])
+        [weight] = stacked.models[0].penalty_weights(1)
+        loss, _ = stacked.losses([run.batches[0] for run in runs], [run.noise[0] for run in runs], weight)
+        torch.autograd.grad(loss.sum(), [*stacked.params.values()], allow_unused=True)
     except Exception as error:  # noqa: BLE001  (what is the model's own fault, each run raises again)
         return " ".join(str(error).split())[:200]
     changed = [buffer._version for buffer in stacked.buffers.values()] != versions  # noqa: SLF001
@@ -177,11 +179,12 @@ class Stacked:
                     for key, value in states[0].items()
                 }
 
-    def losses(self, batches: Sequence[Tensor], noise: Sequence[Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(
+        self, batches: Sequence[Tensor], noise: Sequence[Tensor | None], weight: float | Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """What each copy minimises on its batch, `(copies,)`, and the terms to log, each `(copies,)`."""
         x = torch.stack(list(batches))
         drawn = torch.stack([one for one in noise if one is not None]) if noise[0] is not None else None
-        weight = self.models[0].penalty_weight()
 
         def of_one(
             params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, drawn: Tensor | None
@@ -201,10 +204,10 @@ class Stacked:
     ) -> list[dict[str, Float[Tensor, " steps"]]]:
         """An optimizer step of each copy on each of its batches; the terms to log, of each copy."""
         found = []
-        for number in range(len(batches[0])):
+        for number, weight in enumerate(self.models[0].penalty_weights(len(batches[0]))):
             self.optimizer.param_groups[0]["lr"] = self.owners[0].param_groups[0]["lr"]
-            loss, terms = self.losses([of[number] for of in batches], [of[number] for of in noise])
             self.optimizer.zero_grad()
+            loss, terms = self.losses([of[number] for of in batches], [of[number] for of in noise], weight)
             loss.sum().backward()
             self.clip()
             self.optimizer.step()
@@ -245,6 +248,6 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, noise: Tensor | None, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, noise: Tensor | None, weight: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """As `Reconstructor.objective`."""
         return self.model.objective(x, noise, weight)

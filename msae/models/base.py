@@ -323,7 +323,10 @@ class Reconstructor(L.LightningModule, ABC):
         return error.sum() / count, (error * scale.squeeze(2) ** 2).sum() / count, count.double()
 
     def objective(
-        self, x: Float[Tensor, "batch channels length"], noise: Float[Tensor, "batch latent"] | None, weight: float
+        self,
+        x: Float[Tensor, "batch channels length"],
+        noise: Float[Tensor, "batch latent"] | None,
+        weight: float | Tensor,
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """What an optimizer step minimises, and the terms of it to log, beside them `weight`, the batch's own.
 
@@ -348,7 +351,8 @@ class Reconstructor(L.LightningModule, ABC):
             noise = [torch.randn(len(x), size, device=self.device) for x in batches]
         terms = self.stack.make_steps(self, batches, noise) if self.stack else self.make_steps(batches, noise)
         weight = terms.pop("weight")
-        sums = torch.stack([weight.sum(), *(weight @ values for values in terms.values())])
+        # no product of matrices, which precision=bf16-mixed would round
+        sums = torch.stack([weight.sum(), *((weight * values).sum() for values in terms.values())])
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         means = dict(zip(terms, sums[1:] / sums[0], strict=True))
@@ -364,22 +368,25 @@ class Reconstructor(L.LightningModule, ABC):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         objective, found = self._compiled() if self.compiles else self.objective, []
-        for x, drawn, share in zip(batches, noise, self._shares(batches), strict=True):
-            loss, terms = objective(x, drawn, self.penalty_weight())
-            optimizer.zero_grad()
+        weights = self.penalty_weights(len(batches))
+        for x, drawn, weight, share in zip(batches, noise, weights, self._shares(batches), strict=True):
+            optimizer.zero_grad()  # before the forward: gradients may lie in memory of the CUDA graph it replays
+            loss, terms = objective(x, drawn, weight)
             self.manual_backward(loss if share is None else loss * share)
             if self.gradient_clip_val is not None:
                 self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
             optimizer.step()
             self.count_step()
             found.append(torch.stack(list(terms.values())).detach())
+        optimizer.zero_grad()
         return dict(zip(terms, torch.stack(found, dim=1), strict=True))
 
     def _compiled(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         """`objective`, compiled once."""
         if "_objective" not in self.__dict__:
             mode = "reduce-overhead" if self.device.type == "cuda" else None
-            self.__dict__["_objective"] = torch.compile(self.objective, mode=mode)
+            # not dynamic: an epoch's last batch is smaller, and kernels for all sizes would serve the whole ones too
+            self.__dict__["_objective"] = torch.compile(self.objective, mode=mode, dynamic=False)
         compiled: Callable[..., tuple[Tensor, dict[str, Tensor]]] = self.__dict__["_objective"]
         return compiled
 
@@ -402,11 +409,13 @@ class Reconstructor(L.LightningModule, ABC):
         steps.increment_completed()
         self._step_schedulers("step", self.global_step)
 
-    def penalty_weight(self) -> float:
-        """The regularizer's weight at this step."""
+    def penalty_weights(self, n: int) -> Sequence[float | Tensor]:
+        """The regularizer's weight at each of the next n steps; those that change are tensors, compiled but once."""
         if not self.anneal or self.regularizer == "none":
-            return self.beta
-        return self.beta * min(1.0, self.global_step / (self.anneal * self._total_steps("anneal")))
+            return [self.beta] * n
+        steps = torch.arange(self.global_step, self.global_step + n)
+        risen = steps / (self.anneal * self._total_steps("anneal"))
+        return (self.beta * risen.clamp(max=1)).to(self.device).unbind()
 
     def _total_steps(self, knob: str) -> int:
         """Optimizer steps of the whole run, which `knob` needs."""
