@@ -1,6 +1,7 @@
 """What only a GPU shows; without one these are skipped, but for the part that a CPU shows too."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,16 @@ import pytest
 import torch
 from conftest import Command
 
+from msae.data.base import DataModule, Windows
 from msae.data.digits import digits
+from msae.data.windows import Views
 from msae.models.ae import AutoEncoder
+from msae.models.base import Reconstructor
+from msae.models.lgta import LGTA
+from msae.models.pyramid import PyramidAutoEncoder
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+WAITS = ("HtoD", "DtoH", "Synchronize", "aten::item")
 GPU = ("data=digits", "trainer=gpu", "trainer.max_epochs=2", "model=ae")
 
 
@@ -27,6 +34,7 @@ def test_a_run_is_that_of_the_cpu(knobs: tuple[str, ...], command: Command) -> N
     assert command(*GPU, *knobs, "hydra.run.dir=gpu").code == 0
     assert command(*GPU, "trainer=cpu", "hydra.run.dir=cpu").code == 0
     assert metrics("gpu") == pytest.approx(metrics("cpu"), rel=0.05)
+    assert json.loads(Path("gpu/metrics.json").read_text())["device"] == torch.cuda.get_device_name()
 
 
 @on_gpu
@@ -37,14 +45,34 @@ def test_several_seeds_as_one(command: Command) -> None:
     assert metrics("both/seed=1") == pytest.approx(metrics("alone"), rel=1e-2)
 
 
+def many_series() -> DataModule:
+    """Windows of several series, with holes."""
+    blocks = [torch.rand(1, 400).T.contiguous() for _ in range(5)]
+    blocks[0][::7] = torch.nan
+    train, test = ([(i, start, stop) for i in range(5)] for start, stop in ((0, 320), (320, 400)))
+    return DataModule(Windows(Views(blocks, train, 64)), Windows(Views(blocks, test, 64)), missing=True)
+
+
 @pytest.mark.parametrize("accelerator", ["cpu", pytest.param("gpu", marks=on_gpu)])
-def test_no_step_waits_for_the_host(accelerator: str) -> None:
-    """Within a call of `training_step`, the profiler sees neither a transfer nor a synchronisation for each step."""
-    data, model = digits(), AutoEncoder((1, 64))
+@pytest.mark.parametrize(
+    ("model", "knobs", "source"),
+    [
+        (AutoEncoder, {}, digits),
+        (AutoEncoder, {"regularizer": "kl", "anneal": 0.5, "gradient_clip_val": 1.0, "schedule": "cosine"}, digits),
+        (AutoEncoder, {"regularizer": "decorrelate"}, many_series),
+        (PyramidAutoEncoder, {"latent_dim": 16}, digits),
+        (LGTA, {}, digits),
+    ],
+)
+def test_no_step_waits_for_the_host(
+    model: type[Reconstructor], knobs: dict[str, Any], source: Callable[[], DataModule], accelerator: str
+) -> None:
+    """From an epoch's start to its last step the profiler sees no transfer or synchronisation for each step."""
+    data = source()
     counted: list[list[int]] = []
 
     class Profiled(L.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
+        def on_train_epoch_start(self, *_: Any) -> None:
             self.profile = torch.profiler.profile()
             self.profile.__enter__()
 
@@ -52,16 +80,18 @@ def test_no_step_waits_for_the_host(accelerator: str) -> None:
             self.profile.__exit__(None, None, None)
             events = [e for e in self.profile.events() or [] if accelerator == "gpu" or not in_adam(e)]
             steps = sum(event.name == "Optimizer.step#Adam.step" for event in events)
-            waits = [sum(name in event.name for event in events) for name in ("HtoD", "DtoH", "aten::item")]
+            waits = [sum(name in event.name for event in events) for name in WAITS]
             counted.append([steps, *waits])
 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(accelerator=accelerator, devices=1, max_epochs=2, callbacks=[Profiled()], **quiet)  # type: ignore[arg-type]
-    trainer.fit(model, datamodule=data)
+    made = model((1, 64), **knobs)
+    made.set_statistics(**data.statistics)
+    trainer.fit(made, datamodule=data)
     assert len(counted) == 2
     steps, *waits = counted[-1]
-    assert steps > 20
-    assert all(count < 10 for count in waits), waits
+    assert steps == data.steps_per_epoch > 15
+    assert all(count < 10 for count in waits), dict(zip(WAITS, waits, strict=True))
 
 
 def in_adam(event: Any) -> bool:
