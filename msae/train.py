@@ -357,7 +357,7 @@ def summary(result: dict[str, Any], run: Path) -> str:
     both = "" if math.isclose(metrics["test/mse"], scaled, rel_tol=1e-3) else f" in raw units, {scaled:.4g} scaled"
     return (
         f"\ntest MSE {metrics['test/mse']:.4g}{both}   PSNR {metrics['test/psnr']:.2f} dB   ({result['checkpoint']})\n"
-        f"{result['epochs']} epochs, {result['samples_per_second']:,.0f} samples a second, {result['seconds']:.0f} s\n"
+        f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}, {result['samples_per_second']:,.0f} samples a second, {result['seconds']:.0f} s\n"
         f"folder: {run}\n"
         f"look:   tensorboard --logdir '{run}'"
     )
