@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError, check_choice, check_int
@@ -99,7 +100,11 @@ def load(cfg: DictConfig) -> Reconstructor:
     from msae.models import base
 
     torch.set_num_threads(cfg.threads)
-    return base.load(cfg.ckpt)
+    model = base.load(cfg.ckpt)
+    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    if any(text.startswith("data.window=") for text in task) and cfg.data.window not in (None, model.length):
+        raise InputError(f"data.window={cfg.data.window}: the model takes {model.length} steps; leave it out")
+    return model
 
 
 def found(cfg: DictConfig) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import sys
 import time
 from itertools import islice
@@ -219,6 +220,8 @@ class Pictures(Callback):
             sprites = ((x - low) / (high - low)).reshape(-1, 1, *self.data.image_shape).expand(-1, 3, -1, -1)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
+                # a run that is tested again writes it again, and torch would print a warning
+                shutil.rmtree(Path(logger.log_dir) / f"{trainer.global_step:05d}", ignore_errors=True)
                 logger.experiment.add_embedding(z, labels, sprites, trainer.global_step, tag="latent")
 
 

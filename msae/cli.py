@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -109,6 +110,11 @@ def on_slurm(config: DictConfig) -> bool:
     return target.endswith("SlurmLauncher")
 
 
+def is_one(*sizes: Any) -> bool:
+    """Whether numbers, or lists, of devices and nodes are those of one process."""
+    return all(re.fullmatch(r"1|auto|\[[^,]*\]", str(size)) for size in sizes)
+
+
 def check_sweep(config: DictConfig) -> None:
     """Raise InputError for a sweep that would hang, or train the processes of a run apart, before anything starts.
 
@@ -117,6 +123,8 @@ def check_sweep(config: DictConfig) -> None:
     """
     if processes() > 1:
         raise InputError("a sweep starts its runs itself; expected -m without torchrun or srun")
+    if config.get("ckpt_path"):
+        raise InputError(f"ckpt_path={config.ckpt_path}: of one run; the same sweep with resume=true goes on")
     launcher = config.hydra.launcher
     if on_slurm(config) and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         raise InputError(NO_PACKAGE.format("slurm"))
@@ -127,8 +135,7 @@ def check_sweep(config: DictConfig) -> None:
     told = " ".join(f"trainer.{key}={','.join(values)}" for key, values in sizes.items())
     ddp = "ddp" in (config.trainer.strategy, *swept.get("trainer", []))
     if not on_slurm(config):
-        one = all(re.fullmatch(r"1|auto|\[[^,]*\]", value) for values in sizes.values() for value in values)
-        if ddp or not one:
+        if ddp or not is_one(*itertools.chain(*sizes.values())):
             raise InputError(f"{'trainer=ddp ' * ddp}{told}: {ONE_PROCESS}")
     elif (ddp and "trainer" in swept) or [*sizes.values()] != [[f"{launcher.tasks_per_node}"], [f"{launcher.nodes}"]]:
         raise InputError(

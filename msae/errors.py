@@ -37,7 +37,7 @@ def check_number(name: str, value: Any, high: float = float("inf")) -> float:
 def check_ints(name: str, values: Any, low: int = 1, high: int | None = None) -> list[int]:
     """Return `values` as a list if they are whole numbers from `low` to `high`; raises InputError otherwise."""
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise InputError(f"{name}={values}: expected a list of whole numbers, such as [256]")
+        raise InputError(f"{name}={values}: expected a list of whole numbers, such as [8,16]")
     return [check_int(name, value, low, high) for value in values]
 
 

@@ -208,7 +208,8 @@ def markdown(data: str, result: dict[str, Any]) -> str:
     header = ["model", "n", "latent", "parameters", *columns, "PSNR, dB", f"epochs to {first}'s last", "training, s"]
     text = [f"## {data}", table(header, rows)]
     text.append(
-        "Test MSE: mean ± standard deviation over n seeds; PCA is fitted to the same training split. "
+        "Test MSE: mean ± standard deviation over n seeds. "
+        f"{'PCA is fitted to the same training split. ' * bool(result['pca'])}"
         f"{'Validation MSE: that of the weights that were kept, in scaled units. ' * validated}"
         f"Epochs to {first}'s last: until the test MSE is that of {first} after its last epoch, seed by seed."
     )

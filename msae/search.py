@@ -162,6 +162,8 @@ def check(cfg: DictConfig) -> None:
     for key in cli.UNNAMED[:2]:
         if cfg[key]:
             raise InputError(f"{key}={cfg[key]}: a search starts each run anew; the same command goes on with a study")
+    if OmegaConf.is_list(cfg.seed):
+        raise InputError(f"seed={cfg.seed}: expected one seed, which all trials have; train the best with several")
     if launcher := next((o for o in HydraConfig.get().overrides.hydra if re.match(r"hydra[./]launcher", o)), None):
         raise InputError(f"{launcher}: a search has none; started several times, the same command works side by side")
     cli.check_sweep(cfg)

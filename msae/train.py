@@ -157,8 +157,13 @@ def check(cfg: DictConfig) -> None:
     check_choice("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu", "cuda"))
     check_choice("trainer.strategy", cfg.trainer.strategy, ("auto", "ddp"))
     check_choice("trainer.deterministic", cfg.trainer.deterministic, (True, False, "warn"))
-    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
+    if cfg.ckpt_path is None:
+        return
+    if not Path(cfg.ckpt_path).is_file():
         raise InputError(f"ckpt_path={cfg.ckpt_path}: no such file; expected a run's last.ckpt")
+    beside = Path(cfg.ckpt_path).parent / "config.yaml"
+    if beside.is_file():
+        differing(f"ckpt_path={cfg.ckpt_path}", *(kept_keys(c) for c in (OmegaConf.load(beside), cfg)))
 
 
 def begin(cfg: DictConfig, first: bool) -> None:
@@ -286,9 +291,6 @@ def resumed(cfg: DictConfig, model: Reconstructor, data: DataModule, kept: Path)
     differing(
         f"ckpt_path={cfg.ckpt_path}", before, now | {key: before.get(key) for key in CHOSEN if now.get(key) is None}
     )
-    beside = Path(cfg.ckpt_path).parent / "config.yaml"
-    if beside.is_file():
-        differing(f"ckpt_path={cfg.ckpt_path}", *(kept_keys(c) for c in (OmegaConf.load(beside), cfg)))
     model = type(model)(**before, compile=model.compiles)
     sizes, expected = (
         {name: getattr(value, "shape", None) for name, value in state.items()}
@@ -326,9 +328,11 @@ def kept_keys(cfg: Any) -> dict[str, Any]:
 def differing(path: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise InputError that names the keys on which the run of a checkpoint or a folder and this one differ."""
     keys = [key for key in before | now if before.get(key) != now.get(key)]
+    keys.sort(key=lambda key: not key.endswith("_target_"))  # another data set or model has other keys all over
     if keys:
-        listed = ", ".join(f"{key}={before.get(key)}, not {now.get(key)}" for key in keys)
-        raise InputError(f"{path}: was made with {listed}")
+        listed = ", ".join(f"{key}={before.get(key)}, not {now.get(key)}" for key in keys[:3])
+        more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise InputError(f"{path}: was made with {listed}{more}; expected its own overrides again")
 
 
 def quiet() -> None:
@@ -352,12 +356,13 @@ def quiet() -> None:
 def summary(result: dict[str, Any], run: Path) -> str:
     """What the command ends with."""
     run = Path(os.path.relpath(run))
-    metrics = result["metrics"]
+    metrics, epochs = result["metrics"], result["epochs"]
     scaled = metrics["test/loss"]
     both = "" if math.isclose(metrics["test/mse"], scaled, rel_tol=1e-3) else f" in raw units, {scaled:.4g} scaled"
     return (
         f"\ntest MSE {metrics['test/mse']:.4g}{both}   PSNR {metrics['test/psnr']:.2f} dB   ({result['checkpoint']})\n"
-        f"{result['epochs']} epoch{'s' * (result['epochs'] != 1)}, {result['samples_per_second']:,.0f} samples a second, {result['seconds']:.0f} s\n"
+        f"{epochs} epoch{'s' * (epochs != 1)}, {result['samples_per_second']:,.0f} samples a second, "
+        f"{result['seconds']:.0f} s\n"
         f"folder: {run}\n"
         f"look:   tensorboard --logdir '{run}'"
     )
@@ -422,7 +427,11 @@ def check_seeds(cfg: DictConfig) -> list[int]:
         raise InputError(
             f"ckpt_path={cfg.ckpt_path}: of one run; several seeds go on with hydra.run.dir=RUN resume=true"
         )
-    if cfg.trainer.strategy == "ddp" or cli.processes() > 1:
+    if (
+        cfg.trainer.strategy == "ddp"
+        or cli.processes() > 1
+        or not cli.is_one(cfg.trainer.devices, cfg.trainer.num_nodes)
+    ):
         raise InputError(f"seed={list(seeds)}: train as one in one process; trainer=ddp wants one seed, or a sweep, -m")
     return seeds
 

@@ -93,7 +93,7 @@ class TestErrors:
         ("args", "message"),
         [
             ("model=msea", "model=msea: no such option; nearest: msae"),
-            ("model=ae model.hidden_dims=3", "model.hidden_dims=3: expected a list of whole numbers, such as [256]"),
+            ("model=ae model.hidden_dims=3", "model.hidden_dims=3: expected a list of whole numbers, such as [8,16]"),
         ],
     )
     def test_a_mistake_in_a_shell(self, args: str, message: str, tmp_path: Path) -> None:
@@ -129,9 +129,15 @@ class TestCheckpointErrors:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            ("model=msae", "of the model AutoEncoder, not MultiScaleAutoEncoder"),
-            ("model=ae model.latent_dim=8", "was made with latent_dim=64, not 8"),
-            ("model=ae data=mnist data.val_size=20", "was made with shape=[1, 8, 8], not [1, 28, 28]"),
+            ("model=msae", "was made with model._target_=msae.models.ae.AutoEncoder, not msae.models.msae.Multi"),
+            (
+                "model=ae model.latent_dim=8",
+                "was made with model.latent_dim=64, not 8; expected its own overrides",
+            ),
+            (
+                "model=ae data=mnist data.val_size=20",
+                "was made with data._target_=msae.data.digits.digits, not msae.data.mnist",
+            ),
             ("model=ae seed=1", "was made with seed=0, not 1, data.seed=0, not 1"),
         ],
     )

@@ -137,6 +137,7 @@ def test_picture(by: np.ndarray, name: str, width: int) -> None:
         (["data.path=short.csv"], "short.csv: no stretch of 8 steps, the length of a window"),
         (["data.path=hole.csv"], "hole.csv, line 5, column b: no value; data.missing=interpolate or data.missing=mask"),
         (["out=there.csv"], "out=there.csv: there.csv exists; overwrite=true replaces it"),
+        (["data.window=9"], "data.window=9: the model takes 8 steps; leave it out"),
         (["out=z.npy"], "out=z.npy: expected a file ending .parquet or .csv"),
         (["out=???"], "out: no value; expected a file ending .parquet or .csv"),
         (["data.paht=a"], "data.paht: no such key; nearest: data.path"),

@@ -218,7 +218,7 @@ def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
         ("model.lr=tag(lg,interval(1,2))", "model.lr=tag(lg,interval(1,2)): tag lg; expected none, or log"),
         ("model.passes=range(3,1)", "model.passes=range(3,1): expected the lower bound first"),
         ("seed=0,1", "seed=0,1: not for searching; expected one value"),
-        ("seed=[0,1] model.lr=1,2", "seed=[0, 1]: expected a whole number, from 0 to 4294967295"),
+        ("seed=[0,1] model.lr=1,2", "seed=[0, 1]: expected one seed, which all trials have; train the best"),
         ("data.val_size=0 model.lr=1,2", "data: no validation split, by which trials are compared; expected"),
         ("model.lr=1,2 n_trials=0", "n_trials=0: expected a whole number, at least 1"),
         ("model.lr=1,2 n_trails=3", "n_trails: no such key; nearest: n_trials"),

@@ -128,7 +128,8 @@ def test_an_interrupted_stack_goes_on(command: Command, monkeypatch: pytest.Monk
     code, _, err = command(*args, "seed=[0,1]", "hydra.run.dir=both")
     assert (code, err) == (2, "error: hydra.run.dir=both: holds these runs already; resume=true goes on with them\n")
     more = shlex.split(told_command.replace("[0,1]", "[0,1,2]"))
-    assert command(*more, "model.lr=0.01") == (2, "", "error: both/seed=0: was made with model.lr=0.001, not 0.01\n")
+    made = "error: both/seed=0: was made with model.lr=0.001, not 0.01; expected its own overrides again"
+    assert command(*more, "model.lr=0.01") == (2, "", f"{made}\n")
     code, out, _ = command(*more)
     assert code == 0
     assert "seed=1: finished before" in out

@@ -216,9 +216,11 @@ class Reconstructor(L.LightningModule, ABC):
         return window_level(x) if self.per_window else (self.offset[None], self.scale[None])
 
     def encode(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
-        """Latents of windows in raw units; InputError where they are not of the model's shape."""
+        """Latents of windows in raw units; InputError where they are not of the model's shape and type."""
         if x.ndim != 3 or x.shape[1:] != (self.channels, self.length):
             raise InputError(f"x of shape {tuple(x.shape)}: expected (batch, {self.channels}, {self.length})")
+        if x.dtype != self.offset.dtype:
+            raise InputError(f"x of {x.dtype}: expected {self.offset.dtype}")
         offset, scale = self.level(x)
         z = self.encode_scaled(((x - offset) / scale).where(~x.isnan(), 0.0))
         return torch.cat([z, offset.squeeze(2), scale.squeeze(2)], dim=1) if self.per_window else z
