@@ -2,7 +2,8 @@
 
 From windows of one channel and 128 steps, 10,000 of them, one thing is changed at a time. Each row is a process of its
 own, which trains `pyramid`, 64 latent values, batches of 64, on random values, with one thread: milliseconds of an
-optimizer step of a seed, the median of calls of 32 steps, and the peak of memory, beside what the windows take.
+optimizer step of a seed, the median of calls of 32 steps, and the peak of memory, beside what the windows take; of
+several rounds the median, and the least to the greatest.
 """
 
 import argparse
@@ -80,6 +81,7 @@ def measure(windows: int, length: int, channels: int, seeds: int, steps: int) ->
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each row (default 3)")
     parser.add_argument("--steps", type=int, default=160, help="optimizer steps of each row (default 160)")
     parser.add_argument("--only", choices=GROWN, help="one of the four alone")
     parser.add_argument("--most", type=int, default=sys.maxsize, help="leave out what is larger")
@@ -88,18 +90,27 @@ def main() -> None:
     if given.row:
         print(json.dumps(measure(**given.row, steps=given.steps)))
         return
-    lines = []
-    for name, sizes in GROWN.items():
-        for size in [size for size in sizes if given.only in (None, name) and size <= given.most]:
-            row = BASE | {name: size}
+    rows = [
+        BASE | {name: size}
+        for name, sizes in GROWN.items()
+        for size in sizes
+        if given.only in (None, name) and size <= given.most
+    ]
+    found: list[list[dict[str, float]]] = [[] for _ in rows]
+    for _ in range(given.rounds):  # the rows take turns, so that what else the machine does meets all of them
+        for row, results in zip(rows, found, strict=True):
             command = [sys.executable, __file__, "--steps", str(given.steps), "--row", json.dumps(row)]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found = json.loads(out.splitlines()[-1])
-            ms = f"{found['ms']:.2f}"
-            lines.append(
-                [*(f"{value:,}" for value in row.values()), ms, f"{found['peak']:.2f}", f"{found['data']:.2f}"]
-            )
-            print(" ".join(lines[-1]), flush=True)
+            results.append(json.loads(out.splitlines()[-1]))
+            print(*row.values(), results[-1], flush=True)
+    lines = []
+    for row, results in zip(rows, found, strict=True):
+        ms, peak = (sorted(result[key] for result in results) for key in ("ms", "peak"))
+        spread = f" ({ms[0]:.2f} to {ms[-1]:.2f})" if len(ms) > 1 else ""
+        size = f"{results[0]['data']:.2f}"
+        lines.append(
+            [*(f"{value:,}" for value in row.values()), f"{median(ms):.2f}{spread}", f"{median(peak):.2f}", size]
+        )
     print(f"\n{table([*BASE, 'ms a step', 'peak, GiB', 'windows, GiB'], lines)}")
 
 
