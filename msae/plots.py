@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -30,17 +32,33 @@ def reconstructions(
         rows += [(name, x_hat), (f"{name}: error" if name else "error", (x - x_hat).abs())]
     height = 0.9 if image_shape else 1.2
     figure = Figure(figsize=(1.6 + 0.9 * len(x), height * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(x), squeeze=False)
-    for (name, windows), line in zip(rows, axes, strict=True):
-        for window, axis in zip(windows, line, strict=True):
-            if image_shape:
-                axis.imshow(window.reshape(image_shape).numpy(), cmap="gray", vmin=low, vmax=high)
-            else:
-                axis.plot(window.T.numpy(), linewidth=0.8)
-                axis.set_ylim(*((0.0, greatest) if name.endswith("error") else (low, high)))
-            axis.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name or "output", rotation=0, ha="right", va="center", fontsize=8)
+    # an axis for each window would take eight times as long
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for (name, windows), axis in zip(rows, axes, strict=True):
+        if image_shape:
+            axis.imshow(side_by_side(windows.reshape(-1, *image_shape)), cmap="gray", vmin=low, vmax=high)
+            axis.set_frame_on(False)
+        else:
+            axis.plot(side_by_side(windows).T, linewidth=0.8)
+            width = windows.shape[2] + gap(windows.shape[2])
+            for edge in range(1, len(x)):
+                axis.axvline(edge * width - (gap(windows.shape[2]) + 1) / 2, color="0.8", linewidth=0.8)
+            bounds = (0.0, greatest) if name.endswith("error") else (low, high)
+            axis.set(xlim=(-gap(windows.shape[2]), len(x) * width - 1), ylim=bounds)
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(name or "output", rotation=0, ha="right", va="center", fontsize=8)
     return figure
+
+
+def gap(length: int) -> int:
+    """Steps between windows drawn side by side."""
+    return max(1, length // 12)
+
+
+def side_by_side(windows: Float[Tensor, "n rows columns"]) -> Float[np.ndarray, "rows all"]:
+    """Windows, or images, in one, with a gap of NaN after each but the last."""
+    apart = F.pad(windows, (0, gap(windows.shape[2])), value=torch.nan)
+    return apart.movedim(0, 1).flatten(1)[:, : -gap(windows.shape[2])].numpy()
 
 
 def curves(runs: Mapping[str, Mapping[str, Float[np.ndarray, "seeds epochs"]]]) -> Figure:

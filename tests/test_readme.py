@@ -387,7 +387,9 @@ def test_stack_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def test_growth_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["growth.py", "--steps", "32", "--rounds", "1", "--only", "length", "--most", "64"])
+    monkeypatch.setattr(
+        sys, "argv", ["growth.py", "--steps", "32", "--rounds", "1", "--only", "length", "--most", "64"]
+    )
     runpy.run_path(str(ROOT / "benchmarks" / "growth.py"), run_name="__main__")
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 10,000 | 64 | 1 | 1 |")]
     ms, peak, windows = map(float, row.removesuffix(" |").split(" | ")[4:])
