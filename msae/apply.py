@@ -102,7 +102,11 @@ def load(cfg: DictConfig) -> Reconstructor:
     torch.set_num_threads(cfg.threads)
     model = base.load(cfg.ckpt)
     task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    if any(text.startswith("data.window=") for text in task) and cfg.data.window not in (None, model.length):
+    given = any(text.lstrip("+").startswith("data.window=") for text in task)
+    if given and cfg.data.window not in (
+        None,
+        model.length,
+    ):
         raise InputError(f"data.window={cfg.data.window}: the model takes {model.length} steps; leave it out")
     return model
 

@@ -124,7 +124,7 @@ def check_sweep(config: DictConfig) -> None:
     if processes() > 1:
         raise InputError("a sweep starts its runs itself; expected -m without torchrun or srun")
     if config.get("ckpt_path"):
-        raise InputError(f"ckpt_path={config.ckpt_path}: of one run; the same sweep with resume=true goes on")
+        raise InputError(f"ckpt_path={config.ckpt_path}: of one run; a sweep that is there goes on with resume=true")
     launcher = config.hydra.launcher
     if on_slurm(config) and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         raise InputError(NO_PACKAGE.format("slurm"))

@@ -36,12 +36,12 @@ def read_runs(folder: Path) -> tuple[list[Run], dict[str, str]]:
         raise InputError(f"{folder}: no such folder")
     runs, missing = [], {}
     for run in sorted(path.parent for path in folder.glob("**/train.log")):
-        if (run / "error.txt").exists():  # also where a finished run could not be made longer
-            missing[str(run.relative_to(folder))] = "failed: " + (run / "error.txt").read_text().splitlines()[0]
-        elif (run / "metrics.json").exists():
+        if (run / "metrics.json").exists():
             runs.append(json.loads((run / "metrics.json").read_text()) | {"folder": run})
         elif any(run.glob("seed=*/train.log")):
             continue  # runs of several seeds as one lie in it
+        elif (run / "error.txt").exists():
+            missing[str(run.relative_to(folder))] = "failed: " + (run / "error.txt").read_text().splitlines()[0]
         else:
             missing[str(run.relative_to(folder))] = "not finished"
     if not runs and not missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import logging
 import math
 import os
@@ -86,6 +87,7 @@ def train(
     model = built(cfg, data, run / f"{kept}.ckpt")
     model.stack = stack
     if cli.leads():
+        (run / "metrics.json").unlink(missing_ok=True)  # of a shorter run, which this one makes longer
         OmegaConf.save(cfg, run / "config.yaml", resolve=True)
     else:
         torch.manual_seed(cfg.seed + 2**32 * trainer.global_rank)  # noise of its own; the weights are the first's
@@ -136,7 +138,6 @@ def train(
     logger.finalize("success")
     if cli.leads():
         cli.write_json(run / "metrics.json", result)
-        (run / "error.txt").unlink(missing_ok=True)  # of a sweep, whose run this one mended
     return result
 
 
@@ -194,7 +195,7 @@ def accelerator(cfg: DictConfig) -> str:
 
     there, given = torch.cuda.is_available(), cfg.trainer.accelerator
     if given in ("gpu", "cuda") and not there:
-        raise InputError(f"trainer.accelerator={given}: this machine has no GPU; expected trainer=cpu")
+        raise InputError(f"trainer.accelerator={given}: this machine has no GPU of CUDA or ROCm; expected trainer=cpu")
     return ("cuda" if there else "cpu") if given == "auto" else str(given)
 
 
@@ -219,7 +220,7 @@ def built(cfg: DictConfig, data: DataModule, kept: Path) -> Reconstructor:
 
 
 def check_model(model: Reconstructor, x: Tensor) -> None:
-    """Raise InputError for mistakes in a new model's class, which else come when it is saved or read back.
+    """Raise InputError for mistakes in a new model's class, which else come when it has trained for long.
 
     Args:
         model: of the class, with statistics.
@@ -227,28 +228,37 @@ def check_model(model: Reconstructor, x: Tensor) -> None:
     """
     import torch
 
-    name, shape = type(model).__name__, tuple(x.shape)
+    name, codes = type(model).__name__, getattr(model, "_codes", None)
     if "shape" not in model.hparams:
         raise InputError(f"model {name}: expected a call of save_hyperparameters(logger=False) in its constructor")
-    if not hasattr(model, "_codes"):
+    if not codes or not isinstance(codes, dict):
         raise InputError(f'model {name}: expected its constructor to fill `codes`, such as {{"whole": slice(0, 64)}}')
-    model = copy.deepcopy(model).eval()
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         z = model.encode_scaled(model.scaled(x))
-        outputs = {"decode_scaled": model.decode_scaled(z)}
-        outputs |= {f"stages_scaled[{key!r}]": x_hat for key, x_hat in model.stages_scaled(z).items()}
-    own = {key: code for key, code in model.codes.items() if key != "level"}
-    stops = [0, *(code.stop for code in own.values())]
-    if z.shape != (len(x), stops[-1]) or [code.start for code in own.values()] != stops[:-1]:
-        listed = ", ".join(f"{key} {code.start}:{code.stop}" for key, code in own.items())
+        outputs: dict[str, Any] = {"decode_scaled": model.decode_scaled(z)}
+        stages, penalties = model.stages_scaled(z), model.penalties(z)
+    for module, mode in modes.items():
+        module.training = mode
+    if not stages or not isinstance(stages, dict) or not isinstance(penalties, dict):
+        raise InputError(f"model {name}: expected dicts of tensors of stages_scaled, with one at least, and penalties")
+    stops = [0, *(code.stop for code in codes.values())]
+    if z.shape != (len(x), stops[-1]) or [code.start for code in codes.values()] != stops[:-1]:
+        listed = ", ".join(f"{key} {code.start}:{code.stop}" for key, code in codes.items())
         raise InputError(
             f"model {name}: codes {listed} for encode_scaled's {tuple(z.shape)} of {len(x)} windows; "
             "expected (batch, latent), and codes that follow one another from its first value to its last"
         )
-    for method, x_hat in outputs.items():
-        if tuple(x_hat.shape) != shape:
+    outputs |= {f"stages_scaled[{key!r}]": x_hat for key, x_hat in stages.items()}
+    expected = dict.fromkeys(outputs, tuple(x.shape)) | {f"penalties[{key!r}]": () for key in penalties}
+    outputs |= {f"penalties[{key!r}]": term for key, term in penalties.items()}
+    for method, found in outputs.items():
+        given = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        if given != expected[method]:
             raise InputError(
-                f"model {name}: {method} gives {tuple(x_hat.shape)} for windows {shape}; expected their shape"
+                f"model {name}: {method} gives {given} for windows {tuple(x.shape)}; "
+                f"expected a tensor {expected[method]}"
             )
 
 
@@ -278,8 +288,8 @@ def resumed(cfg: DictConfig, model: Reconstructor, data: DataModule, kept: Path)
         kept: the checkpoint that the run ends by testing.
 
     Raises:
-        InputError: the checkpoint is of another model, or of another config where its run's lies beside it; or
-            `max_steps` ended it within an epoch and shall not now: which windows the epoch had left is not kept.
+        InputError: the checkpoint is of another model, or `max_steps` ended it within an epoch and shall not now: which
+            windows the epoch had left is not kept.
     """
     from msae.models.base import class_path, read_checkpoint
 
@@ -432,7 +442,8 @@ def check_seeds(cfg: DictConfig) -> list[int]:
         or cli.processes() > 1
         or not cli.is_one(cfg.trainer.devices, cfg.trainer.num_nodes)
     ):
-        raise InputError(f"seed={list(seeds)}: train as one in one process; trainer=ddp wants one seed, or a sweep, -m")
+        sizes = f"trainer.devices={cfg.trainer.devices} trainer.num_nodes={cfg.trainer.num_nodes}"
+        raise InputError(f"seed={list(seeds)} {sizes}: seeds train as one in one process; expected 1, or a sweep, -m")
     return seeds
 
 
@@ -459,6 +470,7 @@ def configs_of_seeds(cfg: DictConfig, run: Path, reports: bool) -> dict[str, Dic
     for name, one in configs.items():
         if (before := run / name / "config.yaml").is_file():
             differing(os.path.relpath(run / name), kept_keys(OmegaConf.load(before)), kept_keys(one))
+            check_longer(run / name, one)
     return configs
 
 
@@ -509,6 +521,15 @@ def together(cfg: DictConfig, run: Path, reports: bool) -> None:
         end_of_sweep(run)
 
 
+def check_longer(run: Path, cfg: DictConfig) -> None:
+    """Raise InputError where a folder holds the result of a run longer than the config's."""
+    result = json.loads(path.read_text()) if (path := run / "metrics.json").exists() else {}
+    for unit in ("epochs", "steps"):
+        limit, done = cfg.trainer[f"max_{unit}"], result.get(unit, 0)
+        if limit != -1 and done > limit:
+            raise InputError(f"trainer.max_{unit}={limit}: {os.path.relpath(run)} has {done} {unit} already")
+
+
 def finished(run: Path, cfg: DictConfig) -> bool:
     """Whether a folder holds the result of a run as long as the config's; a shorter one is gone on with."""
     if not (run / "metrics.json").exists():
@@ -520,11 +541,11 @@ def finished(run: Path, cfg: DictConfig) -> bool:
 def in_sweep(cfg: DictConfig, run: Path, data: DataModule | None = None, stack: Stepper | None = None) -> None:
     """A run of a sweep: an error is written into its folder, and the other runs go on."""
     failure, last = run / "error.txt", run / "last.ckpt"
-    if cli.leads():
-        failure.unlink(missing_ok=True)
     if finished(run, cfg):
         log.info("%s: finished before", run.name)
         return
+    if cli.leads():
+        failure.unlink(missing_ok=True)
     if cfg.resume and last.exists():
         cfg.ckpt_path = str(last)
     try:

@@ -87,7 +87,8 @@ class TestErrors:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
     def test_no_gpu(self, command: Command) -> None:
         code, _, err = command("data=digits", "trainer=gpu")
-        assert (code, error_line(err)) == (2, "trainer.accelerator=gpu: this machine has no GPU; expected trainer=cpu")
+        assert code == 2
+        assert error_line(err).startswith("trainer.accelerator=gpu: this machine has no GPU of CUDA or ROCm; expected")
 
     @pytest.mark.parametrize(
         ("args", "message"),

@@ -121,8 +121,11 @@ def test_fewer_windows_than_processes() -> None:
         ("-m trainer.devices=1,2", "trainer.devices=1,2 trainer.num_nodes=1: a run of several processes in a sweep"),
         ("-m trainer.num_nodes=2 seed=0,1", "trainer.devices=1 trainer.num_nodes=2: a run of several processes in a"),
         ("experiment=table1 trainer=ddp", "trainer=ddp trainer.devices=2 trainer.num_nodes=1: a run of several"),
-        ("-m seed=0,1 ckpt_path=run/last.ckpt", "ckpt_path=run/last.ckpt: of one run; the same sweep with resume=true"),
-        ("seed=[0,1] trainer.devices=2", "seed=[0, 1]: train as one in one process; trainer=ddp wants one seed, or a"),
+        (
+            "-m seed=0,1 ckpt_path=run/last.ckpt",
+            "ckpt_path=run/last.ckpt: of one run; a sweep that is there",
+        ),
+        ("seed=[0,1] trainer.devices=2", "seed=[0, 1] trainer.devices=2 trainer.num_nodes=1: seeds train as one in"),
         ("trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: expected one of auto, ddp"),
     ],
 )

@@ -467,9 +467,17 @@ class Wrong(Reconstructor):
         return self.w * x.flatten(1)
 
     def decode_scaled(self, z: Tensor) -> Tensor:
+        if self.mistake == "none":
+            return None  # type: ignore[return-value]
         return z if self.mistake == "flat" else z.unflatten(1, (self.channels, self.length))
 
+    def penalties(self, z: Tensor) -> dict[str, Tensor]:
+        own = {"vector": z.mean(1), "float": 1.0}.get(self.mistake, z.sum())
+        return {"own": own}  # type: ignore[dict-item]
+
     def stages_scaled(self, z: Tensor) -> dict[str, Tensor]:
+        if self.mistake == "no stages":
+            return {}
         part = z[:, None, :4] if self.mistake == "stage" else self.decode_scaled(z)
         return {"coarse": part, "fine": self.decode_scaled(z)}
 
@@ -483,6 +491,10 @@ class Wrong(Reconstructor):
         ("overlap", "codes coarse 0:4, fine 3:64 for"),
         ("long", "codes coarse 0:4, fine 4:65 for"),
         ("flat", "decode_scaled gives (2, 64) for windows (2, 1, 64)"),
+        ("none", "decode_scaled gives NoneType for windows (2, 1, 64); expected a tensor (2, 1, 64)"),
+        ("no stages", "expected dicts of tensors of stages_scaled, with one at least"),
+        ("vector", "penalties['own'] gives (2,) for windows (2, 1, 64); expected a tensor ()"),
+        ("float", "penalties['own'] gives float for"),
         ("stage", "stages_scaled['coarse'] gives (2, 1, 4) for windows (2, 1, 64)"),
     ],
 )
