@@ -149,7 +149,7 @@ def test_runs_on_slurm_have_one_size(sizes: str, command: Command) -> None:
 def test_several_seeds_as_one(command: Command) -> None:
     code, _, err = command("data=digits", "seed=[0,1]", "trainer=ddp")
     assert code == 2
-    assert error_line(err).startswith("seed=[0, 1]: train as one in one process; trainer=ddp wants one seed")
+    assert error_line(err).startswith("seed=[0, 1] trainer.devices=2 trainer.num_nodes=1: seeds train as one in")
 
 
 def test_slurms_launcher_is_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
