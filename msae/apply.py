@@ -103,10 +103,7 @@ def load(cfg: DictConfig) -> Reconstructor:
     model = base.load(cfg.ckpt)
     task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     given = any(text.lstrip("+").startswith("data.window=") for text in task)
-    if given and cfg.data.window not in (
-        None,
-        model.length,
-    ):
+    if given and cfg.data.window not in (None, model.length):
         raise InputError(f"data.window={cfg.data.window}: the model takes {model.length} steps; leave it out")
     return model
 
