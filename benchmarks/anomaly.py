@@ -159,7 +159,7 @@ def by_model(folder: Path, train: np.ndarray, test: np.ndarray) -> dict[str, np.
     import torch
 
     from msae import load
-    from msae.latent import anomaly
+    from msae.uses import anomaly
 
     torch.set_num_threads(1)
     model = load(folder)

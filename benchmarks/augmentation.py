@@ -47,7 +47,7 @@ from msae import baselines, cli, train
 from msae.data.base import DataModule, spread
 from msae.data.series import series
 from msae.data.ucr import ucr
-from msae.latent.augmentation import Reference, augment, sample
+from msae.uses.augmentation import Reference, augment, sample
 from msae.models.base import Reconstructor
 from msae.report import table
 

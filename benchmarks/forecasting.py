@@ -29,7 +29,7 @@ from torch import Tensor
 from msae import cli, load
 from msae.data import tables
 from msae.data.series import in_time
-from msae.latent import forecasting
+from msae.uses import forecasting
 from msae.report import interval, read_runs, table
 
 MODELS = ("ae", "single", "pyramid")

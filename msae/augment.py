@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from msae.latent.augmentation import Augmented, Reference
+    from msae.uses.augmentation import Augmented, Reference
     from msae.models.base import Reconstructor
 
 KEPT = 4000
@@ -49,7 +49,7 @@ def augment(cfg: DictConfig) -> Path:
     import torch
 
     from msae import plots
-    from msae.latent import augmentation
+    from msae.uses import augmentation
 
     model = apply.load(cfg)
     scales = cfg.scales if cfg.scales is None or isinstance(cfg.scales, str) else list(map(str, cfg.scales))
@@ -166,7 +166,7 @@ def changed(
     """Write the changed samples; returns some of them, evenly chosen, and what to say of all."""
     import torch
 
-    from msae.latent import augmentation
+    from msae.uses import augmentation
 
     kept: list[Tensor] = []
     total, seen, missed, alone, changes = cfg.n * source.count, 0, 0, 0, 0.0
@@ -199,7 +199,7 @@ def sampled(
     """Write samples of the prior; returns the first of them, and what to say of all."""
     import torch
 
-    from msae.latent import augmentation
+    from msae.uses import augmentation
 
     kept: list[Tensor] = []
     with apply.Progress("samples") as progress:
@@ -239,7 +239,7 @@ def variants(
     """The same samples with all scales changed that were asked for, and with each alone, by one draw."""
     import torch
 
-    from msae.latent import augmentation
+    from msae.uses import augmentation
 
     names = options["scales"] or [name for name in model.codes if name != "level"]
     pictures: dict[str, list[str]] = {"changed": names} | ({name: [name] for name in names} if len(names) > 1 else {})
@@ -261,7 +261,7 @@ def comparison(
     model: Reconstructor, x: Float[Tensor, "n channels length"], x_new: Float[Tensor, "m channels length"]
 ) -> str:
     """A line for each statistic and each of the first four channels: of the old samples, and of the new ones."""
-    from msae.latent import augmentation
+    from msae.uses import augmentation
 
     lines = [f"{'statistic':<24}{'channel':<16}{'old':>12}{'new':>12}"]
     for name, (old, new) in augmentation.statistics(x, x_new).items():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from torch import Tensor
 
     from msae.data.windows import Views
-    from msae.latent.anomaly import Event, Reference, Scorer
+    from msae.uses.anomaly import Event, Reference, Scorer
     from msae.models.base import Reconstructor
 
 PLACES = ("start", "end", "peak")
@@ -42,7 +42,7 @@ def detect(cfg: DictConfig) -> Path:
     check(cfg)
     model = apply.load(cfg)
     check_int("stride", cfg.stride, 1, model.length)
-    from msae.latent import anomaly
+    from msae.uses import anomaly
 
     parts: Iterator[Part] = series(cfg, model)
     parts = chain([next(parts)], parts)  # what is wrong with the first is told before all else is read
@@ -100,7 +100,7 @@ def reference_path(cfg: DictConfig) -> Any:
 
 def reference(cfg: DictConfig, model: Reconstructor) -> Reference | None:
     """What is usual in the training split of the checkpoint's run, or in files; None without a reference."""
-    from msae.latent import anomaly
+    from msae.uses import anomaly
 
     if cfg.reference is None:
         return None
@@ -249,7 +249,7 @@ class Detector:
         import torch
 
         from msae.data.files import Spool
-        from msae.latent import anomaly
+        from msae.uses import anomaly
 
         length = part.x.shape[2] if part.x.ndim == 3 else None
         done = 0

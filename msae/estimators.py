@@ -28,7 +28,7 @@ from torch import Tensor
 from msae.baselines import sample
 from msae.data.base import SCALES, DataModule, Windows
 from msae.errors import InputError, check_choice, check_int, check_number
-from msae.latent import anomaly, augmentation
+from msae.uses import anomaly, augmentation
 from msae.models.ae import AutoEncoder
 from msae.models.base import Reconstructor
 from msae.models.lgta import LGTA
@@ -382,7 +382,7 @@ class MultiScaleAugmenter(Estimator):
     """New samples from old ones, by changes of the latent of an autoencoder that `fit` trains.
 
     Args:
-        change: `jitter`, `scaling`, `magnitude_warp`, `drift` or `mix`; see `msae.latent.augmentation.augment`.
+        change: `jitter`, `scaling`, `magnitude_warp`, `drift` or `mix`; see `msae.uses.augmentation.augment`.
         strength: of the change, the same for all samples: in deviations of the latent over the samples in `fit`, for
             `scaling` and `magnitude_warp` a share of the difference from their mean, for `mix` one of the way.
         scales: names of the codes to change, of `model_.codes`; None for all.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from torch import Tensor
 
     from msae.data.rows import Table
-    from msae.latent.forecasting import Errors, Forecaster, Part
+    from msae.uses.forecasting import Errors, Forecaster, Part
     from msae.models.base import Reconstructor
 
 
@@ -34,7 +34,7 @@ def forecast(cfg: DictConfig) -> Path:
     if not horizons:
         raise InputError("horizons=[]: expected steps to forecast, such as [24,48]")
     out = apply.check_out(cfg, ".png")
-    from msae.latent import forecasting
+    from msae.uses import forecasting
 
     model = apply.load(cfg)
     tables, last, parts = read(cfg, model)

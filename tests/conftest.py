@@ -17,7 +17,7 @@ import torch
 from jaxtyping import install_import_hook
 
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
-with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.latent"], CHECKER):
+with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"], CHECKER):
     import msae.data.base
     import msae.data.digits
     import msae.data.files
@@ -27,9 +27,9 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.latent
     import msae.data.tables
     import msae.data.ucr
     import msae.data.windows
-    import msae.latent.anomaly
-    import msae.latent.augmentation
-    import msae.latent.forecasting
+    import msae.uses.anomaly
+    import msae.uses.augmentation
+    import msae.uses.forecasting
     import msae.models.ae
     import msae.models.lgta
     import msae.models.msae

@@ -13,8 +13,8 @@ from scipy.stats import genpareto
 from torch import Tensor
 
 from msae.errors import InputError
-from msae.latent import anomaly
-from msae.latent.anomaly import Event, Scorer, Scores
+from msae.uses import anomaly
+from msae.uses.anomaly import Event, Scorer, Scores
 from msae.models.ae import AutoEncoder
 from msae.models.base import Reconstructor
 from msae.models.layers import window_level

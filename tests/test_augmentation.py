@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from msae import InputError
 from msae.data.base import DataModule
 from msae.data.digits import digits
-from msae.latent.augmentation import (
+from msae.uses.augmentation import (
     CHANGES,
     TOLERANCE,
     Augmented,

@@ -12,7 +12,7 @@ from conftest import Command, Result
 from pyarrow import parquet
 
 from msae import apply, load
-from msae.latent import anomaly
+from msae.uses import anomaly
 
 TIME = 1500
 ARGS = ("data=series", "data.window=12", "trainer=cpu", "trainer.max_epochs=2", "data.batch_size=32")

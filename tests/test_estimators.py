@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScaleTransformer, estimators
 from msae.data.ucr import ucr
-from msae.latent import anomaly
+from msae.uses import anomaly
 from msae.models.base import Reconstructor
 
 RNG = np.random.default_rng(0)

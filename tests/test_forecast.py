@@ -18,8 +18,8 @@ import msae
 from msae import apply, forecast
 from msae.cli import CONF
 from msae.data.rows import Table
-from msae.latent import forecasting
-from msae.latent.forecasting import ALPHAS, Part
+from msae.uses import forecasting
+from msae.uses.forecasting import ALPHAS, Part
 from msae.models.ae import AutoEncoder
 
 LENGTH = 8
