@@ -48,7 +48,7 @@ from msae.data.base import DataModule, spread
 from msae.data.series import series
 from msae.data.ucr import ucr
 from msae.uses.augmentation import Reference, augment, sample
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 from msae.report import table
 
 MODELS = ("pyramid", "lgta", "direct")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from torch import Tensor
 
     from msae.uses.augmentation import Augmented, Reference
-    from msae.models.base import Reconstructor
+    from msae.models.reconstructor import Reconstructor
 
 KEPT = 4000
 """Samples that are the reference and that statistics are of, evenly chosen, where there are as many."""

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from msae import plots
 from msae.data.base import DataModule
 from msae.errors import InputError
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 
 log = logging.getLogger(__name__)
 

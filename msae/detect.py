@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 
     from msae.data.windows import Views
     from msae.uses.anomaly import Event, Reference, Scorer
-    from msae.models.base import Reconstructor
+    from msae.models.reconstructor import Reconstructor
 
 PLACES = ("start", "end", "peak")
 """Steps of an event that its table gives."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from jaxtyping import Float
     from torch import Tensor
 
-    from msae.models.base import Reconstructor
+    from msae.models.reconstructor import Reconstructor
 
 POINTS = 4000
 """Least number of latents that the picture shows, where there are as many."""

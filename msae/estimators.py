@@ -30,7 +30,7 @@ from msae.data.base import SCALES, DataModule, Windows
 from msae.errors import InputError, check_choice, check_int, check_number
 from msae.uses import anomaly, augmentation
 from msae.models.ae import AutoEncoder
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 from msae.models.lgta import LGTA
 from msae.models.msae import MultiScaleAutoEncoder
 from msae.models.pyramid import PyramidAutoEncoder

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from torch import Tensor
     from torch.export import ExportedProgram
 
-    from msae.models.base import Reconstructor
+    from msae.models.reconstructor import Reconstructor
 
     Run = Callable[[Tensor], Mapping[str, Tensor]]
     """What a file computes: its outputs by their names."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 
     from msae.data.rows import Table
     from msae.uses.forecasting import Errors, Forecaster, Part
-    from msae.models.base import Reconstructor
+    from msae.models.reconstructor import Reconstructor
 
 
 def forecast(cfg: DictConfig) -> Path:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 
     from msae.data.rows import Table
     from msae.data.tables import Format
-    from msae.models.base import Reconstructor
+    from msae.models.reconstructor import Reconstructor
 
 
 def reconstruct(cfg: DictConfig) -> list[Path]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 
 log = logging.getLogger(__name__)
 

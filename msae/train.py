@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from torch import Tensor
 
     from msae.data.base import DataModule
-    from msae.models.base import Reconstructor, Stepper
+    from msae.models.reconstructor import Reconstructor, Stepper
 
 log = logging.getLogger(__name__)
 FREE = ("trainer.", "ckpt_path", "resume", "threads", "data.root", "model.compile")
@@ -123,7 +123,7 @@ def train(
         "history": epochs,
     }
     if model.regularizer == "kl":
-        from msae.models.base import active_units
+        from msae.models.reconstructor import active_units
 
         with torch.no_grad():
             z = model.encode_scaled(model.scaled(data.shown(1000)[0].to(model.device)))
@@ -291,7 +291,7 @@ def resumed(cfg: DictConfig, model: Reconstructor, data: DataModule, kept: Path)
         InputError: the checkpoint is of another model, or `max_steps` ended it within an epoch and shall not now: which
             windows the epoch had left is not kept.
     """
-    from msae.models.base import class_path, read_checkpoint
+    from msae.models.reconstructor import class_path, read_checkpoint
 
     checkpoint = read_checkpoint(cfg.ckpt_path)
     if checkpoint["model_class"] != class_path(type(model)):

@@ -87,7 +87,7 @@ def new_logging() -> None:
             logger.disabled = False
 
 
-def save(model: msae.models.base.Reconstructor, path: str, names: list[str] | None = None) -> None:
+def save(model: msae.models.reconstructor.Reconstructor, path: str, names: list[str] | None = None) -> None:
     """A checkpoint of a model as it is, trained on channels of these names."""
     x = torch.zeros(4, model.channels, model.length)
     data = msae.data.base.DataModule(msae.data.base.Windows(x), msae.data.base.Windows(x), names=names)

@@ -16,7 +16,7 @@ from msae.errors import InputError
 from msae.uses import anomaly
 from msae.uses.anomaly import Event, Scorer, Scores
 from msae.models.ae import AutoEncoder
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 from msae.models.layers import window_level
 from msae.models.pyramid import PyramidAutoEncoder
 

@@ -27,7 +27,7 @@ from msae.uses.augmentation import (
     sample,
     statistics,
 )
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 from msae.models.pyramid import PyramidAutoEncoder
 
 

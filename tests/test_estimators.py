@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScaleTransformer, estimators
 from msae.data.ucr import ucr
 from msae.uses import anomaly
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 
 RNG = np.random.default_rng(0)
 X = np.sin(np.arange(24) / 3 + RNG.uniform(0, 6, (40, 1))) + 0.1 * RNG.normal(size=(40, 24)) + 5

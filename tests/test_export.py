@@ -21,7 +21,7 @@ import msae
 from msae import export
 from msae.cli import CONF
 from msae.models.ae import AutoEncoder
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 from msae.models.lgta import LGTA
 from msae.models.msae import MultiScaleAutoEncoder
 from msae.models.pyramid import PyramidAutoEncoder

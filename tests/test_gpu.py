@@ -14,7 +14,7 @@ from msae.data.base import DataModule, Windows
 from msae.data.digits import digits
 from msae.data.windows import Views
 from msae.models.ae import AutoEncoder
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 from msae.models.lgta import LGTA
 from msae.models.pyramid import PyramidAutoEncoder
 

@@ -17,7 +17,7 @@ import msae
 from msae import InputError
 from msae.data.base import DataModule, Windows
 from msae.models.ae import AutoEncoder
-from msae.models.base import MeanPSNR, Reconstructor, active_units
+from msae.models.reconstructor import MeanPSNR, Reconstructor, active_units
 from msae.models.msae import MultiScaleAutoEncoder
 
 

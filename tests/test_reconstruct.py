@@ -14,7 +14,7 @@ from pyarrow import csv, parquet
 from torch import Tensor, nn
 
 from msae.data.base import DataModule, Windows
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 
 TIMES = [f"2024-01-{1 + i // 24:02} {i % 24:02}:00:00" for i in range(53)]
 X = np.random.default_rng(0).normal(size=(53, 2)).astype(np.float32) * 100

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from msae.errors import InputError, check_int, check_number
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 
 HEADS = 4
 """Of the attention."""

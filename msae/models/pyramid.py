@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from msae.errors import InputError, check_int, check_ints
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 from msae.models.layers import Scale, principal_axes
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from msae.errors import InputError, check_choice, check_int, check_number
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 
 BLOCK = 512
 """Windows that go through a model at once."""

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from msae.errors import InputError, check_choice, check_int, check_number, check_positive
-from msae.models.base import Reconstructor
+from msae.models.reconstructor import Reconstructor
 
 CHANGES = ("jitter", "scaling", "magnitude_warp", "drift", "mix")
 STRONGEST = 100.0
