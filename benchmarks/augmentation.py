@@ -44,7 +44,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from msae import baselines, cli, train
-from msae.data.base import DataModule, spread
+from msae.data.module import DataModule, spread
 from msae.data.series import series
 from msae.data.ucr import ucr
 from msae.uses.augmentation import Reference, augment, sample

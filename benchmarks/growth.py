@@ -21,7 +21,7 @@ import lightning as L
 import torch
 
 from msae import baselines, train
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.models.pyramid import PyramidAutoEncoder
 from msae.report import table
 from msae.stack import Run, Stack

@@ -26,7 +26,7 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 
 from msae.callbacks import Progress
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.data.mnist import cache_folder, mnist
 from msae.models.msae import MultiScaleAutoEncoder
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.data.windows import Views
 
 BATCH, LENGTH = 64, 96

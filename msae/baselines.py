@@ -7,7 +7,7 @@ from jaxtyping import Float
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from msae.data.base import DataModule, spread
+from msae.data.module import DataModule, spread
 from msae.models.layers import window_level
 
 VALUES = 50_000_000

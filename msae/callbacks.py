@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from msae import plots
-from msae.data.base import DataModule
+from msae.data.module import DataModule
 from msae.errors import InputError
 from msae.models.reconstructor import Reconstructor
 

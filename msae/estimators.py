@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from torch import Tensor
 
 from msae.baselines import sample
-from msae.data.base import SCALES, DataModule, Windows
+from msae.data.module import SCALES, DataModule, Windows
 from msae.errors import InputError, check_choice, check_int, check_number
 from msae.uses import anomaly, augmentation
 from msae.models.ae import AutoEncoder

@@ -21,7 +21,7 @@ from msae import cli
 from msae.errors import InputError
 
 if TYPE_CHECKING:
-    from msae.data.base import DataModule
+    from msae.data.module import DataModule
 
 Run = dict[str, Any]
 

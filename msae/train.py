@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     import lightning as L
     from torch import Tensor
 
-    from msae.data.base import DataModule
+    from msae.data.module import DataModule
     from msae.models.reconstructor import Reconstructor, Stepper
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from jaxtyping import install_import_hook
 
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
 with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"], CHECKER):
-    import msae.data.base
+    import msae.data.module
     import msae.data.digits
     import msae.data.files
     import msae.data.mnist
@@ -90,7 +90,7 @@ def new_logging() -> None:
 def save(model: msae.models.reconstructor.Reconstructor, path: str, names: list[str] | None = None) -> None:
     """A checkpoint of a model as it is, trained on channels of these names."""
     x = torch.zeros(4, model.channels, model.length)
-    data = msae.data.base.DataModule(msae.data.base.Windows(x), msae.data.base.Windows(x), names=names)
+    data = msae.data.module.DataModule(msae.data.module.Windows(x), msae.data.module.Windows(x), names=names)
     model.set_statistics(**data.statistics)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(accelerator="cpu", max_epochs=0, **quiet)

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from msae import InputError
-from msae.data.base import DataModule
+from msae.data.module import DataModule
 from msae.data.digits import digits
 from msae.uses.augmentation import (
     CHANGES,

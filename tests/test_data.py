@@ -9,7 +9,7 @@ from torch import Tensor
 
 import msae.data.windows
 from msae import InputError
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.data.digits import digits
 from msae.models.layers import window_level
 

@@ -15,7 +15,7 @@ from conftest import FAST, Command
 from test_cli import error_line
 
 from msae import cli
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.errors import InputError
 
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=2", "data.batch_size=16")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Command
 
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.data.digits import digits
 from msae.data.windows import Views
 from msae.models.ae import AutoEncoder

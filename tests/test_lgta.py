@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from msae import InputError
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.models.lgta import LGTA, perturbation
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import msae
 from msae import InputError
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.models.ae import AutoEncoder
 from msae.models.reconstructor import MeanPSNR, Reconstructor, active_units
 from msae.models.msae import MultiScaleAutoEncoder

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from msae import InputError
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.models.layers import Scale, principal_axes
 from msae.models.pyramid import PyramidAutoEncoder, choose_shares, held_out
 

@@ -13,7 +13,7 @@ from conftest import Command, Result
 from pyarrow import csv, parquet
 from torch import Tensor, nn
 
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.models.reconstructor import Reconstructor
 
 TIMES = [f"2024-01-{1 + i // 24:02} {i % 24:02}:00:00" for i in range(53)]

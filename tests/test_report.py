@@ -11,7 +11,7 @@ import torch
 from conftest import FAST, Command
 
 from msae import InputError, baselines, report
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 
 SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
 

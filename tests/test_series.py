@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from msae import InputError
 from msae.data import files, rows, tables
-from msae.data.base import SCALES, Windows
+from msae.data.module import SCALES, Windows
 from msae.data.series import series
 
 SPLITS = ("train", "val", "test")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from msae import InputError
-from msae.data.base import DataModule
+from msae.data.module import DataModule
 from msae.data.ucr import ucr
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from sklearn.datasets import load_digits
 
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 
 TEST_SIZE = 360
 

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 from torchvision.datasets import MNIST
 
-from msae.data.base import DataModule, Windows
+from msae.data.module import DataModule, Windows
 from msae.errors import InputError, check_choice
 
 FILES = {

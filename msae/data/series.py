@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from msae.data import files
-from msae.data.base import SCALES, DataModule, Windows
+from msae.data.module import SCALES, DataModule, Windows
 from msae.data.rows import Table, first_hole, has_value, interpolate, stretches
 from msae.data.tables import Format
 from msae.data.windows import Views
@@ -58,7 +58,7 @@ def series(
             of numbers; without it, a step of more than 1.5 usual ones is an error.
         missing: what to do about NaN and empty fields: `error`; `interpolate`, on straight lines and never from one
             split to another; or `mask`, out of loss and metrics.
-        scale: see `msae.data.base.DataModule`.
+        scale: see `msae.data.module.DataModule`.
         split: `time`, or `random` for windows already cut.
         split_seed: of the random split.
         val_size: share of the validation split; 0 for none.

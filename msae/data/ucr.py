@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from msae.data.base import SCALES, DataModule, Windows
+from msae.data.module import SCALES, DataModule, Windows
 from msae.data.mnist import cache_folder
 from msae.data.rows import first_hole, interpolate
 from msae.errors import InputError, check_choice
@@ -38,7 +38,7 @@ def ucr(
             set that comes with aeon, or else aeon's download into the user's cache.
         pad: `end` or `start`, where windows shorter than the longest are padded; the padding is masked.
         missing: `error`; `interpolate`, on straight lines; or `mask`, out of loss and metrics.
-        scale: see `msae.data.base.DataModule`.
+        scale: see `msae.data.module.DataModule`.
         loader: `batch_size`, `val_size`, `val_seed` and `seed` of `DataModule`.
 
     Raises:
