@@ -24,7 +24,7 @@ from msae import baselines, train
 from msae.data.module import DataModule, Windows
 from msae.models.pyramid import PyramidAutoEncoder
 from msae.report import table
-from msae.stack import Run, Stack
+from msae.runs.stack import Run, Stack
 
 BASE = {"windows": 10_000, "length": 128, "channels": 1, "seeds": 1}
 GROWN = {

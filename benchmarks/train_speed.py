@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from msae.callbacks import Progress
+from msae.runs.callbacks import Progress
 from msae.data.module import DataModule, Windows
 from msae.data.mnist import cache_folder, mnist
 from msae.models.msae import MultiScaleAutoEncoder

@@ -70,7 +70,7 @@ def train(
     import torch
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from msae.callbacks import Checkpoint, History, Pictures, Progress
+    from msae.runs.callbacks import Checkpoint, History, Pictures, Progress
 
     begin(cfg, stack is None)
     device = accelerator(cfg)
@@ -481,7 +481,7 @@ def together(cfg: DictConfig, run: Path, reports: bool) -> None:
         first = next(iter(configs.values()))
         check(first)
         from msae.report import end_of_sweep
-        from msae.stack import Run, Stack
+        from msae.runs.stack import Run, Stack
 
         accelerator(first)
         begin(first, first=True)  # also of this thread, which makes the steps of all

@@ -13,10 +13,10 @@ from conftest import Command, Result
 from torch import Tensor, nn
 
 from msae import cli, load
-from msae.callbacks import History
+from msae.runs.callbacks import History
 from msae.data.digits import digits
 from msae.models.ae import AutoEncoder
-from msae.stack import Stacked
+from msae.runs.stack import Stacked
 
 MODELS = sorted(path.stem for path in (cli.CONF / "model").glob("*.yaml"))
 FIFTY = ("data=digits", "trainer=cpu", "trainer.max_epochs=-1", "trainer.max_steps=50")  # two epochs and a half

@@ -15,7 +15,7 @@ from conftest import FAST, Command
 from hydra.core.plugins import Plugins
 from test_cli import error_line
 
-from msae.callbacks import History
+from msae.runs.callbacks import History
 
 SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
 

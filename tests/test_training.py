@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import msae
 from msae import baselines
-from msae.callbacks import History
+from msae.runs.callbacks import History
 from msae.data.digits import digits
 
 
@@ -108,7 +108,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch(
     val_size: int, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where no epoch is better than the start, or there is no validation; not only when training ends."""
-    monkeypatch.setattr("msae.callbacks.Checkpoint.on_train_end", lambda *_: None)
+    monkeypatch.setattr("msae.runs.callbacks.Checkpoint.on_train_end", lambda *_: None)
     args = ("data=digits", "model=single", "model.latent_dim=8", "model.lr=1", "model.schedule=constant")
     run = run_folder(command(*args, f"data.val_size={val_size}", "trainer=cpu", "trainer.max_epochs=3").out)
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == metrics(run)["steps"]
