@@ -22,7 +22,7 @@ for name in msae.__all__:  # pdoc's pages are of modules: each name has one that
     links.append(f"- [`{name}`](msae/{name}.html)")
 msae.__doc__ = "\n".join(map(str, links))
 modules += [
-    f"msae.{name}" for name in ("estimators", "pooling", "models", "data", "latent", "baselines", "plots", "stack")
+    f"msae.{name}" for name in ("estimators", "models", "data", "uses", "baselines", "plots", "runs")
 ]
 # a dataclass's constructor is made without the names that its module imports
 warnings.filterwarnings("ignore", r"Error parsing type annotation ForwardRef.* for \S+\.__init__")

@@ -25,11 +25,11 @@ def __getattr__(name: str) -> Any:
 
         return InputError
     if name == "MultiScalePooler":
-        from msae.pooling import MultiScalePooler
+        from msae.estimators.pooler import MultiScalePooler
 
         return MultiScalePooler
     if name.startswith("MultiScale") and name in __all__:
-        from msae import estimators
+        from msae.estimators import base
 
-        return getattr(estimators, name)
+        return getattr(base, name)
     raise AttributeError(f"module 'msae' has no attribute {name!r}")

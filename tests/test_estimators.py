@@ -19,7 +19,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScaleTransformer, estimators
+from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScaleTransformer
+from msae.estimators import base as estimators
 from msae.data.ucr import ucr
 from msae.uses import anomaly
 from msae.models.reconstructor import Reconstructor

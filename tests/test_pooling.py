@@ -15,7 +15,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from msae import InputError, MultiScalePooler, MultiScaleTransformer
-from msae.pooling import STATISTICS, cut
+from msae.estimators.pooler import STATISTICS, cut
 
 RNG = np.random.default_rng(0)
 FLAT = FunctionTransformer(lambda x: x.reshape(len(x), -1))
@@ -36,7 +36,7 @@ def events(n: int, seed: int = 0) -> tuple[Any, Any]:
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch is once through the samples."""
-    monkeypatch.setattr("msae.estimators.EPOCH_STEPS", 1)
+    monkeypatch.setattr("msae.estimators.base.EPOCH_STEPS", 1)
 
 
 @parametrize_with_checks([MultiScalePooler(QUICK, scales=(1, 2), random_state=0)])
@@ -84,7 +84,7 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x = RNG.normal(size=(20, 64))
     fitted = MultiScalePooler(QUICK, random_state=0).fit(x)
     found = fitted.transform(x)
-    monkeypatch.setattr("msae.pooling.BATCH", 100)
+    monkeypatch.setattr("msae.estimators.pooler.BATCH", 100)
     np.testing.assert_allclose(fitted.transform(x), found, rtol=1e-12)
     np.testing.assert_allclose(fitted.transform(x[3:4]), found[3:4], rtol=1e-12)
     again = pickle.loads(pickle.dumps(clone(fitted).fit(x)))
@@ -93,7 +93,7 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_few_windows_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coder is fitted to different ones, of all samples."""
-    monkeypatch.setattr("msae.pooling.WINDOWS", 50)
+    monkeypatch.setattr("msae.estimators.pooler.WINDOWS", 50)
     seen: list[Any] = []
     monkeypatch.setattr(PCA, "fit", lambda self, x, *_: seen.append(x) or self)
     MultiScalePooler(make_pipeline(FLAT, PCA(2)), scales=(4,), random_state=0).fit(np.arange(640.0).reshape(10, 64))

@@ -1,0 +1,1 @@
+"""A run's folder: its names, what resumes it, several seeds as one, callbacks."""
