@@ -68,7 +68,7 @@ def read(
 
     from msae.data import files, rows, series
 
-    names = ("window", "stride", "missing", "scale", "split", "split_seed", "val_size", "test_size", "test_path")
+    names = ("window", "stride", "missing", "normalize", "split", "split_seed", "val_size", "test_size", "test_path")
     given = dict(cfg.data) | {"window": model.length}
     shares = series.check_options(*(given[name] for name in names))
     if cfg.data.split != "time":

@@ -140,7 +140,7 @@ def test_few_of_a_label_are_told_of(command: Command) -> None:
 
 def test_samples_of_the_prior(command: Command) -> None:
     np.save("a.npy", WAVES)
-    files = ("data=series", "data.path=a.npy", "data.scale=window")
+    files = ("data=series", "data.path=a.npy", "data.normalize=window")
     kl = ("model.regularizer=kl", "model.beta=0.01")
     args = ("model=ae16", *kl, "data.window=16", "trainer.max_epochs=3", "hydra.run.dir=run", *TRAIN)
     assert command(*args, *files).code == 0

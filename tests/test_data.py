@@ -98,7 +98,7 @@ def test_statistics_of_scales(monkeypatch: pytest.MonkeyPatch) -> None:
     for piece in (1 << 22, 40):
         monkeypatch.setattr(msae.data.windows, "PIECE", piece)
         for scale, (offset, width) in expected.items():
-            module = DataModule(Windows(x), Windows(x[:9]), scale=scale, missing=True)
+            module = DataModule(Windows(x), Windows(x[:9]), normalize=scale, missing=True)
             assert module.offset[:, 0].numpy() == pytest.approx(offset, abs=1e-4)
             assert module.scale[:, 0].numpy() == pytest.approx(width)
             assert module.value_range.tolist() == pytest.approx([np.nanmin(flat), np.nanmax(flat)])
@@ -112,7 +112,7 @@ def test_pictures_show_all_of_the_test_split() -> None:
 
 
 def test_statistics() -> None:
-    module = DataModule(numbered(10, channels=2), numbered(20, channels=2), scale=(1.0, 3.0))
+    module = DataModule(numbered(10, channels=2), numbered(20, channels=2), normalize=(1.0, 3.0))
     assert module.shape == (2, 2)
     assert module.offset.tolist() == [[1.0], [1.0]]
     assert module.scale.tolist() == [[3.0], [3.0]]
@@ -132,12 +132,12 @@ def test_the_range_is_that_of_the_training_split_alone() -> None:
         ({"val_size": 100}, "val_size=100: expected a whole number, from 0 to 99"),
         ({"val_size": -1}, "val_size=-1: expected"),
         ({"val_size": 1.5}, "val_size=1.5: expected"),
-        ({"scale": "log"}, "scale=log: expected one of none, minmax, standard, window"),
+        ({"normalize": "log"}, "normalize=log: expected one of none, minmax, standard, window"),
         ({"val_seed": -1}, "val_seed=-1: expected"),
         ({"seed": 2**32}, "seed=4294967296: expected"),
         (
-            {"scale": "window", "value_range": (0.0, 1.0)},
-            r"scale=window value_range=\(0.0, 1.0\): expected scale none, minmax, standard or .* without value_range",
+            {"normalize": "window", "value_range": (0.0, 1.0)},
+            r"normalize=window value_range=\(0.0, 1.0\): expected none, minmax, standard or .* without value_range",
         ),
     ],
 )

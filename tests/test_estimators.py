@@ -89,7 +89,7 @@ def test_one_channel_of_three_dimensions_is_the_same(transformer: MultiScaleTran
 
 @pytest.mark.parametrize("model", estimators.MODELS)
 def test_features_are_named_by_scale_and_index(model: str) -> None:
-    fitted = MultiScaleTransformer(**{**QUICK, "model": model, "scale": "window"}).set_output(transform="pandas").fit(X)
+    fitted = MultiScaleTransformer(**{**QUICK, "model": model, "normalize": "window"}).set_output(transform="pandas").fit(X)
     found = fitted.transform(X)
     codes = fitted.model_.codes
     for scale, code in codes.items():
@@ -266,7 +266,7 @@ def test_samples_of_another_length(transformer: MultiScaleTransformer) -> None:
         ({"n_epochs": 0}, "n_epochs=0: expected a whole number, at least 1"),
         ({"lr": -1}, "lr=-1: expected a number above 0"),
         ({"batch_size": 1.5}, "batch_size=1.5"),
-        ({"scale": "log"}, "scale=log: expected one of"),
+        ({"normalize": "log"}, "normalize=log: expected one of"),
         ({"validation_fraction": 2}, "validation_fraction=2: expected a number from 0 to 1"),
         ({"device": "tpu9"}, "device=tpu9: expected auto"),
         ({"device": "cuda:99"}, "device=cuda:99: there is none; expected auto"),

@@ -219,7 +219,7 @@ def test_means_over_batches_are_exact_where_values_are_missing(tmp_path: Path) -
     """Batches hold unequal numbers of values: each value weighs alike."""
     x = torch.arange(28.0).reshape(7, 1, 4)
     x[0, 0, :3] = torch.nan
-    data = DataModule(Windows(x), Windows(x), batch_size=2, missing=True, scale="standard")
+    data = DataModule(Windows(x), Windows(x), batch_size=2, missing=True, normalize="standard")
     model = Lines((1, 4))
     model.set_statistics(**data.statistics)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)

@@ -20,7 +20,7 @@ from msae.estimators.pooler import STATISTICS, cut
 RNG = np.random.default_rng(0)
 FLAT = FunctionTransformer(lambda x: x.reshape(len(x), -1))
 LINEAR = make_pipeline(FLAT, PCA(2))
-QUICK = MultiScaleTransformer("single", latent_dim=2, n_epochs=1, device="cpu", scale="none")
+QUICK = MultiScaleTransformer("single", latent_dim=2, n_epochs=1, device="cpu", normalize="none")
 
 
 def events(n: int, seed: int = 0) -> tuple[Any, Any]:

@@ -213,7 +213,7 @@ def test_pca_of_windows_each_scaled_by_itself() -> None:
     """Against the same PCA of windows standardized by hand; mean and deviation are two of the latent values."""
     rng = np.random.default_rng(0)
     train, test = (rng.normal(5, rng.uniform(1, 9, (n, 1, 1)), (n, 1, 6)).astype(np.float32) for n in (40, 20))
-    data = DataModule(Windows(torch.from_numpy(train)), Windows(torch.from_numpy(test)), scale="window")
+    data = DataModule(Windows(torch.from_numpy(train)), Windows(torch.from_numpy(test)), normalize="window")
     [row] = baselines.pca(data, [5])
     (x, _), (x_test, width) = (
         ((w[:, 0] - w[:, 0].mean(1, keepdims=True)) / w[:, 0].std(1, keepdims=True), w[:, 0].std(1, keepdims=True))
@@ -231,7 +231,7 @@ def test_pca_leaves_missing_values_out() -> None:
     train, test = (rng.normal(3, 2, (n, 1, 6)).astype(np.float32) for n in (40, 20))
     train[::3, 0, 1], test[::2, 0, 4] = np.nan, np.nan
     windows = (Windows(torch.from_numpy(x)) for x in (train, test))
-    [row] = baselines.pca(DataModule(*windows, scale="standard", missing=True), [2])
+    [row] = baselines.pca(DataModule(*windows, normalize="standard", missing=True), [2])
     mean, width = np.nanmean(train), np.nanstd(train)
     x, x_test = (np.nan_to_num((w[:, 0] - mean) / width) for w in (train, test))
     axes = np.linalg.svd(x - x.mean(0))[2][:2]

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from msae import InputError
 from msae.data import files, rows, tables
-from msae.data.module import SCALES, Windows
+from msae.data.module import NORMALIZATIONS, Windows
 from msae.data.series import series
 
 SPLITS = ("train", "val", "test")
@@ -55,7 +55,7 @@ class TestSplit:
         assert data.value_range.tolist() == [0, 1000]
 
     @given(
-        st.integers(40, 120), st.integers(2, 6), st.integers(1, 4), st.sampled_from(SCALES),
+        st.integers(40, 120), st.integers(2, 6), st.integers(1, 4), st.sampled_from(NORMALIZATIONS),
         st.sampled_from(["interpolate", "mask"]), st.sets(st.integers(0, 39), max_size=12),
     )  # fmt: skip
     @settings(deadline=None, max_examples=40)
@@ -80,12 +80,12 @@ class TestSplit:
         found = []
         for after in (x[first:], 1e6 * (1 + x[first:])):
             np.save(folder / "a.npy", np.concatenate([x[:first], after]))
-            data = series(str(folder / "a.npy"), window, stride, scale=scale, missing=missing)
+            data = series(str(folder / "a.npy"), window, stride, normalize=scale, missing=missing)
             found.append((data.train.x[:].nan_to_num(-9e9), data.offset, data.scale, data.value_range))
         for one, other in zip(*found, strict=True):
             assert torch.equal(one, other)
 
-    @pytest.mark.parametrize("scale", SCALES)
+    @pytest.mark.parametrize("scale", NORMALIZATIONS)
     def test_nor_of_groups_broken_by_gaps(self, scale: str, tmp_path: Path) -> None:
         """Two series of 50 rows, interleaved, with a gap after row 20: what comes after row 35 of each is no matter."""
         rng, found = np.random.default_rng(0), []
@@ -98,7 +98,7 @@ class TestSplit:
             ]
             write(tmp_path / "a.csv", "tgab", rows)
             data = series(
-                str(tmp_path / "a.csv"), 3, time_column="t", group_column="g", max_gap=2, scale=scale,
+                str(tmp_path / "a.csv"), 3, time_column="t", group_column="g", max_gap=2, normalize=scale,
                 val_size=0.14, test_size=0.16,
             )  # fmt: skip
             found.append((data.train.x[:], data.offset, data.scale, data.value_range))
@@ -407,7 +407,7 @@ BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (lines(), {"window": 1}, "window=1: expected a whole number, at least 2"),
     (lines(), {"stride": 0}, "stride=0: expected"),
     (lines(), {"missing": "skip"}, "missing=skip: expected one of error, interpolate, mask"),
-    (lines(), {"scale": "log"}, "scale=log: expected one of none, minmax, standard, window"),
+    (lines(), {"normalize": "log"}, "normalize=log: expected one of none, minmax, standard, window"),
     (lines(), {"split": "random"}, "split=random: windows of one series share values"),
     (lines(), {"val_size": 0.5, "test_size": 0.5}, "test_size=0.5: expected a share above 0 that with val_size=0.5"),
     (lines(), {"test_size": 0}, "test_size=0: expected a share above 0"),
@@ -482,7 +482,7 @@ def test_constant_channels_and_many(tmp_path: Path) -> None:
     """A constant channel scales to 0; a thousand channels are a thousand."""
     np.save(tmp_path / "a.npy", np.full((80, 1000), 3.0))
     for scale, expected in (("standard", 0.0), ("minmax", 0.0), ("none", 3.0)):
-        data = series(str(tmp_path / "a.npy"), 4, scale=scale)
+        data = series(str(tmp_path / "a.npy"), 4, normalize=scale)
         assert data.shape == (1000, 4)
         assert torch.equal((data.test.x[:] - data.offset) / data.scale, torch.full((9, 1000, 4), expected))
 

@@ -34,7 +34,7 @@ def test_a_set_that_comes_with_aeon() -> None:
 
 
 def test_several_channels() -> None:
-    assert ucr("BasicMotions", scale="window").shape == (6, 100)
+    assert ucr("BasicMotions", normalize="window").shape == (6, 100)
 
 
 def test_unequal_lengths_are_padded_and_masked() -> None:
@@ -55,7 +55,7 @@ def test_unequal_lengths_are_padded_and_masked() -> None:
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_local_archive(nested: bool, tmp_path: Path) -> None:
     tsv(tmp_path / "Small" if nested else tmp_path, "Small", "2\t0.5\t1\t2\n1\t3\t4\t5\n2\t6\t7\t9\n")
-    data = ucr("Small", root=str(tmp_path), scale="none")
+    data = ucr("Small", root=str(tmp_path), normalize="none")
     assert data.train.x[:].tolist() == [[[0.5, 1, 2]], [[3, 4, 5]], [[6, 7, 9]]]
     assert data.train.y is not None
     assert data.train.y.tolist() == [1, 0, 1]
@@ -69,7 +69,7 @@ def test_a_local_archive_of_ts_files(tmp_path: Path) -> None:
     )
     for split, rows in (("TRAIN", "1,2,3:a\n4,5,6:b\n"), ("TEST", "7,8,9:b\n")):
         (tmp_path / f"Small_{split}.ts").write_text(f"{head}@classLabel true a b\n@data\n{rows}")
-    data = ucr("Small", root=str(tmp_path), scale="none")
+    data = ucr("Small", root=str(tmp_path), normalize="none")
     assert data.train.x[:].tolist() == [[[1, 2, 3]], [[4, 5, 6]]]
     assert data.test.y is not None
     assert data.test.y.tolist() == [1]
@@ -85,9 +85,9 @@ def test_missing_values_and_padding_of_the_release(tmp_path: Path) -> None:
         InputError, match=r"series 0 of the training split: no value in channel 0 at step 1; data.missing"
     ):
         ucr("Holes", root, pad="end")
-    filled = ucr("Holes", root, pad="end", missing="interpolate", scale="none").train.x[:]
+    filled = ucr("Holes", root, pad="end", missing="interpolate", normalize="none").train.x[:]
     assert filled.nan_to_num(-1).tolist() == [[[1, 2, 3]], [[4, 5, -1]]]
-    masked = ucr("Holes", root, pad="end", missing="mask", scale="none").train.x[:]
+    masked = ucr("Holes", root, pad="end", missing="mask", normalize="none").train.x[:]
     assert masked.nan_to_num(-1).tolist() == [[[1, -1, 3]], [[4, 5, -1]]]
 
 
@@ -101,7 +101,7 @@ def test_missing_values_and_padding_of_the_release(tmp_path: Path) -> None:
         ({"name": "Text", "root": "."}, r"Text_TRAIN.tsv: not a file of the archive"),
         ({"name": "Small", "pad": "both"}, "pad=both: expected one of None, end, start"),
         ({"name": "Small", "missing": "drop"}, "missing=drop: expected one of error, interpolate, mask"),
-        ({"name": "Small", "scale": "log"}, "scale=log: expected one of"),
+        ({"name": "Small", "normalize": "log"}, "normalize=log: expected one of"),
         ({"name": "Small", "root": ".", "val_size": 9}, "val_size=9: expected a whole number, from 0 to 1"),
     ],
 )

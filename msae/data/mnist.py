@@ -53,7 +53,7 @@ def mnist(root: str | None = None, units: str = "unit", **loader: Any) -> DataMo
     fetch(folder)
     splits = [MNIST(folder, train=train) for train in (True, False)]
     train, test = (Windows(split.data.reshape(-1, 1, 784).float() / 255, split.targets) for split in splits)
-    return DataModule(train, test, scale=scale, value_range=(0.0, 1.0), image_shape=(28, 28), **loader)
+    return DataModule(train, test, normalize=scale, value_range=(0.0, 1.0), image_shape=(28, 28), **loader)
 
 
 def cache_folder() -> Path:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from msae.data.windows import Views, values
 from msae.errors import InputError, check_choice, check_int
 
-SCALES = ("none", "minmax", "standard", "window")
+NORMALIZATIONS = ("none", "minmax", "standard", "window")
 STEPS_PER_CALL = 32
 """Batches handed to one call of `training_step`, which makes an optimizer step for each."""
 
@@ -126,12 +126,12 @@ def check_windows(splits: dict[str, Windows], missing: bool) -> None:
         raise InputError(f"windows: {', '.join(f'{size} in {name}' for name, size in sizes.items())}")
 
 
-def channel_statistics(x: Float[Tensor, "n channels length"] | Views, scale: str) -> tuple[Tensor, Tensor, Tensor]:
+def channel_statistics(x: Float[Tensor, "n channels length"] | Views, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
     """Offset and scale of each channel, `(channels, 1)`, and the least and greatest value of all; NaN is left out.
 
     Args:
         x: windows of the training split.
-        scale: `minmax` takes a channel to [0, 1], `standard` to mean 0 and deviation 1 (a constant one to 0); `none`
+        normalize: `minmax` takes a channel to [0, 1], `standard` to mean 0 and deviation 1 (a constant one to 0); `none`
             and `window`, where each window is scaled by itself, leave it.
     """
     count, mean, squares = (torch.zeros(x.shape[1], dtype=torch.float64) for _ in range(3))
@@ -140,7 +140,7 @@ def channel_statistics(x: Float[Tensor, "n channels length"] | Views, scale: str
         present = ~piece.isnan()
         low = torch.minimum(low, piece.double().where(present, math.inf).amin(1))
         high = torch.maximum(high, piece.double().where(present, -math.inf).amax(1))
-        if scale == "standard":  # merges mean and sum of squares of two sets (Chan, Golub, LeVeque 1983)
+        if normalize == "standard":  # merges mean and sum of squares of two sets (Chan, Golub, LeVeque 1983)
             n = present.sum(1)
             its_mean = piece.double().nanmean(1).nan_to_num()
             its_squares = (piece.double() - its_mean[:, None]).square().nansum(1)
@@ -149,9 +149,9 @@ def channel_statistics(x: Float[Tensor, "n channels length"] | Views, scale: str
             mean += (its_mean - mean) * n / total
             count += n
     value_range = torch.stack([low.min(), high.max()]).float()
-    if scale == "minmax":
+    if normalize == "minmax":
         offset, width = low, high - low
-    elif scale == "standard":
+    elif normalize == "standard":
         offset, width = mean, (squares / count).sqrt()
     else:
         offset, width = torch.zeros_like(mean), torch.ones_like(mean)
@@ -171,9 +171,9 @@ class DataModule(L.LightningDataModule):
         val_size: windows of the validation split, or a share of the training split below 1; 0 for none.
         val_seed: which windows these are; apart from `seed`, so that every run has the same.
         seed: of the order of the training windows.
-        scale: what a model scales windows by: `none`; `minmax` or `standard`, each channel by statistics of the
+        normalize: what a model scales windows by: `none`; `minmax` or `standard`, each channel by statistics of the
             training split; `window`, each channel of each window by its own mean and deviation; or (offset, scale).
-        value_range: least and greatest value that a window can have, where there are such; not with `window` scale.
+        value_range: least and greatest value that a window can have, where there are such; not with `normalize=window`.
         image_shape: (rows, columns), where a window is an image read row by row.
         missing: whether windows may hold NaN.
         val: the validation split, where it is not to be taken out of the training split.
@@ -185,7 +185,7 @@ class DataModule(L.LightningDataModule):
         bounded: whether `value_range` was given; else it is that of the training split.
 
     Raises:
-        InputError: a size or scale that is not possible, or windows that are not float32, finite, and of one shape.
+        InputError: a size or normalization that is not possible, or windows that are not float32, finite, and of one shape.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class DataModule(L.LightningDataModule):
         val_size: float = 0,
         val_seed: int = 0,
         seed: int = 0,
-        scale: str | tuple[float, float] = "none",
+        normalize: str | tuple[float, float] = "none",
         value_range: tuple[float, float] | None = None,
         image_shape: tuple[int, int] | None = None,
         missing: bool = False,
@@ -221,16 +221,16 @@ class DataModule(L.LightningDataModule):
         self.missing = missing
         self.names = None if names is None else list(names)
         self.classes = None if classes is None else list(classes)
-        self.per_window = scale == "window"
-        name = check_choice("scale", scale, SCALES) if isinstance(scale, str) else "none"
+        self.per_window = normalize == "window"
+        name = check_choice("normalize", normalize, NORMALIZATIONS) if isinstance(normalize, str) else "none"
         if self.per_window and value_range is not None:
             raise InputError(
-                f"scale=window value_range={value_range}: expected scale none, minmax, standard or (offset, scale), or "
-                "scale=window without value_range: windows that are scaled each by itself have no range in common"
+                f"normalize=window value_range={value_range}: expected none, minmax, standard or (offset, scale), or "
+                "normalize=window without value_range: windows that are scaled each by itself have no range in common"
             )
         self.offset, self.scale, self.value_range = channel_statistics(self.train.x, name)
-        if not isinstance(scale, str):
-            self.offset, self.scale = (torch.full((self.shape[0], 1), float(value)) for value in scale)
+        if not isinstance(normalize, str):
+            self.offset, self.scale = (torch.full((self.shape[0], 1), float(value)) for value in normalize)
         if value_range:
             self.value_range = torch.tensor([float(value) for value in value_range])
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from msae.data import files
-from msae.data.module import SCALES, DataModule, Windows
+from msae.data.module import NORMALIZATIONS, DataModule, Windows
 from msae.data.rows import Table, first_hole, has_value, interpolate, stretches
 from msae.data.tables import Format
 from msae.data.windows import Views
@@ -30,7 +30,7 @@ def series(
     group_column: str | None = None,
     max_gap: str | float | None = None,
     missing: str = "error",
-    scale: str = "standard",
+    normalize: str = "standard",
     split: str = "time",
     split_seed: int = 0,
     val_size: float = 0.15,
@@ -58,7 +58,7 @@ def series(
             of numbers; without it, a step of more than 1.5 usual ones is an error.
         missing: what to do about NaN and empty fields: `error`; `interpolate`, on straight lines and never from one
             split to another; or `mask`, out of loss and metrics.
-        scale: see `msae.data.module.DataModule`.
+        normalize: see `msae.data.module.DataModule`.
         split: `time`, or `random` for windows already cut.
         split_seed: of the random split.
         val_size: share of the validation split; 0 for none.
@@ -73,7 +73,7 @@ def series(
     Raises:
         InputError: files or values that cannot be used, or too few rows for a window in each split.
     """
-    shares = check_options(window, stride, missing, scale, split, split_seed, val_size, test_size, test_path)
+    shares = check_options(window, stride, missing, normalize, split, split_seed, val_size, test_size, test_path)
     form = Format(columns, time_column, group_column, separator, decimal, header, time_format)
     paths, test_paths = files.find(path), files.find(test_path, "test_path") if test_path else []
     if both := {file.resolve() for file in paths} & {file.resolve() for file in test_paths}:
@@ -98,7 +98,7 @@ def series(
     splits = {name: Windows(Views(blocks, parts, window, stride)) for name, parts in spans.items()}
     names = tables[0].columns
     return DataModule(
-        splits["training"], splits["test"], val=splits["validation"], scale=scale, missing=holes, names=names, **loader
+        splits["training"], splits["test"], val=splits["validation"], normalize=normalize, missing=holes, names=names, **loader
     )
 
 
@@ -106,7 +106,7 @@ def check_options(
     window: Any,
     stride: Any,
     missing: Any,
-    scale: Any,
+    normalize: Any,
     split: Any,
     split_seed: Any,
     val_size: Any,
@@ -115,7 +115,7 @@ def check_options(
 ) -> tuple[float, float]:
     """Raise InputError for options that cannot be used with any file; returns the shares of validation and test."""
     check_choice("missing", missing, MISSING)
-    check_choice("scale", scale, SCALES)
+    check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("split", split, ("time", "random"))
     check_int("split_seed", split_seed, 0, 2**32 - 1)
     check_int("stride", stride)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from msae.data.module import SCALES, DataModule, Windows
+from msae.data.module import NORMALIZATIONS, DataModule, Windows
 from msae.data.mnist import cache_folder
 from msae.data.rows import first_hole, interpolate
 from msae.errors import InputError, check_choice
@@ -25,7 +25,7 @@ def ucr(
     root: str | None = None,
     pad: str | None = None,
     missing: str = "error",
-    scale: str = "standard",
+    normalize: str = "standard",
     **loader: Any,
 ) -> DataModule:
     """The official training and test split of a set, windows `(channels, length)`, with labels.
@@ -38,7 +38,7 @@ def ucr(
             set that comes with aeon, or else aeon's download into the user's cache.
         pad: `end` or `start`, where windows shorter than the longest are padded; the padding is masked.
         missing: `error`; `interpolate`, on straight lines; or `mask`, out of loss and metrics.
-        scale: see `msae.data.module.DataModule`.
+        normalize: see `msae.data.module.DataModule`.
         loader: `batch_size`, `val_size`, `val_seed` and `seed` of `DataModule`.
 
     Raises:
@@ -47,7 +47,7 @@ def ucr(
     """
     check_choice("pad", pad, (None, "end", "start"))
     check_choice("missing", missing, ("error", "interpolate", "mask"))
-    check_choice("scale", scale, SCALES)
+    check_choice("normalize", normalize, NORMALIZATIONS)
     splits = read(str(name), root)
     lengths = [[x.shape[1] for x in windows] for windows, _ in splits.values()]
     shortest, longest = min(map(min, lengths)), max(map(max, lengths))
@@ -65,7 +65,7 @@ def ucr(
         holes |= bool(np.isnan(x).any())
         y = torch.tensor([classes.index(label) for label in labels]) if labels else None
         found[split] = Windows(torch.from_numpy(x), y)
-    loader |= {"scale": scale, "missing": holes, "classes": classes or None}
+    loader |= {"normalize": normalize, "missing": holes, "classes": classes or None}
     return DataModule(found["training"], found["test"], **loader)
 
 

@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from torch import Tensor
 
 from msae.baselines import sample
-from msae.data.module import SCALES, DataModule, Windows
+from msae.data.module import NORMALIZATIONS, DataModule, Windows
 from msae.errors import InputError, check_choice, check_int, check_number
 from msae.uses import anomaly, augmentation
 from msae.models.ae import AutoEncoder
@@ -111,7 +111,7 @@ class Estimator(Samples):
     n_epochs: int
     lr: float
     batch_size: int
-    scale: str
+    normalize: str
     validation_fraction: float
     random_state: Any
     device: str
@@ -123,7 +123,7 @@ class Estimator(Samples):
         value = {name: plain(value) for name, value in self.get_params(deep=False).items()}
         build = MODELS[check_choice("model", value["model"], MODELS)]
         device = _device(value["device"])
-        check_choice("scale", value["scale"], SCALES)
+        check_choice("normalize", value["normalize"], NORMALIZATIONS)
         for name in ("n_epochs", "batch_size"):
             check_int(name, value[name])
         fraction = check_number("validation_fraction", value["validation_fraction"], 1)
@@ -135,7 +135,7 @@ class Estimator(Samples):
             val_size=min(int(fraction * len(windows)), len(windows) - 1),
             val_seed=seed,
             seed=seed,
-            scale=value["scale"],
+            normalize=value["normalize"],
             epoch_steps=EPOCH_STEPS,
         )
         with _apart(seed):
@@ -197,7 +197,7 @@ class MultiScaleTransformer(TransformerMixin, Estimator):  # type: ignore[misc]
         n_epochs: epochs of at least 50 optimizer steps: few samples are gone through several times in each.
         lr: Adam's learning rate.
         batch_size: samples in a batch.
-        scale: what samples are scaled by: `standard`, `minmax` or `none`, each channel alike in all samples; or
+        normalize: what samples are scaled by: `standard`, `minmax` or `none`, each channel alike in all samples; or
             `window`, each sample by itself, whose mean and deviation are then values of the latent.
         validation_fraction: share of the samples that only chooses the epoch whose weights are kept, the start among
             them; of so few that it is less than one sample, or for 0, the last epoch's are kept.
@@ -222,7 +222,7 @@ class MultiScaleTransformer(TransformerMixin, Estimator):  # type: ignore[misc]
         n_epochs: int = 10,
         lr: float = 1e-3,
         batch_size: int = 64,
-        scale: str = "standard",
+        normalize: str = "standard",
         validation_fraction: float = 0.1,
         random_state: Any = None,
         device: str = "auto",
@@ -233,7 +233,7 @@ class MultiScaleTransformer(TransformerMixin, Estimator):  # type: ignore[misc]
         self.n_epochs = n_epochs
         self.lr = lr
         self.batch_size = batch_size
-        self.scale = scale
+        self.normalize = normalize
         self.validation_fraction = validation_fraction
         self.random_state = random_state
         self.device = device
@@ -299,7 +299,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         n_epochs: int = 10,
         lr: float = 1e-3,
         batch_size: int = 64,
-        scale: str = "standard",
+        normalize: str = "standard",
         validation_fraction: float = 0.1,
         random_state: Any = None,
         device: str = "auto",
@@ -312,7 +312,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         self.n_epochs = n_epochs
         self.lr = lr
         self.batch_size = batch_size
-        self.scale = scale
+        self.normalize = normalize
         self.validation_fraction = validation_fraction
         self.random_state = random_state
         self.device = device
@@ -387,7 +387,7 @@ class MultiScaleAugmenter(Estimator):
             `scaling` and `magnitude_warp` a share of the difference from their mean, for `mix` one of the way.
         scales: names of the codes to change, of `model_.codes`; None for all.
         distance: where given, in place of `strength`, how far each sample is changed: the root mean square, in
-            deviations of the samples in `fit`, or with `scale="window"` of each sample.
+            deviations of the samples in `fit`, or with `normalize="window"` of each sample.
         copies: new samples for each old one.
         model: this and the other arguments are those of `MultiScaleTransformer`.
 
@@ -412,7 +412,7 @@ class MultiScaleAugmenter(Estimator):
         n_epochs: int = 10,
         lr: float = 1e-3,
         batch_size: int = 64,
-        scale: str = "standard",
+        normalize: str = "standard",
         validation_fraction: float = 0.1,
         random_state: Any = None,
         device: str = "auto",
@@ -428,7 +428,7 @@ class MultiScaleAugmenter(Estimator):
         self.n_epochs = n_epochs
         self.lr = lr
         self.batch_size = batch_size
-        self.scale = scale
+        self.normalize = normalize
         self.validation_fraction = validation_fraction
         self.random_state = random_state
         self.device = device
