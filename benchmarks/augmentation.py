@@ -47,9 +47,9 @@ from msae import baselines, cli, train
 from msae.data.module import DataModule, spread
 from msae.data.series import series
 from msae.data.ucr import ucr
-from msae.uses.augmentation import Reference, augment, sample
 from msae.models.reconstructor import Reconstructor
 from msae.report import table
+from msae.uses.augmentation import Reference, augment, sample
 
 MODELS = ("pyramid", "lgta", "direct")
 CHANGES = ("jitter", "scaling", "magnitude_warp")

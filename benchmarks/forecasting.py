@@ -29,8 +29,8 @@ from torch import Tensor
 from msae import cli, load
 from msae.data import tables
 from msae.data.series import in_time
-from msae.uses import forecasting
 from msae.report import interval, read_runs, table
+from msae.uses import forecasting
 
 MODELS = ("ae", "single", "pyramid")
 LENGTH = 96

@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from msae.runs.callbacks import Progress
-from msae.data.module import DataModule, Windows
 from msae.data.mnist import cache_folder, mnist
+from msae.data.module import DataModule, Windows
 from msae.models.msae import MultiScaleAutoEncoder
+from msae.runs.callbacks import Progress
 
 BATCH = 64
 

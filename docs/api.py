@@ -21,9 +21,7 @@ for name in msae.__all__:  # pdoc's pages are of modules: each name has one that
     modules.append(page.__name__)
     links.append(f"- [`{name}`](msae/{name}.html)")
 msae.__doc__ = "\n".join(map(str, links))
-modules += [
-    f"msae.{name}" for name in ("estimators", "models", "data", "uses", "baselines", "plots", "runs")
-]
+modules += [f"msae.{name}" for name in ("estimators", "models", "data", "uses", "baselines", "plots", "runs")]
 # a dataclass's constructor is made without the names that its module imports
 warnings.filterwarnings("ignore", r"Error parsing type annotation ForwardRef.* for \S+\.__init__")
 pdoc.render.configure(docformat="google")

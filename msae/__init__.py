@@ -17,7 +17,7 @@ __version__ = version("msae")
 def __getattr__(name: str) -> Any:
     """Import on first use: `msae.load` needs torch and Lightning, `python -m msae.train --help` does not."""
     if name == "load":
-        from msae.models.reconstructor import load
+        from msae.models.checkpoint import load
 
         return load
     if name == "InputError":

@@ -97,10 +97,10 @@ def load(cfg: DictConfig) -> Reconstructor:
     """The model of `cfg.ckpt`, on the CPU, for evaluation."""
     import torch
 
-    from msae.models import base
+    from msae.models import checkpoint
 
     torch.set_num_threads(cfg.threads)
-    model = base.load(cfg.ckpt)
+    model = checkpoint.load(cfg.ckpt)
     task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     given = any(text.lstrip("+").startswith("data.window=") for text in task)
     if given and cfg.data.window not in (None, model.length):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from msae.uses.augmentation import Augmented, Reference
     from msae.models.reconstructor import Reconstructor
+    from msae.uses.augmentation import Augmented, Reference
 
 KEPT = 4000
 """Samples that are the reference and that statistics are of, evenly chosen, where there are as many."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from torch import Tensor
 
     from msae.data.windows import Views
-    from msae.uses.anomaly import Event, Reference, Scorer
     from msae.models.reconstructor import Reconstructor
+    from msae.uses.anomaly import Event, Reference, Scorer
 
 PLACES = ("start", "end", "peak")
 """Steps of an event that its table gives."""

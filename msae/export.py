@@ -47,9 +47,9 @@ def export(cfg: DictConfig) -> list[Path]:
     to = check(cfg)
     import torch
 
-    from msae.models import base
+    from msae.models import checkpoint
 
-    model = base.load(cfg.ckpt)
+    model = checkpoint.load(cfg.ckpt)
     torch.manual_seed(0)
     x = model.offset + model.scale * torch.randn(3, model.channels, model.length)
     suffix = to.suffix.lower()

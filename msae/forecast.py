@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from torch import Tensor
 
     from msae.data.rows import Table
-    from msae.uses.forecasting import Errors, Forecaster, Part
     from msae.models.reconstructor import Reconstructor
+    from msae.uses.forecasting import Errors, Forecaster, Part
 
 
 def forecast(cfg: DictConfig) -> Path:

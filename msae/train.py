@@ -291,7 +291,8 @@ def resumed(cfg: DictConfig, model: Reconstructor, data: DataModule, kept: Path)
         InputError: the checkpoint is of another model, or `max_steps` ended it within an epoch and shall not now: which
             windows the epoch had left is not kept.
     """
-    from msae.models.reconstructor import class_path, read_checkpoint
+    from msae.models.checkpoint import read_checkpoint
+    from msae.models.reconstructor import class_path
 
     checkpoint = read_checkpoint(cfg.ckpt_path)
     if checkpoint["model_class"] != class_path(type(model)):

@@ -18,23 +18,23 @@ from jaxtyping import install_import_hook
 
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
 with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"], CHECKER):
-    import msae.data.module
     import msae.data.digits
     import msae.data.files
     import msae.data.mnist
+    import msae.data.module
     import msae.data.rows
     import msae.data.series
     import msae.data.tables
     import msae.data.ucr
     import msae.data.windows
-    import msae.uses.anomaly
-    import msae.uses.augmentation
-    import msae.uses.forecasting
     import msae.models.ae
     import msae.models.lgta
     import msae.models.msae
     import msae.models.pyramid
     import msae.plots
+    import msae.uses.anomaly
+    import msae.uses.augmentation
+    import msae.uses.forecasting
 
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
 

@@ -13,12 +13,12 @@ from scipy.stats import genpareto
 from torch import Tensor
 
 from msae.errors import InputError
-from msae.uses import anomaly
-from msae.uses.anomaly import Event, Scorer, Scores
 from msae.models.ae import AutoEncoder
-from msae.models.reconstructor import Reconstructor
 from msae.models.layers import window_level
 from msae.models.pyramid import PyramidAutoEncoder
+from msae.models.reconstructor import Reconstructor
+from msae.uses import anomaly
+from msae.uses.anomaly import Event, Scorer, Scores
 
 LENGTH = 12
 

@@ -12,8 +12,10 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from msae import InputError
-from msae.data.module import DataModule
 from msae.data.digits import digits
+from msae.data.module import DataModule
+from msae.models.pyramid import PyramidAutoEncoder
+from msae.models.reconstructor import Reconstructor
 from msae.uses.augmentation import (
     CHANGES,
     TOLERANCE,
@@ -27,8 +29,6 @@ from msae.uses.augmentation import (
     sample,
     statistics,
 )
-from msae.models.reconstructor import Reconstructor
-from msae.models.pyramid import PyramidAutoEncoder
 
 
 @final

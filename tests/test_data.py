@@ -9,8 +9,8 @@ from torch import Tensor
 
 import msae.data.windows
 from msae import InputError
-from msae.data.module import DataModule, Windows
 from msae.data.digits import digits
+from msae.data.module import DataModule, Windows
 from msae.models.layers import window_level
 
 

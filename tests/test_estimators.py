@@ -20,10 +20,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScaleTransformer
-from msae.estimators import base as estimators
 from msae.data.ucr import ucr
-from msae.uses import anomaly
+from msae.estimators import base as estimators
 from msae.models.reconstructor import Reconstructor
+from msae.uses import anomaly
 
 RNG = np.random.default_rng(0)
 X = np.sin(np.arange(24) / 3 + RNG.uniform(0, 6, (40, 1))) + 0.1 * RNG.normal(size=(40, 24)) + 5
@@ -89,7 +89,9 @@ def test_one_channel_of_three_dimensions_is_the_same(transformer: MultiScaleTran
 
 @pytest.mark.parametrize("model", estimators.MODELS)
 def test_features_are_named_by_scale_and_index(model: str) -> None:
-    fitted = MultiScaleTransformer(**{**QUICK, "model": model, "normalize": "window"}).set_output(transform="pandas").fit(X)
+    fitted = (
+        MultiScaleTransformer(**{**QUICK, "model": model, "normalize": "window"}).set_output(transform="pandas").fit(X)
+    )
     found = fitted.transform(X)
     codes = fitted.model_.codes
     for scale, code in codes.items():

@@ -21,10 +21,10 @@ import msae
 from msae import export
 from msae.cli import CONF
 from msae.models.ae import AutoEncoder
-from msae.models.reconstructor import Reconstructor
 from msae.models.lgta import LGTA
 from msae.models.msae import MultiScaleAutoEncoder
 from msae.models.pyramid import PyramidAutoEncoder
+from msae.models.reconstructor import Reconstructor
 
 FACTS = ("model", "channels", "length", "codes", "columns")
 TAKEN = {"model": "x", "model.encoder": "x", "model.decoder": "z"}

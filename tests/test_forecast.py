@@ -18,9 +18,9 @@ import msae
 from msae import apply, forecast
 from msae.cli import CONF
 from msae.data.rows import Table
+from msae.models.ae import AutoEncoder
 from msae.uses import forecasting
 from msae.uses.forecasting import ALPHAS, Part
-from msae.models.ae import AutoEncoder
 
 LENGTH = 8
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import Command
 
-from msae.data.module import DataModule, Windows
 from msae.data.digits import digits
+from msae.data.module import DataModule, Windows
 from msae.data.windows import Views
 from msae.models.ae import AutoEncoder
-from msae.models.reconstructor import Reconstructor
 from msae.models.lgta import LGTA
 from msae.models.pyramid import PyramidAutoEncoder
+from msae.models.reconstructor import Reconstructor
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 WAITS = ("HtoD", "DtoH", "Synchronize", "aten::item")

@@ -17,8 +17,8 @@ import msae
 from msae import InputError
 from msae.data.module import DataModule, Windows
 from msae.models.ae import AutoEncoder
-from msae.models.reconstructor import MeanPSNR, Reconstructor, active_units
 from msae.models.msae import MultiScaleAutoEncoder
+from msae.models.reconstructor import MeanPSNR, Reconstructor, active_units
 
 
 @final

@@ -13,9 +13,9 @@ from conftest import Command, Result
 from torch import Tensor, nn
 
 from msae import cli, load
-from msae.runs.callbacks import History
 from msae.data.digits import digits
 from msae.models.ae import AutoEncoder
+from msae.runs.callbacks import History
 from msae.runs.stack import Stacked
 
 MODELS = sorted(path.stem for path in (cli.CONF / "model").glob("*.yaml"))

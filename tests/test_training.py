@@ -17,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import msae
 from msae import baselines
-from msae.runs.callbacks import History
 from msae.data.digits import digits
+from msae.runs.callbacks import History
 
 
 def run_folder(out: str) -> Path:

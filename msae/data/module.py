@@ -131,8 +131,8 @@ def channel_statistics(x: Float[Tensor, "n channels length"] | Views, normalize:
 
     Args:
         x: windows of the training split.
-        normalize: `minmax` takes a channel to [0, 1], `standard` to mean 0 and deviation 1 (a constant one to 0); `none`
-            and `window`, where each window is scaled by itself, leave it.
+        normalize: `minmax` takes a channel to [0, 1], `standard` to mean 0 and deviation 1 (a constant one to 0);
+            `none`, and `window`, where each window is scaled by itself, leave it.
     """
     count, mean, squares = (torch.zeros(x.shape[1], dtype=torch.float64) for _ in range(3))
     low, high = torch.full_like(mean, math.inf), torch.full_like(mean, -math.inf)
@@ -185,7 +185,7 @@ class DataModule(L.LightningDataModule):
         bounded: whether `value_range` was given; else it is that of the training split.
 
     Raises:
-        InputError: a size or normalization that is not possible, or windows that are not float32, finite, and of one shape.
+        InputError: a size or normalization that is not possible, or windows not float32, finite and of one shape.
     """
 
     def __init__(

@@ -98,7 +98,13 @@ def series(
     splits = {name: Windows(Views(blocks, parts, window, stride)) for name, parts in spans.items()}
     names = tables[0].columns
     return DataModule(
-        splits["training"], splits["test"], val=splits["validation"], normalize=normalize, missing=holes, names=names, **loader
+        splits["training"],
+        splits["test"],
+        val=splits["validation"],
+        normalize=normalize,
+        missing=holes,
+        names=names,
+        **loader,
     )
 
 

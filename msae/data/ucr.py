@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from msae.data.module import NORMALIZATIONS, DataModule, Windows
 from msae.data.mnist import cache_folder
+from msae.data.module import NORMALIZATIONS, DataModule, Windows
 from msae.data.rows import first_hole, interpolate
 from msae.errors import InputError, check_choice
 

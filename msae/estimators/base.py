@@ -28,12 +28,12 @@ from torch import Tensor
 from msae.baselines import sample
 from msae.data.module import NORMALIZATIONS, DataModule, Windows
 from msae.errors import InputError, check_choice, check_int, check_number
-from msae.uses import anomaly, augmentation
 from msae.models.ae import AutoEncoder
-from msae.models.reconstructor import Reconstructor
 from msae.models.lgta import LGTA
 from msae.models.msae import MultiScaleAutoEncoder
 from msae.models.pyramid import PyramidAutoEncoder
+from msae.models.reconstructor import Reconstructor
+from msae.uses import anomaly, augmentation
 
 EPOCH_STEPS = 50
 """Optimizer steps that an epoch has at least."""

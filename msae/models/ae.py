@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msae.errors import check_int, check_ints
-from msae.models.reconstructor import Reconstructor
 from msae.models.layers import mlp
+from msae.models.reconstructor import Reconstructor
 
 
 @final

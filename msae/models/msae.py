@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msae.errors import check_choice, check_int
-from msae.models.reconstructor import Reconstructor
 from msae.models.layers import mlp
+from msae.models.reconstructor import Reconstructor
 
 
 @final

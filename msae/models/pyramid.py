@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from msae.errors import InputError, check_int, check_ints
-from msae.models.reconstructor import Reconstructor
 from msae.models.layers import Scale, principal_axes
+from msae.models.reconstructor import Reconstructor
 
 log = logging.getLogger(__name__)
 FOLDS = 10
