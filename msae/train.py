@@ -28,7 +28,6 @@ from msae.errors import InputError, check_choice, check_int, check_ints
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import lightning as L
-    from torch import Tensor
 
     from msae.data.module import DataModule
     from msae.models.reconstructor import Reconstructor, Stepper
@@ -208,6 +207,7 @@ def built(cfg: DictConfig, data: DataModule, kept: Path) -> Reconstructor:
         kept: the checkpoint that the run ends by testing.
     """
     from msae.baselines import sample
+    from msae.models.contract import check_model
 
     model: Reconstructor = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
     if cfg.ckpt_path is not None:
@@ -217,49 +217,6 @@ def built(cfg: DictConfig, data: DataModule, kept: Path) -> Reconstructor:
         model.initialize(lambda: sample(data))
     check_model(model, data.train.x[:2])
     return model
-
-
-def check_model(model: Reconstructor, x: Tensor) -> None:
-    """Raise InputError for mistakes in a new model's class, which else come when it has trained for long.
-
-    Args:
-        model: of the class, with statistics.
-        x: a few windows in raw units.
-    """
-    import torch
-
-    name, codes = type(model).__name__, getattr(model, "_codes", None)
-    if "shape" not in model.hparams:
-        raise InputError(f"model {name}: expected a call of save_hyperparameters(logger=False) in its constructor")
-    if not codes or not isinstance(codes, dict):
-        raise InputError(f'model {name}: expected its constructor to fill `codes`, such as {{"whole": slice(0, 64)}}')
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        z = model.encode_scaled(model.scaled(x))
-        outputs: dict[str, Any] = {"decode_scaled": model.decode_scaled(z)}
-        stages, penalties = model.stages_scaled(z), model.penalties(z)
-    for module, mode in modes.items():
-        module.training = mode
-    if not stages or not isinstance(stages, dict) or not isinstance(penalties, dict):
-        raise InputError(f"model {name}: expected dicts of tensors of stages_scaled, with one at least, and penalties")
-    stops = [0, *(code.stop for code in codes.values())]
-    if z.shape != (len(x), stops[-1]) or [code.start for code in codes.values()] != stops[:-1]:
-        listed = ", ".join(f"{key} {code.start}:{code.stop}" for key, code in codes.items())
-        raise InputError(
-            f"model {name}: codes {listed} for encode_scaled's {tuple(z.shape)} of {len(x)} windows; "
-            "expected (batch, latent), and codes that follow one another from its first value to its last"
-        )
-    outputs |= {f"stages_scaled[{key!r}]": x_hat for key, x_hat in stages.items()}
-    expected = dict.fromkeys(outputs, tuple(x.shape)) | {f"penalties[{key!r}]": () for key in penalties}
-    outputs |= {f"penalties[{key!r}]": term for key, term in penalties.items()}
-    for method, found in outputs.items():
-        given = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-        if given != expected[method]:
-            raise InputError(
-                f"model {name}: {method} gives {given} for windows {tuple(x.shape)}; "
-                f"expected a tensor {expected[method]}"
-            )
 
 
 def check_processes(cfg: DictConfig, trainer: L.Trainer) -> None:
