@@ -16,7 +16,7 @@ import warnings
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -69,7 +69,8 @@ def train(
     import torch
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from msae.runs.callbacks import Checkpoint, History, Pictures, Progress
+    from msae.runs.callbacks import Checkpoint, History, Progress
+    from msae.runs.pictures import Pictures
 
     begin(cfg, stack is None)
     device = accelerator(cfg)
@@ -85,6 +86,7 @@ def train(
     check_processes(cfg, trainer)
     model = built(cfg, data, run / f"{kept}.ckpt")
     model.stack = stack
+    model.data_options = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
     if cli.leads():
         (run / "metrics.json").unlink(missing_ok=True)  # of a shorter run, which this one makes longer
         OmegaConf.save(cfg, run / "config.yaml", resolve=True)

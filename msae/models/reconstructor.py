@@ -89,6 +89,8 @@ class Reconstructor(L.LightningModule, ABC):
         missing: whether windows may hold NaN, which is encoded as the value that scales to 0, and left out of the loss
             and the metrics.
         names: of the channels it was trained on, where these have any.
+        data_options: the config of the data it was trained on, plain values by name, `_target_` among them; a use reads
+            new files by it. None where it was trained without a config.
         stack: what makes its optimizer steps, together with those of other runs; by default it makes them itself.
 
     Raises:
@@ -134,6 +136,7 @@ class Reconstructor(L.LightningModule, ABC):
         self.bounded = False
         self.stack: Stepper | None = None
         self.names: Sequence[str] | None = None
+        self.data_options: dict[str, Any] | None = None
         self.psnr = nn.ModuleDict({f"{split}/psnr": MeanPSNR() for split in ("train", "val", "test")})
 
     @abstractmethod
@@ -186,7 +189,7 @@ class Reconstructor(L.LightningModule, ABC):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights and buffers."""
-        return {key: getattr(self, key) for key in ("per_window", "missing", "bounded", "names")}
+        return {key: getattr(self, key) for key in ("per_window", "missing", "bounded", "names", "data_options")}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take it from a checkpoint."""
