@@ -1,5 +1,8 @@
 """What TensorBoard shows of a run beside its curves: reconstructions, scales, the latent."""
 
+import shutil
+from pathlib import Path
+
 import lightning as L
 import torch
 from jaxtyping import Float
