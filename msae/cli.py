@@ -4,16 +4,12 @@ import _thread
 import contextlib
 import difflib
 import functools
-import hashlib
-import itertools
-import json
 import os
 import re
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,53 +27,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from msae.errors import InputError
+from msae.runs import folder
+from msae.runs.processes import leads, n_jobs
 
 PACKAGE = Path(__file__).parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 """The configs: inside the package in a wheel, beside it in a checkout."""
-UNNAMED = ("ckpt_path", "resume", "trainer.enable_progress_bar")
-"""Keys that say how a run is gone on with or shown, not what it is: they are left out of folder names."""
-ONE_PROCESS = "a run of several processes in a sweep needs hydra/launcher=slurm; expected trainer.devices=1"
-"""Others would start the whole sweep again in each process of a run."""
 NO_PACKAGE = "hydra/launcher={0}: expected its package; pip install 'msae[{0}]'"
 MISTAKES = (InputError, HydraException, OmegaConfBaseException, OSError)
 """Errors that end a command in one line, the machine's among them; all others are ours, and show their traceback."""
-
-
-def folder_name(overrides: Iterable[str], separator: str) -> str:
-    """A folder's name made of overrides: readable, without slashes, at most 150 characters."""
-    kept = [text for text in overrides if text.split("=")[0].lstrip("+~") not in UNNAMED]
-    name = re.sub(r"[^\w=.,+~\-\[\]]+", "_", separator.join(kept)) or "default"
-    return name if len(name) <= 150 else f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def run_dir(ckpt_path: str | None, now: str, overrides: Sequence[str]) -> str:
-    """Folder of a single run: that of the checkpoint it goes on from, or a new one under `runs`."""
-    if ckpt_path and (Path(ckpt_path).parent / "config.yaml").is_file():
-        return str(Path(ckpt_path).parent)
-    if not leads():  # which writes nothing, and may have another clock
-        return "."
-    return f"runs/{now}_{folder_name(overrides, ',')}"
-
-
-def sweep_dir(overrides: Sequence[str]) -> str:
-    """Folder of a sweep, the same for the same overrides, so that it can be gone on with."""
-    return f"runs/{folder_name((text for text in overrides if '=' in text and not re.search(r'hydra[./]', text)), '+')}"
-
-
-def run_name(overrides: Sequence[str], sweep: str) -> str:
-    """Folder of a run inside that of its sweep: the overrides that the sweep's own name does not give already."""
-    known = Path(sweep).name.split("+")
-    return folder_name([text for text in overrides if folder_name([text], "") not in known] or overrides, ",")
-
-
-def n_jobs(accelerator: str) -> int:
-    """Runs of a sweep at a time: one on a GPU, else -1, one on each core."""
-    if accelerator == "cpu":
-        return -1
-    import torch
-
-    return 1 if torch.cuda.is_available() else -1
 
 
 def conf_dir() -> str:
@@ -90,58 +48,8 @@ def keys(command: str) -> str:
     return (CONF / f"{command}.yaml").read_text().split("\n\n")[1]
 
 
-for resolver in (run_dir, run_name, n_jobs, conf_dir, keys):
+for resolver in (folder.run_dir, folder.run_name, n_jobs, conf_dir, keys):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-
-
-def leads() -> bool:
-    """Whether this is the process that writes: the first of those that Lightning, torchrun or Slurm started."""
-    return not any(int(os.environ.get(key, "0")) for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
-
-
-def processes() -> int:
-    """As how many processes this run was started, by Lightning, torchrun or Slurm's srun."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
-
-
-def on_slurm(config: DictConfig) -> bool:
-    """Whether the runs of a sweep are jobs of Slurm."""
-    target: str = config.hydra.launcher._target_
-    return target.endswith("SlurmLauncher")
-
-
-def is_one(*sizes: Any) -> bool:
-    """Whether numbers, or lists, of devices and nodes are those of one process."""
-    return all(re.fullmatch(r"1|auto|\[[^,]*\]", str(size)) for size in sizes)
-
-
-def check_sweep(config: DictConfig) -> None:
-    """Raise InputError for a sweep that would hang, or train the processes of a run apart, before anything starts.
-
-    Args:
-        config: of the sweep, without the overrides that differ from run to run.
-    """
-    if processes() > 1:
-        raise InputError("a sweep starts its runs itself; expected -m without torchrun or srun")
-    if config.get("ckpt_path"):
-        raise InputError(f"ckpt_path={config.ckpt_path}: of one run; a sweep that is there goes on with resume=true")
-    launcher = config.hydra.launcher
-    if on_slurm(config) and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-        raise InputError(NO_PACKAGE.format("slurm"))
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-    swept = {o.key_or_group: [*o.sweep_string_iterator()] for o in overrides if o.is_sweep_override()}
-    sizes = {key: swept.get(f"trainer.{key}", [str(config.trainer[key])]) for key in ("devices", "num_nodes")}
-    told = " ".join(f"trainer.{key}={','.join(values)}" for key, values in sizes.items())
-    ddp = "ddp" in (config.trainer.strategy, *swept.get("trainer", []))
-    if not on_slurm(config):
-        if ddp or not is_one(*itertools.chain(*sizes.values())):
-            raise InputError(f"{'trainer=ddp ' * ddp}{told}: {ONE_PROCESS}")
-    elif (ddp and "trainer" in swept) or [*sizes.values()] != [[f"{launcher.tasks_per_node}"], [f"{launcher.nodes}"]]:
-        raise InputError(
-            f"{told}: expected, for all runs of the sweep, {launcher.tasks_per_node} and {launcher.nodes}, as of "
-            "hydra.launcher.tasks_per_node and nodes"
-        )
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -156,11 +64,12 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     sys.argv[1:] = [quoted(text) for text in sys.argv[1:]]
     if keyless := next((text for text in sys.argv[1:] if text.startswith("=")), None):
         fail(f"{keyless}: expected key=value")
-    given = [text.partition("=")[2].strip("'\"") for text in sys.argv if text.startswith("hydra.sweep.dir=")]
-    sweep = Path(given[-1] if given else sweep_dir(sys.argv[1:]))
+    try:
+        sys.argv[1:] = folder.resumed(sys.argv[1:], config_name)
+    except InputError as error:
+        fail(str(error))
+    sweep = sweep_folder(config_name)
     new = not sweep.exists()
-    if not given:  # as an override, the folder is the same for every run of the sweep
-        sys.argv.append(f"hydra.sweep.dir='{sweep}'")
     sys.argv[1:] = of_each_run(sys.argv[1:])
 
     def told(config: DictConfig) -> None:
@@ -183,10 +92,21 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         fail(explain(error, config_name))
     except KeyboardInterrupt:
         started = any(sweep.glob("*/train.log"))
-        print("\ninterrupted; the same command with resume=true goes on" if started else "\ninterrupted")
+        print(f"\ninterrupted. To resume: {folder.resuming(sweep)}" if started else "\ninterrupted")
         sys.exit(130)
     finally:
         sys.unraisablehook = hook
+
+
+def sweep_folder(config_name: str) -> Path:
+    """The folder of the runs, where the command is a sweep; it becomes an override, the same for each of them."""
+    keys = ("out", "hydra.sweep.dir") if config_name == "train" else ("hydra.sweep.dir",)
+    places = {key: text for text in sys.argv[1:] if (key := folder.key_of(text)) in keys}
+    given = [text.partition("=")[2].strip("'\"").replace("\\'", "'") for text in places.values()]
+    sweep = Path(given[-1] if given else folder.sweep_dir(sys.argv[1:]))
+    if "hydra.sweep.dir" not in places:
+        sys.argv.append(f"hydra.sweep.dir={folder.quoted(sweep)}")
+    return sweep
 
 
 def dropped(error: "sys.UnraisableHookArgs") -> None:
@@ -205,7 +125,7 @@ def quoted(text: str) -> str:
             return f"{key}=[{','.join(repr(item.strip()) for item in value[1:-1].split(','))}]"
         return text
     # the project's folders have commas in their names
-    own = dict.fromkeys(("ckpt_path", "ckpt", "output", "out", "to", "reference", "hydra.run.dir"), "[=, ]")
+    own = dict.fromkeys(("resume", "ckpt", "out", "reference", "hydra.run.dir"), "[=, ]")
     keys = ("path", "test_path", "root", "time_column", "group_column")  # in which a comma is a sweep
     users = {f"data.{name}": r"[= ()\[\]{}]" for name in keys}
     signs = dict.fromkeys(("data.separator", "data.decimal", "data.time_format"), "^(?!null$)")
@@ -297,20 +217,5 @@ def unknown_key(key: str, config_name: str) -> str:
     with there if GlobalHydra().is_initialized() else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose(config_name, overrides=groups))
     assert isinstance(config, dict)
-    keys = [name for name in [*map(str, config), *flat(config)] if "._" not in name]
+    keys = [name for name in [*map(str, config), *folder.flat(config)] if "._" not in name]
     return f"{key}: no such key{nearest(key, keys) or '; --help lists all keys'}"
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dicts by their dotted keys."""
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)

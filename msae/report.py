@@ -6,19 +6,17 @@ import argparse
 import json
 import math
 import re
-import sys
-import traceback
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from msae import cli
 from msae.errors import InputError
+from msae.runs.folder import UNNAMED, folder_name, write_json
 
 if TYPE_CHECKING:
     from msae.data.module import DataModule
@@ -54,7 +52,7 @@ def name_runs(runs: list[Run]) -> None:
     common = set.intersection(*(set(run["overrides"]) for run in runs)) if runs else set()
     for run in runs:
         own = [o for o in run["overrides"] if o not in common and not re.match(r"seed=|data=|data\.(?!batch_size)", o)]
-        own = [o for o in own if o.split("=")[0] not in cli.UNNAMED]
+        own = [o for o in own if o.split("=")[0] not in UNNAMED]
         run["name"] = " ".join(o.removeprefix("model=") for o in own) or run["model"]
 
 
@@ -284,7 +282,7 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
         result = compare(models)
         result["pca"] = baselines.pca(data, sorted({run["latent_dim"] for run in of_data}))
         results[name] = result
-        place = folder if len(of_data) == len(runs) else folder / cli.folder_name([name], "")
+        place = folder if len(of_data) == len(runs) else folder / folder_name([name], "")
         place.mkdir(exist_ok=True)
         pictures(place, data, models)
         texts.append(markdown(name, result))
@@ -299,80 +297,13 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
         texts.append("## Missing runs\n\n" + "\n".join(f"- {name}: {reason}" for name, reason in missing.items()))
     text = "\n\n".join([f"# {folder.resolve().name}", *texts]) + "\n"
     (folder / "report.md").write_text(text)
-    cli.write_json(folder / "report.json", {"data": results, "over_data_sets": over, "missing": missing})
+    write_json(folder / "report.json", {"data": results, "over_data_sets": over, "missing": missing})
     return text, missing
 
 
 def shown(text: str) -> str:
     """The report without its pictures, for the terminal."""
     return "\n".join(line for line in text.splitlines() if not line.startswith("!["))
-
-
-class SweepReport(Callback):
-    """Refuses a folder that holds another sweep, and reports when the sweep ends.
-
-    Attributes:
-        running: the config of this process's sweep, while its launcher runs.
-    """
-
-    running: ClassVar[DictConfig | None] = None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        try:
-            cli.check_sweep(config)
-        except InputError as error:  # Hydra would make a warning of it
-            cli.fail(str(error))
-        if not config.resume and any(folder.glob("*/train.log")):
-            cli.fail(
-                f"{folder} holds this sweep already: resume=true goes on with it, hydra.sweep.dir=FOLDER starts anew"
-            )
-        SweepReport.running = config
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepReport.running = None
-        end_of_sweep(Path(config.hydra.sweep.dir))
-
-    @classmethod
-    def given_up(cls, error: Exception) -> NoReturn:
-        """Report a sweep whose launcher raised an error, since one of its processes was killed; raise others again.
-
-        On Slurm the other runs go on: they are waited for.
-        """
-        config, cls.running = cls.running, None
-        if config is None:
-            raise error
-        print(*traceback.format_exception_only(error), sep="", file=sys.stderr)
-        folder = Path(config.hydra.sweep.dir)
-        if cli.on_slurm(config):
-            wait_for_jobs(Path(config.hydra.launcher.submitit_folder).parent)
-        if any(folder.glob("*/train.log")):
-            end_of_sweep(folder)
-        cli.fail(f"the launcher of {folder} gave up")
-
-
-def wait_for_jobs(folder: Path) -> None:
-    """Wait for the end of the last array of jobs of which submitit has folders, named by their numbers, in `folder`."""
-    from submitit import SlurmJob
-
-    arrays: dict[int, list[Path]] = {}
-    for path in folder.glob("*/*_submitted.pkl"):
-        arrays.setdefault(int(path.name.partition("_")[0]), []).append(path.parent)
-    for path in arrays[max(arrays)] if arrays else []:
-        SlurmJob(path, path.name).wait()
-
-
-def end_of_sweep(folder: Path) -> None:
-    """Report, on the terminal too; exit code 2 if a run did not finish."""
-    try:
-        text, missing = report(folder)
-    except Exception as error:  # noqa: BLE001  (Hydra would make a warning of it)
-        if not isinstance(error, cli.MISTAKES):
-            traceback.print_exc()
-        cli.fail(f"no report of {folder}: {cli.explain(error, 'train')}")
-    print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir '{folder}'")
-    if missing:
-        cli.fail(f"{len(missing)} of the runs did not finish: {', '.join(missing)}")
 
 
 def main() -> None:

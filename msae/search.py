@@ -23,8 +23,13 @@ from hydra.types import HydraContext, RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from msae import cli, train
+from msae import cli
 from msae.errors import InputError, check_int
+from msae.runs.folder import UNNAMED, folder_name, key_of, resumed, resuming, write
+from msae.runs.processes import check_sweep
+from msae.runs.trainer import check as check_run
+from msae.runs.trainer import quiet
+from msae.train import train
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from filelock import BaseFileLock
@@ -34,8 +39,8 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 
 SHOWN = 10
 """Trials in the table, at most."""
-FREE = ("n_trials", "study", "threads", "data.root", "trainer.accelerator", "trainer.enable_progress_bar")
-"""Keys that may change when a study is gone on with."""
+FREE = ("n_trials", "out", "resume", "threads", "data.root", "trainer.accelerator", "trainer.enable_progress_bar")
+"""Keys that may change when a study is resumed."""
 
 
 def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
@@ -54,9 +59,10 @@ def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
     space = spaces(given, tried)
     kept = [text for text in given if key_of(text) not in FREE]
     texts = sorted(str(override.input_line) for override in swept)
-    folder = Path(cfg.study or Path("runs", cli.folder_name(["search", *sorted(kept), *texts], "+")))
+    folder = Path(cfg.out or cfg.resume or Path("runs", folder_name(["search", *sorted(kept), *texts], "+")))
     study, lock = opened(folder, sorted([*kept, *(str(override.input_line) for override in tried)]))
-    print(f"{len(counted(study))} of {cfg.n_trials} trials are there\n  {folder}", flush=True)
+    write(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*kept, *texts, f"n_trials={cfg.n_trials}"])))
+    print(f"{len(counted(study))} of {cfg.n_trials} trials are done\n  {folder}", flush=True)
     while True:
         with lock:
             begun = next_trial(study, space, folder, cfg)
@@ -68,18 +74,13 @@ def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
         except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
             with lock:
                 lose(study, trial.number)
-            print("\ninterrupted; the same command goes on with the study")
+            print(f"\ninterrupted. To resume: {resuming(folder, 'search')}")
             sys.exit(130)
         finally:
             running.release()
             Path(running.lock_file).unlink(missing_ok=True)
         print(f"trial {trial.number}: {text}   {' '.join(overrides(trial.params))}", flush=True)
     end(study, given, folder)
-
-
-def key_of(text: str) -> str:
-    """The key of an override."""
-    return text.partition("=")[0].lstrip("+~")
 
 
 def overrides(values: Mapping[str, Any]) -> list[str]:
@@ -93,7 +94,7 @@ def to_try(swept: Sequence[Override]) -> tuple[list[str], list[Override]]:
     Raises:
         InputError: nothing is to be tried, or a key that is not for searching.
     """
-    own = {"n_trials", "study"} | {override.key_or_group for override in swept}
+    own = {"n_trials", "out", "resume"} | {override.key_or_group for override in swept}
     given = [text for text in HydraConfig.get().overrides.task if key_of(text) not in own]
     known = own | {key_of(text) for text in given}
     params = HydraConfig.get().sweeper.get("params") or {}
@@ -101,7 +102,7 @@ def to_try(swept: Sequence[Override]) -> tuple[list[str], list[Override]]:
     found = [*OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(texts), *swept]
     tried = [override for override in found if override.is_sweep_override()]
     for override in tried:
-        if override.key_or_group in ("seed", *FREE, *cli.UNNAMED):
+        if override.key_or_group in ("seed", *FREE, *UNNAMED):
             raise InputError(f"{override.input_line}: not for searching; expected one value")
     if not tried:
         raise InputError("nothing to search; expected what to try, such as 'model.lr=tag(log,interval(1e-4,1e-2))'")
@@ -159,16 +160,13 @@ def distribution(override: Override, chosen: DictConfig) -> BaseDistribution:
 
 def check(cfg: DictConfig) -> None:
     """Raise InputError for what no trial could be run with, or compared by."""
-    for key in cli.UNNAMED[:2]:
-        if cfg[key]:
-            raise InputError(f"{key}={cfg[key]}: a search starts each run anew; the same command goes on with a study")
     if OmegaConf.is_list(cfg.seed):
         raise InputError(f"seed={cfg.seed}: expected one seed, which all trials have; train the best with several")
     if launcher := next((o for o in HydraConfig.get().overrides.hydra if re.match(r"hydra[./]launcher", o)), None):
         raise InputError(f"{launcher}: a search has none; started several times, the same command works side by side")
-    cli.check_sweep(cfg)
-    train.check(cfg)
-    train.quiet()
+    check_sweep(cfg)
+    check_run(cfg)
+    quiet()
     if not len(instantiate(cfg.data).val):
         raise InputError("data: no validation split, by which trials are compared; expected data.val_size above 0")
 
@@ -190,7 +188,7 @@ def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     lock, file = FileLock(folder / "study.lock"), folder / "study.db"
     if not file.exists() and {path.name for path in folder.glob("*")} - {"study.lock"}:
-        raise InputError(f"study={folder}: holds something else; expected a new folder, or that of a study")
+        raise InputError(f"out={folder}: contains other files; expected a new folder, or that of a study")
     folder.mkdir(parents=True, exist_ok=True)
     with lock:
         study = optuna.create_study(storage=f"sqlite:///{file}", study_name="msae", load_if_exists=True)
@@ -201,7 +199,7 @@ def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
             differing = "; not ".join(
                 " ".join(t for t in a if t not in b) for a, b in ((before, about), (about, before))
             )
-            raise InputError(f"study={folder}: was begun with {differing}")
+            raise InputError(f"out={folder}: a study of {differing}")
     return study, lock
 
 
@@ -286,7 +284,7 @@ def val_loss(texts: Sequence[str], run: Path) -> float:
 
     def task(cfg: DictConfig) -> Any:
         try:
-            return train.train(cfg, run, f"trial {run.name}", bar=False)["val_loss"]
+            return train(cfg, run, f"trial {run.name}", bar=False)["val_loss"]
         except Exception as error:  # noqa: BLE001  (which Hydra would print)
             return error
 
@@ -328,7 +326,11 @@ def end(study: Study, given: Sequence[str], folder: Path) -> None:
 def main() -> None:
     """The command."""
     swept, others = [], []
-    for text in sys.argv[1:]:
+    try:
+        texts = resumed(sys.argv[1:], "search")
+    except InputError as error:
+        cli.fail(str(error))
+    for text in texts:
         override = parsed(text) if cli.is_override(text) else None
         if text in ("-m", "--multirun"):
             cli.fail(f"{text}: a search is a sweep by itself; leave it out")

@@ -1,0 +1,206 @@
+"""A run's folder: its name, what lies in it, and what `resume=` finds there.
+
+config.yaml     the resolved config
+overrides.yaml  the command line's overrides, which `resume=RUN` uses again
+last.ckpt       the weights and the optimizer after the last epoch; best.ckpt, those of the least validation loss
+metrics.json    the result; it is there when the run has finished
+train.log, events.out.tfevents.*
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from msae.errors import InputError
+from msae.runs.processes import leads
+
+UNNAMED = ("resume", "out", "trainer.enable_progress_bar")
+"""Keys that do not change the result, only where a run is kept, how it resumes or what it displays."""
+FREE = ("trainer.", "resume", "out", "threads", "data.root", "model.compile")
+"""Keys that may change when a run is resumed."""
+
+
+def key_of(text: str) -> str:
+    """The key of an override."""
+    return text.partition("=")[0].lstrip("+~")
+
+
+def folder_name(overrides: Iterable[str], separator: str) -> str:
+    """A folder's name made of overrides: readable, without slashes, at most 150 characters."""
+    kept = [text for text in overrides if key_of(text) not in UNNAMED]
+    name = re.sub(r"[^\w=.,+~\-\[\]]+", "_", separator.join(kept)) or "default"
+    return name if len(name) <= 150 else f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def run_dir(resume: str | None, out: str | None, now: str, overrides: Sequence[str]) -> str:
+    """The folder of a single run: `out`, that of the run it resumes, or a new one under `runs`."""
+    if out:
+        return out
+    if resume and ((beside := folder_of(resume)) / "overrides.yaml").is_file():
+        return str(beside)
+    if not leads():  # which writes nothing, and may have another clock
+        return "."
+    return f"runs/{now}_{folder_name(overrides, ',')}"
+
+
+def sweep_dir(overrides: Sequence[str]) -> str:
+    """The folder of a sweep, the same for the same overrides, so that it can be resumed."""
+    return f"runs/{folder_name((text for text in overrides if '=' in text and not re.search(r'hydra[./]', text)), '+')}"
+
+
+def run_name(overrides: Sequence[str], sweep: str) -> str:
+    """The folder of a run in that of its sweep: the overrides that the sweep's own name does not contain."""
+    known = Path(sweep).name.split("+")
+    return folder_name([text for text in overrides if folder_name([text], "") not in known] or overrides, ",")
+
+
+def folder_of(resume: str) -> Path:
+    """The folder that `resume=` means: itself, or that of a checkpoint."""
+    path = Path(resume).expanduser()
+    return path.parent if path.is_file() else path
+
+
+def checkpoint_of(resume: str) -> Path | None:
+    """The checkpoint that `resume=` means: itself, or a folder's `last.ckpt`; None where the folder has none yet."""
+    path = Path(resume).expanduser()
+    if path.is_dir():
+        path = path / "last.ckpt"
+    return path if path.is_file() else None
+
+
+def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
+    """A command line's arguments, where `resume=PATH` is one of them with the overrides of what it resumes.
+
+    Args:
+        texts: the arguments; an override among them replaces that of the same key.
+        command: `train`, or `search` for the folder of a study.
+
+    Raises:
+        InputError: the path is missing, or is neither a run, a sweep, a study nor a checkpoint.
+    """
+    values = [text.partition("=")[2].strip("'\"") for text in texts if key_of(text) == "resume"]
+    if not values or values[-1] in ("", "null"):
+        return list(texts)
+    path = Path(values[-1].replace("\\'", "'")).expanduser()
+    if not path.exists():
+        raise InputError(f"resume={path}: no such file or folder; expected the folder of a run, or its last.ckpt")
+    folder = folder_of(str(path))
+    if (folder / "study.db").is_file() != (command == "search"):
+        hint = "a study; expected python -m msae.search" if command == "train" else "expected the folder of a study"
+        raise InputError(f"resume={path}: {hint}")
+    sweep = []
+    if (folder / "overrides.yaml").is_file():
+        saved = [str(text) for text in OmegaConf.load(folder / "overrides.yaml")]
+    elif (folder / "multirun.yaml").is_file():
+        before = OmegaConf.load(folder / "multirun.yaml").hydra.overrides
+        saved = [*before.hydra, *before.task]
+        sweep = ["--multirun"] * (not {"-m", "--multirun"} & set(texts)) + [f"hydra.sweep.dir={quoted(folder)}"]
+    elif path.is_file():  # a checkpoint alone: its overrides are given
+        return list(texts)
+    else:
+        raise InputError(f"resume={path}: no run in it; expected the folder of a run, of several seeds, or of a sweep")
+    own = {key_of(text) for text in texts} | {"hydra.mode", "hydra.sweep.dir", "resume", "out"}
+    return [text for text in saved if key_of(text) not in own] + list(texts) + sweep
+
+
+def quoted(path: Path | str) -> str:
+    """A path as a value of Hydra's grammar."""
+    return "'{}'".format(str(path).replace("'", "\\'"))
+
+
+def own_overrides(cfg: DictConfig) -> list[str]:
+    """The command line's overrides that make a run what it is, with its own seed where several train as one."""
+    given = [text for text in HydraConfig.get().overrides.task if key_of(text) not in UNNAMED]
+    one = not OmegaConf.is_list(cfg.seed)
+    return [f"seed={cfg.seed}" if one and key_of(text) == "seed" else text for text in given]
+
+
+def keep(run: Path, cfg: DictConfig) -> None:
+    """Write `config.yaml` and `overrides.yaml` of a run into its folder."""
+    keep_overrides(run, cfg)
+    write(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def keep_overrides(folder: Path, cfg: DictConfig) -> None:
+    """Write `overrides.yaml`, by which `resume=` finds again what a folder was made with."""
+    write(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(own_overrides(cfg))))
+
+
+def resuming(folder: Path, command: str = "train") -> str:
+    """The command that resumes what is in a folder."""
+    return f"python -m msae.{command} resume={shlex.quote(os.path.relpath(folder))}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is there whole or not at all."""
+    write(path, json.dumps(value, indent=1) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by their dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def kept_keys(cfg: Any) -> dict[str, Any]:
+    """A config's values by their dotted keys, without those that may change when its run is resumed."""
+    return {k: v for k, v in flat(OmegaConf.to_container(cfg, resolve=True)).items() if not k.startswith(FREE)}
+
+
+def check_same(path: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputError that names the keys on which a run that is there and this one differ."""
+    keys = [key for key in before | now if before.get(key) != now.get(key)]
+    keys.sort(key=lambda key: not key.endswith("_target_"))  # another data set or model has other keys all over
+    if keys:
+        listed = ", ".join(f"{key}={before.get(key)}, not {now.get(key)}" for key in keys[:3])
+        more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise InputError(f"{path}: was made with {listed}{more}; expected no other value of it")
+
+
+def check_limits(name: str, cfg: DictConfig, done: dict[str, int]) -> bool:
+    """Whether a run of so many steps and epochs is as long as the config says; InputError where it is longer."""
+    for unit, count in done.items():
+        limit = cfg.trainer[f"max_{unit}"]
+        if limit != -1 and count > limit:
+            raise InputError(f"trainer.max_{unit}={limit}: {name} has {count} {unit} already")
+    return any(count == cfg.trainer[f"max_{unit}"] for unit, count in done.items())
+
+
+def finished(run: Path, cfg: DictConfig) -> bool:
+    """Whether a folder holds the result of a run as long as the config's.
+
+    Raises:
+        InputError: it holds the result of a longer run.
+    """
+    if not (run / "metrics.json").exists():
+        return False
+    result = json.loads((run / "metrics.json").read_text())
+    check_limits(os.path.relpath(run), cfg, {unit: result.get(unit, 0) for unit in ("steps", "epochs")})
+    before = OmegaConf.load(run / "config.yaml").trainer
+    return all(before[limit] == cfg.trainer[limit] for limit in ("max_epochs", "max_steps"))
+
+
+def tidy(run: Path) -> None:
+    """Remove the folder of a run that never started, unless there is more in it than the log."""
+    (run / "train.log").unlink(missing_ok=True)
+    if run.exists() and not any(run.iterdir()):  # what else is in it is not ours
+        run.rmdir()

@@ -1,0 +1,62 @@
+"""Whether a checkpoint fits the run that resumes from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from msae.errors import InputError
+from msae.models.checkpoint import read_checkpoint
+from msae.models.reconstructor import class_path
+from msae.runs.folder import check_limits, check_same, kept_keys
+
+if TYPE_CHECKING:
+    from msae.data.module import DataModule
+    from msae.models.reconstructor import Reconstructor
+
+CHOSEN = ("code_dims",)
+"""A model's arguments that its training windows choose where the config has null."""
+
+
+def as_before(cfg: DictConfig, model: Reconstructor, data: DataModule, ckpt: Path, kept: Path) -> Reconstructor:
+    """The model of a checkpoint, before its weights are loaded; what its training windows chose stays chosen.
+
+    Args:
+        cfg: of the run.
+        model: as the config alone makes it.
+        data: of the run.
+        ckpt: the checkpoint to resume from.
+        kept: the checkpoint that the run ends by testing.
+
+    Raises:
+        InputError: the checkpoint is of another model or run, or `max_steps` ended it within an epoch and no longer
+            does: the windows that were left of that epoch are not known.
+    """
+    name = f"resume={ckpt}"
+    checkpoint = read_checkpoint(ckpt)
+    if (beside := ckpt.parent / "config.yaml").is_file():
+        check_same(name, kept_keys(OmegaConf.load(beside)), kept_keys(cfg))
+    if checkpoint["model_class"] != class_path(type(model)):
+        theirs = checkpoint["model_class"].partition(":")[2]
+        raise InputError(f"{name}: of the model {theirs}, not {type(model).__name__}")
+    before, now = checkpoint["hyper_parameters"], {k: v for k, v in model.hparams.items() if k != "compile"}
+    check_same(name, before, now | {key: before.get(key) for key in CHOSEN if now.get(key) is None})
+    model = type(model)(**before, compile=model.compiles)
+    sizes, expected = (
+        {name: getattr(value, "shape", None) for name, value in state.items()}
+        for state in (checkpoint["state_dict"], model.state_dict())
+    )
+    if sizes != expected:
+        raise InputError(f"{name}: its weights do not fit {type(model).__name__}; the file may be damaged")
+    steps, epochs = checkpoint["global_step"], checkpoint["epoch"] + bool(checkpoint["global_step"])
+    finished = check_limits(str(ckpt), cfg, {"steps": steps, "epochs": epochs})
+    whole = data.steps_per_epoch
+    if cfg.trainer.limit_train_batches == 1.0 and steps % whole and steps != cfg.trainer.max_steps:
+        raise InputError(
+            f"{name}: ended at step {steps}, within an epoch of {whole} steps; expected a checkpoint of whole epochs"
+        )
+    if finished and not kept.exists():  # Lightning trains no further, and the run is tested
+        raise InputError(f"{name}: has nothing left to train; expected the run's folder, with {kept.name} to test")
+    return model

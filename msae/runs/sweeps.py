@@ -1,0 +1,114 @@
+"""The runs of a sweep: one that fails does not stop the others, and they are reported at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from msae import cli
+from msae.errors import InputError
+from msae.runs.folder import checkpoint_of, finished, resuming
+from msae.runs.processes import check_sweep, leads, on_slurm
+
+log = logging.getLogger(__name__)
+
+
+def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, **shared: Any) -> None:
+    """Train a run of a sweep, unless it is finished; write an error into its folder, so that the others continue.
+
+    Args:
+        train: `msae.train.train`.
+        cfg: of the run.
+        run: its folder.
+        shared: further arguments of `train`.
+    """
+    failure = run / "error.txt"
+    try:
+        if finished(run, cfg):
+            log.info("%s: finished before", run.name)
+            return
+        if leads():
+            failure.unlink(missing_ok=True)
+        ckpt = checkpoint_of(str(run)) if cfg.resume else None
+        result = train(cfg, run, run.name, ckpt, bar=False, **shared)
+        log.info("%s: test MSE %.4g", run.name, result["metrics"]["test/mse"])
+    except Exception as error:  # whatever it is, the other runs continue, and the sweep ends with exit code 2
+        if not leads():
+            raise
+        reason = cli.explain(error, "train")
+        failure.write_text(f"{reason}\n\n{traceback.format_exc()}")
+        log.error("%s: failed: %s", run.name, reason)  # noqa: TRY400  (the traceback is in the file)
+
+
+class SweepReport(Callback):
+    """Refuses a folder that contains a sweep already, and reports when the sweep ends.
+
+    Attributes:
+        running: the config of this process's sweep, while its launcher runs.
+    """
+
+    running: ClassVar[DictConfig | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            check_sweep(config)
+        except InputError as error:  # Hydra would make a warning of it
+            cli.fail(str(error))
+        if not config.resume and any(folder.glob("*/train.log")):
+            cli.fail(f"{folder}: already contains this sweep. To resume it: {resuming(folder)}; out=FOLDER starts anew")
+        SweepReport.running = config
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepReport.running = None
+        end_of_sweep(Path(config.hydra.sweep.dir))
+
+    @classmethod
+    def given_up(cls, error: Exception) -> NoReturn:
+        """Report a sweep whose launcher raised an error, since one of its processes was killed; raise others again.
+
+        On Slurm the other runs go on: they are waited for.
+        """
+        config, cls.running = cls.running, None
+        if config is None:
+            raise error
+        print(*traceback.format_exception_only(error), sep="", file=sys.stderr)
+        folder = Path(config.hydra.sweep.dir)
+        if on_slurm(config):
+            wait_for_jobs(Path(config.hydra.launcher.submitit_folder).parent)
+        if any(folder.glob("*/train.log")):
+            end_of_sweep(folder)
+        cli.fail(f"the launcher of {folder} gave up")
+
+
+def wait_for_jobs(folder: Path) -> None:
+    """Wait for the end of the last array of jobs of which submitit has folders, named by their numbers, in `folder`."""
+    from submitit import SlurmJob
+
+    arrays: dict[int, list[Path]] = {}
+    for path in folder.glob("*/*_submitted.pkl"):
+        arrays.setdefault(int(path.name.partition("_")[0]), []).append(path.parent)
+    for path in arrays[max(arrays)] if arrays else []:
+        SlurmJob(path, path.name).wait()
+
+
+def end_of_sweep(folder: Path) -> None:
+    """Report, on the terminal too; exit code 2 if a run did not finish."""
+    from msae.report import report, shown
+
+    try:
+        text, missing = report(folder)
+    except Exception as error:  # noqa: BLE001  (Hydra would make a warning of it)
+        if not isinstance(error, cli.MISTAKES):
+            traceback.print_exc()
+        cli.fail(f"no report of {folder}: {cli.explain(error, 'train')}")
+    print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir '{folder}'")
+    if missing:
+        cli.fail(f"{len(missing)} of the runs did not finish: {', '.join(missing)}")
