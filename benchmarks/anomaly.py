@@ -41,8 +41,8 @@ from typing import Any
 
 import numpy as np
 
-from msae import cli
 from msae.report import read_runs, table
+from msae.runs.folder import write_json
 
 MODELS = ("pyramid", "single", "ae")
 SEEDS = (0, 1, 2)
@@ -218,7 +218,7 @@ def evaluate(name: str, series: Series, out: Path, overrides: list[str]) -> dict
         found[detector].append(vus_pr(method(*parts, length), labels, length))
     result = {"length": length, "train": train, "steps": len(labels), "anomalous": float(labels.mean())}
     result |= {"channels": x.shape[1], "train_anomalous": float(y[:train].mean()), "vus_pr": found}
-    cli.write_json(kept, result)
+    write_json(kept, result)
     return result
 
 
@@ -264,7 +264,7 @@ def main() -> None:
     for name in given.sets or sets:
         results[name] = evaluate(name, sets[name](), given.out, overrides)
     text = markdown(results)
-    cli.write_json(given.out / "anomaly.json", results)
+    write_json(given.out / "anomaly.json", results)
     (given.out / "anomaly.md").write_text(text)
     print(text)
 

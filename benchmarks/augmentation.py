@@ -43,12 +43,14 @@ from joblib import Parallel, delayed
 from scipy import stats
 from torch import Tensor, nn
 
-from msae import baselines, cli, train
+from msae import baselines, cli
 from msae.data.module import DataModule, spread
 from msae.data.series import series
 from msae.data.ucr import ucr
 from msae.models.reconstructor import Reconstructor
 from msae.report import table
+from msae.runs import trainer
+from msae.runs.folder import folder_name, write_json
 from msae.uses.augmentation import Reference, augment, sample
 
 MODELS = ("pyramid", "lgta", "direct")
@@ -98,7 +100,7 @@ def fitted(name: str, data: DataModule, seed: int, steps: int) -> Reconstructor:
     model.set_statistics(**data.statistics)
     if name == "direct":
         return model.eval()
-    train.quiet()
+    trainer.quiet()
     model.initialize(lambda: baselines.sample(data))
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     quiet |= {"enable_model_summary": False, "limit_val_batches": 0}
@@ -265,14 +267,14 @@ COLUMNS = {
 
 def job(part: str, source: str, name: str, seed: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of a source, model and seed; kept in a file, and taken from it where they are there."""
-    label = cli.folder_name([source.replace("/", "_"), name, str(seed), str(args.steps), str(args.windows)], "+")
+    label = folder_name([source.replace("/", "_"), name, str(seed), str(args.steps), str(args.windows)], "+")
     path = args.out / part / f"{label}.json"
     if not path.exists():
         torch.set_num_threads(1)
         warnings.filterwarnings("ignore", module="sklearn|lightning|torch")
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {"source": Path(source.partition(",")[0]).stem, "model": name, "seed": seed}
-        cli.write_json(path, [about | row for row in PARTS[part](source, name, seed, args)])
+        write_json(path, [about | row for row in PARTS[part](source, name, seed, args)])
         print(f"{part}: {label}", flush=True)
     rows: list[dict[str, Any]] = json.loads(path.read_text())
     return rows
@@ -346,7 +348,7 @@ def main() -> None:
     text = markdown(args.part, rows)
     args.out.mkdir(parents=True, exist_ok=True)
     arguments = {key: getattr(args, key) for key in ("sources", "seeds", "steps", "windows")}
-    cli.write_json(args.out / f"{args.part}.json", {"arguments": arguments, "rows": rows})
+    write_json(args.out / f"{args.part}.json", {"arguments": arguments, "rows": rows})
     (args.out / f"{args.part}.md").write_text(text)
     print(text)
 

@@ -34,9 +34,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from ucr_study import usable
 
-from msae import MultiScalePooler, MultiScaleTransformer, cli
+from msae import MultiScalePooler, MultiScaleTransformer
 from msae.data.ucr import ucr
 from msae.report import interval, table
+from msae.runs.folder import write_json
 
 SEEDS = (0, 1, 2)
 MODELS = ("ae", "single", "pyramid")
@@ -98,7 +99,7 @@ def of_set(name: str, root: Path, out: Path, epochs: int, methods: tuple[str, ..
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # constant features of catch22
                 done.append(accuracy(method, data, size, epochs, seed))
-            cli.write_json(path, found)
+            write_json(path, found)
     print(name, {method: round(fmean(values), 3) for method, values in found["accuracy"].items()}, flush=True)
     return found
 
@@ -148,7 +149,7 @@ def main() -> None:
     found = Parallel(n_jobs=2)(delayed(run)(name) for name in names)
     results = dict(zip(names, found, strict=True))
     text, rows = markdown(results, methods)
-    cli.write_json(given.out / "features.json", {"n": len(SEEDS), "sets": results, "methods": rows})
+    write_json(given.out / "features.json", {"n": len(SEEDS), "sets": results, "methods": rows})
     (given.out / "features.md").write_text(text + "\n")
     print(text)
 

@@ -26,10 +26,11 @@ import torch
 from pyarrow import csv
 from torch import Tensor
 
-from msae import cli, load
+from msae import load
 from msae.data import tables
 from msae.data.series import in_time
 from msae.report import interval, read_runs, table
+from msae.runs.folder import write_json
 from msae.uses import forecasting
 
 MODELS = ("ae", "single", "pyramid")
@@ -147,7 +148,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     rows = [row for path in given.files for row in study(path, given.rows, given.out, overrides)]
-    cli.write_json(given.out / "forecasting.json", rows)
+    write_json(given.out / "forecasting.json", rows)
     (given.out / "forecasting.md").write_text(markdown(rows) + "\n")
     print(markdown(rows))
 

@@ -20,10 +20,11 @@ from typing import Any
 import lightning as L
 import torch
 
-from msae import baselines, train
+from msae import baselines
 from msae.data.module import DataModule, Windows
 from msae.models.pyramid import PyramidAutoEncoder
 from msae.report import table
+from msae.runs import trainer
 from msae.runs.stack import Run, Stack
 
 BASE = {"windows": 10_000, "length": 128, "channels": 1, "seeds": 1}
@@ -51,7 +52,7 @@ class Clock(L.Callback):
 
 def measure(windows: int, length: int, channels: int, seeds: int, steps: int) -> dict[str, float]:
     """In this process: milliseconds a step, and GiB at the peak and of the windows."""
-    train.quiet()
+    trainer.quiet()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     x = torch.rand(windows, channels, length)

@@ -24,10 +24,11 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from msae import baselines, cli
+from msae import baselines
 from msae.data.ucr import SUFFIXES, ucr
 from msae.errors import InputError
 from msae.report import Run, markdown_over, over_data_sets, read_runs, table
+from msae.runs.folder import write_json
 
 SPACE: dict[str, dict[str, tuple[str, ...]]] = {
     "single": {"model.lr": ("0.0001", "0.0003", "0.0006", "0.001", "0.002", "0.004")},
@@ -159,7 +160,7 @@ def main() -> None:
         for (name, model), runs in found.items()
         for run in runs
     ]
-    cli.write_json(given.out / "search.json", trial_rows)
+    write_json(given.out / "search.json", trial_rows)
     chosen = {key: runs[:1] for key, runs in found.items()}
     groups = defaultdict(list)
     for (name, model), [best] in chosen.items():
@@ -173,7 +174,7 @@ def main() -> None:
     results = collect(chosen)
     over = over_data_sets(results)
     text = markdown(results, over)
-    cli.write_json(given.out / "study.json", {"sets": results, "over": over})
+    write_json(given.out / "study.json", {"sets": results, "over": over})
     (given.out / "study.md").write_text(text)
     ranks(given.out / "ranks.png", results)
     by_scale(given.out / "scales.png", chosen, results)

@@ -60,17 +60,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     full = leads() and os.environ.get("HYDRA_FULL_ERROR") == "1"  # which the other processes inherit from the first
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself
-    sys.argv[1:] = sorted(sys.argv[1:], key=is_override)  # argparse wants them side by side
-    sys.argv[1:] = [quoted(text) for text in sys.argv[1:]]
-    if keyless := next((text for text in sys.argv[1:] if text.startswith("=")), None):
-        fail(f"{keyless}: expected key=value")
-    try:
-        sys.argv[1:] = folder.resumed(sys.argv[1:], config_name)
-    except InputError as error:
-        fail(str(error))
-    sweep = sweep_folder(config_name)
+    sweep = prepared(config_name)
     new = not sweep.exists()
-    sys.argv[1:] = of_each_run(sys.argv[1:])
 
     def told(config: DictConfig) -> None:
         try:
@@ -98,14 +89,23 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.unraisablehook = hook
 
 
-def sweep_folder(config_name: str) -> Path:
-    """The folder of the runs, where the command is a sweep; it becomes an override, the same for each of them."""
+def prepared(config_name: str) -> Path:
+    """Rewrite the command line as Hydra takes it; the folder of the runs, where the command is a sweep."""
+    try:
+        # a search finds its study before it parses what to try
+        texts = folder.resumed(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
+    except InputError as error:
+        fail(str(error))
+    texts = [quoted(text) for text in sorted(texts, key=is_override)]  # argparse wants them side by side
+    if keyless := next((text for text in texts if text.startswith("=")), None):
+        fail(f"{keyless}: expected key=value")
     keys = ("out", "hydra.sweep.dir") if config_name == "train" else ("hydra.sweep.dir",)
-    places = {key: text for text in sys.argv[1:] if (key := folder.key_of(text)) in keys}
+    places = {key: text for text in texts if (key := folder.key_of(text)) in keys}
     given = [text.partition("=")[2].strip("'\"").replace("\\'", "'") for text in places.values()]
-    sweep = Path(given[-1] if given else folder.sweep_dir(sys.argv[1:]))
-    if "hydra.sweep.dir" not in places:
-        sys.argv.append(f"hydra.sweep.dir={folder.quoted(sweep)}")
+    sweep = Path(given[-1] if given else folder.sweep_dir(texts))
+    if "hydra.sweep.dir" not in places:  # as an override, the folder is the same for every run of the sweep
+        texts.append(f"hydra.sweep.dir={folder.quoted(sweep)}")
+    sys.argv[1:] = of_each_run(texts)
     return sweep
 
 

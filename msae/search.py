@@ -23,13 +23,12 @@ from hydra.types import HydraContext, RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from msae import cli
+from msae import cli, train
 from msae.errors import InputError, check_int
 from msae.runs.folder import UNNAMED, folder_name, key_of, resumed, resuming, write
 from msae.runs.processes import check_sweep
 from msae.runs.trainer import check as check_run
 from msae.runs.trainer import quiet
-from msae.train import train
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from filelock import BaseFileLock
@@ -284,7 +283,7 @@ def val_loss(texts: Sequence[str], run: Path) -> float:
 
     def task(cfg: DictConfig) -> Any:
         try:
-            return train(cfg, run, f"trial {run.name}", bar=False)["val_loss"]
+            return train.train(cfg, run, f"trial {run.name}", bar=False)["val_loss"]
         except Exception as error:  # noqa: BLE001  (which Hydra would print)
             return error
 

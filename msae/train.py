@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -110,7 +111,7 @@ def built(cfg: DictConfig, data: DataModule, ckpt: Path | None, kept: Path) -> R
     check_model(model, data.train.x[:2])
     if model.latent_dim >= model.channels * model.length:
         log.warning(
-            "a latent of %d values for windows of %d does not compress; a smaller model.latent_dim does",
+            "a latent of %d values does not compress windows of %d values; reduce the latent (model.latent_dim)",
             model.latent_dim,
             model.channels * model.length,
         )
@@ -141,7 +142,7 @@ def single(cfg: DictConfig, run: Path) -> None:
     try:
         ckpt = folder.checkpoint_of(cfg.resume) if cfg.resume else None
         if first and not cfg.resume and (run / "config.yaml").exists() and folder.checkpoint_of(str(run)):
-            raise InputError(f"{run}: already contains a run. To resume it: {folder.resuming(run)}")
+            raise InputError(f"{os.path.relpath(run)}: already contains a run. To resume it: {folder.resuming(run)}")
         train(cfg, run, run.name, ckpt)
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
         if first and (run / "last.ckpt").exists():

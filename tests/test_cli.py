@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 
 from msae import cli
 from msae.models.ae import AutoEncoder
+from msae.runs import folder
+from msae.runs.processes import n_jobs
 
 SMOKE = ("data=digits", "trainer=smoke", "trainer.accelerator=cpu")
 
@@ -49,7 +51,7 @@ class TestErrors:
             ("hydra.run.dir=/dev/null/x", "[Errno 20] Not a directory: '/dev/null/x'"),
             ("trainer.deterministic=foo", "trainer.deterministic=foo: expected one of True, False, warn"),
             ("trainer.precision=foo", "trainer.precision=foo: expected one of 32-true, 32, bf16-mixed"),
-            ("trainer.devices=2", "trainer.devices=2 trainer.num_nodes=1: expected 1, or trainer=ddp; runs of a sweep"),
+            ("trainer.devices=2", "trainer.devices=2 trainer.num_nodes=1: expected 1, or trainer=ddp; the runs of"),
             ("trainer.accelerator=gpuu", "trainer.accelerator=gpuu: expected one of auto, cpu, gpu, cuda"),
             ("data=mnist data.root=/no/such/dir", "data.root=/no/such/dir: no such folder; make it first, or"),
             ("data=mnist data.units=x", "data.units=x: expected one of unit, standard"),
@@ -62,14 +64,14 @@ class TestErrors:
             ("model=ae,msae", "model=ae,msae: several values; expected one, or a sweep, -m; or quotes"),
             ("seed=0,1", "seed=0,1: several values; expected one, or a sweep, -m; seed=[0,1,2] trains several as one"),
             ("seed=range(3)", "seed=range(3): several values; expected one, or a sweep, -m; seed=[0,1,2] trains"),
-            ("seed=[0,1] resume=true", "hydra.run.dir=runs/"),
+            ("seed=[0,1] resume=none", "resume=none: no such file or folder; expected the folder of a run"),
             ("seed=[0,1] model=ae model.latent_dim=0", "model.latent_dim=0: expected a whole number, at least 1"),
             ("seed=[4,8] model=ae model.latent_dim=${seed}", "seed=[4, 8]: model.latent_dim would differ too"),
             ("seed=[0,1] data=series data.path=none.csv", "data.path=none.csv: no such file"),
             ("foo", "foo: cannot be read; expected key=value"),
             ("=3", "=3: expected key=value"),
-            ("resume=true", "resume=true: goes on with a sweep (-m); a single run goes on with ckpt_path="),
-            ("ckpt_path=none.ckpt", "ckpt_path=none.ckpt: no such file; expected a run's last.ckpt"),
+            ("resume=.", "resume=.: no run in it; expected the folder of a run, of several seeds, or of a sweep"),
+            ("resume=none.ckpt", "resume=none.ckpt: no such file or folder; expected the folder of a run, or its"),
             ("-m model=ae,msea", "model=msea: no such option; nearest: msae"),
             ("-m model=ae,single model.latent_dmi=3", "model.latent_dmi: no such key; nearest: model.latent_dim, "),
             ("-m model=ae,single model.latent_dim=(", "model.latent_dim=(: cannot be read; expected key=value"),
@@ -125,7 +127,7 @@ class TestCheckpointErrors:
     @pytest.fixture
     def ckpt(self, command: Command) -> str:
         assert command(*SMOKE, "model=ae", "hydra.run.dir=ae").code == 0
-        return "ckpt_path=ae/last.ckpt"
+        return "resume=ae/last.ckpt"
 
     @pytest.mark.parametrize(
         ("args", "message"),
@@ -133,7 +135,7 @@ class TestCheckpointErrors:
             ("model=msae", "was made with model._target_=msae.models.ae.AutoEncoder, not msae.models.msae.Multi"),
             (
                 "model=ae model.latent_dim=8",
-                "was made with model.latent_dim=64, not 8; expected its own overrides",
+                "was made with model.latent_dim=16, not 8; expected no other value",
             ),
             (
                 "model=ae data=mnist data.val_size=20",
@@ -147,14 +149,14 @@ class TestCheckpointErrors:
         before = {path: path.read_bytes() for path in Path("ae").iterdir() if path.is_file()}
         code, _, err = command(*SMOKE, *args.split(), ckpt)
         assert (code, message in error_line(err)) == (2, True)
-        assert error_line(err).startswith("ckpt_path=ae/last.ckpt: ")
+        assert error_line(err).startswith("resume=ae/last.ckpt: ")
         assert {path: path.read_bytes() for path in before if path.name != "train.log"} == {
             path: content for path, content in before.items() if path.name != "train.log"
         }
 
     def test_not_a_checkpoint(self, command: Command) -> None:
         Path("text.ckpt").write_text("text")
-        code, _, err = command(*SMOKE, "ckpt_path=text.ckpt")
+        code, _, err = command(*SMOKE, "resume=text.ckpt")
         assert code == 2
         assert error_line(err).startswith(
             "checkpoint text.ckpt: not one that msae wrote; expected last.ckpt or best.ckpt"
@@ -167,7 +169,7 @@ class TestCheckpointErrors:
         checkpoint["state_dict"].popitem()
         torch.save(checkpoint, path)
         code, _, err = command(*SMOKE, "model=ae", ckpt)
-        assert (code, "its weights are not those of AutoEncoder" in error_line(err)) == (2, True)
+        assert (code, "its weights do not fit AutoEncoder" in error_line(err)) == (2, True)
         torch.save({"model_class": "msae.models.ae:AutoEncoder"}, path)
         code, _, err = command(*SMOKE, "model=ae", ckpt)
         assert (code, "not one that msae wrote" in error_line(err)) == (2, True)
@@ -175,7 +177,7 @@ class TestCheckpointErrors:
     def test_that_ended_within_an_epoch(self, command: Command) -> None:
         args = ("data=digits", "trainer=cpu", "trainer.max_epochs=-1")
         assert command(*args, "trainer.max_steps=30", "hydra.run.dir=run").code == 0
-        code, _, err = command(*args, "trainer.max_steps=60", "ckpt_path=run/last.ckpt")
+        code, _, err = command(*args, "trainer.max_steps=60", "resume=run/last.ckpt")
         assert code == 2
         assert "run/last.ckpt: ended at step 30, within an epoch of 20 steps" in error_line(err)
 
@@ -183,12 +185,12 @@ class TestCheckpointErrors:
         """Its name holds signs that Hydra's grammar wants quoted; nobody needs to know."""
         assert command(*FAST).code == 0
         [run] = Path("runs").iterdir()
-        code, _, err = command(*FAST, "trainer.max_epochs=3", f"ckpt_path={run}/last.ckpt")
+        code, _, err = command(*FAST, "trainer.max_epochs=3", f"resume={run}/last.ckpt")
         assert (code, err) == (0, "")
 
     def test_with_more_epochs_than_asked_for(self, command: Command) -> None:
         assert command(*FAST, "model=ae", "hydra.run.dir=ae").code == 0
-        code, _, err = command(*FAST, "model=ae", "ckpt_path=ae/last.ckpt", "trainer.max_epochs=1")
+        code, _, err = command(*FAST, "model=ae", "resume=ae", "trainer.max_epochs=1")
         assert (code, error_line(err)) == (2, "trainer.max_epochs=1: ae/last.ckpt has 2 epochs already")
 
 
@@ -204,18 +206,18 @@ class TestFolders:
         before = Path("same/config.yaml").read_text()
         code, _, err = command(*SMOKE, "hydra.run.dir=same", "model.lr=0.01")
         assert code == 2
-        assert "holds a run already; go on with it by ckpt_path=" in error_line(err)
+        assert error_line(err) == "same: already contains a run. To resume it: python -m msae.train resume=same"
         assert Path("same/config.yaml").read_text() == before
 
 
 class TestNames:
     def test_folders(self) -> None:
-        assert cli.folder_name(["model=ae", "ckpt_path=/a/b", "resume=true"], ",") == "model=ae"
-        assert cli.folder_name([], ",") == "default"
-        assert cli.folder_name(["data.path=/x y/z.csv"], ",") == "data.path=_x_y_z.csv"
-        long = cli.folder_name([f"model.key{i}=1" for i in range(30)], ",")
+        assert folder.folder_name(["model=ae", "resume=/a/b", "out=c"], ",") == "model=ae"
+        assert folder.folder_name([], ",") == "default"
+        assert folder.folder_name(["data.path=/x y/z.csv"], ",") == "data.path=_x_y_z.csv"
+        long = folder.folder_name([f"model.key{i}=1" for i in range(30)], ",")
         assert len(long) <= 150
-        assert long != cli.folder_name([f"model.key{i}=1" for i in range(31)], ",")
+        assert long != folder.folder_name([f"model.key{i}=1" for i in range(31)], ",")
 
     def test_of_a_sweep_over_options_with_a_key_of_their_own(self, command: Command) -> None:
         """`model.latent_dim` is a key of both models, but not of that which a sweep is composed with."""
@@ -227,23 +229,23 @@ class TestNames:
         assert found == {"model=ae": 8, "model=single": 8}
 
     def test_of_a_sweeps_runs(self) -> None:
-        sweep = cli.sweep_dir(["-m", "model=ae,msae", "seed=0,1", "data=digits", "hydra/launcher=ray", "hydra.a=1"])
+        sweep = folder.sweep_dir(["-m", "model=ae,msae", "seed=0,1", "data=digits", "hydra/launcher=ray", "hydra.a=1"])
         assert sweep == "runs/model=ae,msae+seed=0,1+data=digits"
-        assert cli.run_name(["model=ae", "seed=1", "data=digits"], sweep) == "model=ae,seed=1"
-        assert cli.run_name(["data=digits"], "runs/data=digits") == "data=digits"
+        assert folder.run_name(["model=ae", "seed=1", "data=digits"], sweep, None) == "model=ae,seed=1"
+        assert folder.run_name(["data=digits"], "runs/data=digits", None) == "data=digits"
 
     def test_jobs_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert cli.n_jobs("cpu") == -1
+        assert n_jobs("cpu") == -1
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        assert cli.n_jobs("auto") == 1
+        assert n_jobs("auto") == 1
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert cli.n_jobs("auto") == -1
+        assert n_jobs("auto") == -1
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("ckpt_path=runs/a,model=ae/last.ckpt", "ckpt_path='runs/a,model=ae/last.ckpt'"),
+        ("resume=runs/a,model=ae/last.ckpt", "resume='runs/a,model=ae/last.ckpt'"),
         ("ckpt=runs/a b/best.ckpt", "ckpt='runs/a b/best.ckpt'"),
         ("hydra.run.dir=runs/seed=[0,1]", "hydra.run.dir='runs/seed=[0,1]'"),
         ("data.path=my data (1)/[a]=b.csv", "data.path='my data (1)/[a]=b.csv'"),

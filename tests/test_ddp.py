@@ -122,8 +122,8 @@ def test_fewer_windows_than_processes() -> None:
         ("-m trainer.num_nodes=2 seed=0,1", "trainer.devices=1 trainer.num_nodes=2: a run of several processes in a"),
         ("experiment=table1 trainer=ddp", "trainer=ddp trainer.devices=2 trainer.num_nodes=1: a run of several"),
         (
-            "-m seed=0,1 ckpt_path=run/last.ckpt",
-            "ckpt_path=run/last.ckpt: of one run; a sweep that is there",
+            "-m seed=0,1 resume=run/last.ckpt",
+            "resume=run/last.ckpt: no such file or folder",
         ),
         ("seed=[0,1] trainer.devices=2", "seed=[0, 1] trainer.devices=2 trainer.num_nodes=1: seeds train as one in"),
         ("trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: expected one of auto, ddp"),
@@ -168,8 +168,8 @@ def test_a_sweep_over_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "+hydra.launcher.ray.init.include_dashboard=false",
     )
     out = in_shell("msae.train", *FAST, "trainer.max_epochs=1", "-m", "model=ae,msae", "seed=0,1", *ray)
-    assert "| ae | 2 | 64 |" in out
-    assert "| msae | 2 | 128 |" in out
+    assert "| ae | 2 | 16 |" in out
+    assert "| msae | 2 | 16 |" in out
 
 
 @pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="it is installed")

@@ -50,7 +50,7 @@ def states(folder: str) -> list[str]:
 
 def test_a_search_and_its_best(command: Command) -> None:
     """The value is the kept val/loss; folders are as every run's; the command it ends with trains the best again."""
-    code, out, err = command(*SEARCH, "n_trials=3", "study=s", module="search")
+    code, out, err = command(*SEARCH, "n_trials=3", "out=s", module="search")
     assert (code, err) == (0, "")
     assert "0 of 3 trials are there\n  s\n" in out
     trials = study("s").trials
@@ -75,17 +75,17 @@ def test_a_search_and_its_best(command: Command) -> None:
 
 def test_goes_on_as_if_it_had_not_stopped(quick: list[Result], command: Command) -> None:
     """n_trials counts all; a study stopped half-way tries what one tries that was not."""
-    assert command(*SEARCH, "n_trials=13", "study=whole", module="search").code == 0
+    assert command(*SEARCH, "n_trials=13", "out=whole", module="search").code == 0
     whole = [run.pop("run") and run for run in quick]
     quick.clear()
-    assert command(*SEARCH, "n_trials=5", "study=parts", module="search").code == 0
-    code, out, _ = command(*SEARCH, "n_trials=13", "threads=2", "study=parts", module="search")
+    assert command(*SEARCH, "n_trials=5", "out=parts", module="search").code == 0
+    code, out, _ = command(*SEARCH, "n_trials=13", "threads=2", "out=parts", module="search")
     assert (code, "5 of 13 trials are there" in out) == (0, True)
     assert [run.pop("run") and run for run in quick] == whole
     assert [run["name"] for run in whole] == [f"trial {i}" for i in range(13)]
     assert not any(run["progress"] for run in whole)
     quick.clear()
-    code, out, _ = command(*SEARCH, "n_trials=13", "study=parts", module="search")
+    code, out, _ = command(*SEARCH, "n_trials=13", "out=parts", module="search")
     assert (code, quick, out.count("\n| ")) == (0, [], 12)
     assert all(1e-4 <= run["lr"] <= 1e-2 and 2 <= run["latent_dim"] <= 9 for run in whole)
     assert all(isinstance(run["latent_dim"], int) for run in whole)
@@ -103,7 +103,7 @@ def test_its_folder_is_that_of_the_command(quick: list[Result], command: Command
 @pytest.mark.usefixtures("quick")
 def test_options_ranges_and_yaml(command: Command) -> None:
     """Of an experiment's `hydra.sweeper.params` the command line fixes what it gives."""
-    args = ("experiment=fair_search", "data=digits", "model=single,pyramid", "model.segments=[1],[1,4]", "study=s")
+    args = ("experiment=fair_search", "data=digits", "model=single,pyramid", "model.segments=[1],[1,4]", "out=s")
     assert command(*args, "model.passes=range(1,6,2)", "n_trials=12", module="search").code == 0
     tried = {key: {trial.params[key] for trial in study("s").trials} for key in study("s").trials[0].params}
     assert tried == {
@@ -112,14 +112,14 @@ def test_options_ranges_and_yaml(command: Command) -> None:
         "model.passes": {1, 3, 5},
         "model.latent_dim": {"16", "64", "128"},
     }
-    code, out, _ = command(*args[:-1], "model.latent_dim=16", "study=t", "n_trials=1", module="search")
+    code, out, _ = command(*args[:-1], "model.latent_dim=16", "out=t", "n_trials=1", module="search")
     assert code == 0
     assert set(study("t").trials[0].params) == {"model", "model.segments"}
     assert out.splitlines()[-1].endswith("hydra.mode=RUN")
 
 
 def test_the_same_values_are_trained_once(quick: list[Result], command: Command) -> None:
-    code, out, _ = command("data=digits", "model=ae,ae16", "n_trials=9", "study=s", module="search")
+    code, out, _ = command("data=digits", "model=ae,ae16", "n_trials=9", "out=s", module="search")
     assert (code, len(quick), states("s")) == (0, 2, ["COMPLETE"] * 9)
     assert re.search(r"trial \d: val/loss 0.001 as trial [01], best 0.001 ", out)
     assert out.count("\n| ") == 4
@@ -136,7 +136,7 @@ def test_a_trial_that_fails(quick: list[Result], command: Command, monkeypatch: 
         return result | {"val_loss": math.nan} if len(quick) == 3 else result
 
     monkeypatch.setattr(train, "train", fails)
-    code, out, err = command(*SEARCH, "n_trials=4", "study=s", module="search")
+    code, out, err = command(*SEARCH, "n_trials=4", "out=s", module="search")
     assert (code, err) == (0, "")
     assert states("s") == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
     assert "trial 1: failed: by chance" in out
@@ -149,7 +149,7 @@ def test_a_trial_that_fails(quick: list[Result], command: Command, monkeypatch: 
 
 
 def test_all_fail(command: Command) -> None:
-    code, _, err = command(*SEARCH[:3], "model=ae", "model.lr=range(-2,0,1)", "n_trials=2", "study=s", module="search")
+    code, _, err = command(*SEARCH[:3], "model=ae", "model.lr=range(-2,0,1)", "n_trials=2", "out=s", module="search")
     assert code == 2
     assert re.match(
         r"s: 0 trials, 2 failed, 0 running elsewhere; model.lr=-\d: expected a number above 0", error_line(err)
@@ -170,10 +170,10 @@ def test_an_interruption(
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train", interrupted)
-        code, out, _ = command(*SEARCH, "n_trials=4", "study=s", module="search")
+        code, out, _ = command(*SEARCH, "n_trials=4", "out=s", module="search")
     assert (code, states("s")) == (130, ["COMPLETE", "COMPLETE", "FAIL"])
     assert out.endswith("\ninterrupted; the same command goes on with the study\n")
-    code, out, _ = command(*SEARCH, "n_trials=4", "study=s", module="search")
+    code, out, _ = command(*SEARCH, "n_trials=4", "out=s", module="search")
     assert (code, states("s")) == (0, ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"])
     assert "2 of 4 trials are there" in out
     assert "4 trials, 0 failed, 0 running elsewhere" in out
@@ -181,7 +181,7 @@ def test_an_interruption(
 
 def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
     """Together they make as many trials as were asked for; one that is killed leaves a trial that does not count."""
-    args = [sys.executable, "-m", "msae.search", *SEARCH, "n_trials=6", "study=s"]
+    args = [sys.executable, "-m", "msae.search", *SEARCH, "n_trials=6", "out=s"]
     endless = [*args, "trainer.max_epochs=100000"]
     (tmp_path / "s").mkdir()
     first = subprocess.Popen([*endless], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -222,13 +222,13 @@ def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
         ("data.val_size=0 model.lr=1,2", "data: no validation split, by which trials are compared; expected"),
         ("model.lr=1,2 n_trials=0", "n_trials=0: expected a whole number, at least 1"),
         ("model.lr=1,2 n_trails=3", "n_trails: no such key; nearest: n_trials"),
-        ("model.lr=1,2 ckpt_path=a.ckpt", "ckpt_path=a.ckpt: a search starts each run anew"),
+        ("model.lr=1,2 resume=a.ckpt", "resume=a.ckpt: no such file or folder"),
         ("model.lr=1,2 trainer.max_steps=0", "trainer.max_steps=0: expected a whole number above 0"),
         ("model.lr=1,2 trainer=ddp", "trainer=ddp trainer.devices=2 trainer.num_nodes=1: a run of several processes"),
         ("model.lr=1,2 hydra/launcher=joblib", "hydra/launcher=joblib: a search has none; started several times, the"),
         ("-m model.lr=1,2", "-m: a search is a sweep by itself; leave it out"),
         ("model.lr=interval(1", "model.lr=interval(1: cannot be read; expected key=value"),
-        ("study=mine model.lr=1,2", "study=mine: holds something else; expected a new folder, or that of a study"),
+        ("out=mine model.lr=1,2", "out=mine: contains other files; expected a new folder, or that of a study"),
     ],
 )  # fmt: skip
 def test_mistakes(args: str, message: str, command: Command) -> None:
@@ -244,12 +244,12 @@ def test_mistakes(args: str, message: str, command: Command) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_another_search_in_its_folder(command: Command) -> None:
-    assert command(*SEARCH, "n_trials=1", "study=s", module="search").code == 0
+    assert command(*SEARCH, "n_trials=1", "out=s", module="search").code == 0
     other = [text.replace("interval(2,9)", "interval(2,8)") for text in SEARCH]
-    code, _, err = command(*other, "data.batch_size=8", "study=s", module="search")
+    code, _, err = command(*other, "data.batch_size=8", "out=s", module="search")
     assert code == 2
     assert error_line(err) == (
-        "study=s: was begun with model.latent_dim=interval(2,9); not data.batch_size=8 model.latent_dim=interval(2,8)"
+        "out=s: a study of model.latent_dim=interval(2,9); not data.batch_size=8 model.latent_dim=interval(2,8)"
     )
 
 

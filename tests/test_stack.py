@@ -124,12 +124,12 @@ def test_an_interrupted_stack_goes_on(command: Command, monkeypatch: pytest.Monk
         patch.setattr(Stacked, "make_steps", interrupted)
         code, out, err = command(*args, "seed=[0,1]", "hydra.run.dir=both")
     assert (code, err) == (130, "")
-    [told_command] = re.findall(r"interrupted; go on with\n  python -m msae.train (.+)\n", out)
-    assert command(*args, "seed=1", "hydra.run.dir=both/seed=1", "ckpt_path=both/seed=1/last.ckpt").code == 0
+    [told_command] = re.findall(r"interrupted. To resume: python -m msae.train (.+)\n", out)
+    assert command(*args, "seed=1", "resume=both/seed=1").code == 0
     code, _, err = command(*args, "seed=[0,1]", "hydra.run.dir=both")
-    assert (code, err) == (2, "error: hydra.run.dir=both: holds these runs already; resume=true goes on with them\n")
-    more = shlex.split(told_command.replace("[0,1]", "[0,1,2]"))
-    made = "error: both/seed=0: was made with model.lr=0.001, not 0.01; expected its own overrides again"
+    assert (code, err) == (2, "error: both: already contains runs. To resume them: python -m msae.train resume=both\n")
+    more = [*shlex.split(told_command), "seed=[0,1,2]"]
+    made = "error: both/seed=0: was made with model.lr=0.001, not 0.01; expected no other value of it"
     assert command(*more, "model.lr=0.01") == (2, "", f"{made}\n")
     code, out, _ = command(*more)
     assert code == 0
@@ -276,10 +276,10 @@ def test_compiled_steps_are_not_stacked(command: Command, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["seed=[]"], "seed=[]: expected a seed at least"),
+        (["seed=[]"], "seed=[]: expected at least one seed"),
         (["seed=[1,a]"], "seed=a: expected a whole number, from 0 to 4294967295"),
         (["seed=[1,1]"], "seed=[1, 1]: expected each seed once"),
-        (["seed=[1,2]", "ckpt_path=last.ckpt"], "ckpt_path=last.ckpt: of one run"),
+        (["seed=[1,2]", "resume=last.ckpt"], "resume=last.ckpt: no such file or folder"),
         (
             ["seed=[1,2]", "trainer=ddp"],
             "seed=[1, 2] trainer.devices=2 trainer.num_nodes=1: seeds train as one in",

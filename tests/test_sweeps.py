@@ -28,7 +28,7 @@ class TestSweeps:
         names = {path.parent.name for path in folder.glob("*/metrics.json")}
         assert names == {f"{','.join(FAST)},model={model},seed={seed}" for model in ("ae", "msae") for seed in (0, 1)}
         assert {"report.md", "report.json", "curves.png", "reconstructions.png"} <= {p.name for p in folder.iterdir()}
-        assert "| ae | 2 | 64 |" in out
+        assert "| ae | 2 | 16 |" in out
         assert "tensorboard --logdir 'sweep'" in out
 
     def test_a_sweep_is_not_overwritten(self, command: Command) -> None:
@@ -36,7 +36,8 @@ class TestSweeps:
         code, _, err = command(*SWEEP)
         assert code == 2
         assert error_line(err) == (
-            "sweep holds this sweep already: resume=true goes on with it, hydra.sweep.dir=FOLDER starts anew"
+            "sweep: already contains this sweep. To resume it: python -m msae.train resume=sweep; "
+            "out=FOLDER starts anew"
         )
 
     def test_a_run_that_fails_is_named_and_the_others_reported(self, command: Command) -> None:
@@ -56,10 +57,10 @@ class TestSweeps:
         finished = {name: (run / "metrics.json").read_bytes() for name, run in runs.items()}
         lost = next(name for name in runs if name.endswith("model=msae,seed=0"))
         (runs[lost] / "metrics.json").unlink()
-        code, out, _ = command(*SWEEP, "resume=true")
+        code, out, _ = command("resume=sweep")
         assert code == 0
         assert out.count(": finished before") == 3
-        assert "| msae | 2 | 128 |" in out
+        assert "| msae | 2 | 16 |" in out
         again = json.loads((runs[lost] / "metrics.json").read_text())
         assert again["metrics"] == json.loads(finished[lost])["metrics"]
         assert again["history"] == json.loads(finished[lost])["history"]
@@ -74,7 +75,7 @@ class TestSweeps:
         before = {path: json.loads(path.read_text()) for path in Path("sweep").glob("*/metrics.json")}
         for path in before:
             path.unlink()
-        code, out, err = command(*sweep, "resume=true")
+        code, out, err = command(*sweep, "resume=sweep")
         assert code == 0, err
         assert "failed" not in out
         for path, result in before.items():
@@ -98,7 +99,7 @@ class TestSweeps:
             patch.setattr(History, "on_train_epoch_start", interrupt)
             assert command(*FAST, "model=ae", "seed=0", f"hydra.run.dir='{whole}'").code == 130
         assert torch.load(whole / "last.ckpt", weights_only=True)["global_step"] == 20
-        assert command(*SWEEP, "resume=true").code == 0
+        assert command("resume=sweep").code == 0
         mine, theirs = (
             torch.load(run / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, uninterrupted)
         )
@@ -159,4 +160,4 @@ class TestSweeps:
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130, (out, err)
         assert "Traceback" not in err
-        assert "resume=true" in out
+        assert "To resume: python -m msae.train resume=sweep" in out

@@ -124,7 +124,7 @@ def test_shares_chosen_by_the_data_are_kept_on_resuming(command: Command, monkey
     last = Path("last.ckpt")
     last.write_bytes((run / "last.ckpt").read_bytes())
     monkeypatch.setattr("msae.models.pyramid.choose_shares", lambda *_: [31, 0, 0])
-    code, out, err = command(*args, "trainer.max_epochs=3", f"ckpt_path={run}/last.ckpt")
+    code, out, err = command(*args, "trainer.max_epochs=3", f"resume={run}")
     assert code == 0, err
     result = metrics(run_folder(out))
     assert (result["epochs"], result["codes"]) == (3, codes)
@@ -135,7 +135,7 @@ def test_shares_chosen_by_the_data_are_kept_on_resuming(command: Command, monkey
         ("model.gradient_clip_val=1", "was made with gradient_clip_val=None, not 1"),
         ("model.segments=[1,4]", "was made with segments=[1, 4, 16], not [1, 4]"),
     ):
-        code, _, err = command(*args, other, "trainer.max_epochs=3", f"ckpt_path={last}")
+        code, _, err = command(*args, other, "trainer.max_epochs=3", f"resume={last}")
         assert (code, told in err) == (2, True), err
 
 
@@ -190,14 +190,14 @@ def test_a_complete_run_is_finished(knobs: tuple[str, ...], command: Command) ->
     run = Path("run")
     before, checkpoint = metrics(run), (run / "last.ckpt").read_bytes()
     (run / "metrics.json").unlink()
-    code, _, err = command(*args, "ckpt_path=run/last.ckpt")
+    code, _, err = command(*args, "resume=run")
     assert (code, err) == (0, "")
     for key in ("metrics", "val_loss", "history", "steps", "epochs", "checkpoint"):
         assert metrics(run)[key] == before[key]
     assert (run / "last.ckpt").read_bytes() == checkpoint
-    code, _, err = command(*args[:-1], "hydra.run.dir=other", "ckpt_path=run/last.ckpt")
+    code, _, err = command(*args[:-1], "hydra.run.dir=other", "resume=run/last.ckpt")
     assert code == 2
-    assert "ckpt_path=run/last.ckpt: has nothing left to train; expected the run's folder, with best.ckpt" in err
+    assert "resume=run/last.ckpt: has nothing left to train; expected the run's folder, with best.ckpt" in err
 
 
 @pytest.mark.parametrize("more", [[], ["trainer.max_epochs=50"]])
@@ -208,7 +208,7 @@ def test_a_run_of_steps_goes_on_where_it_was(more: list[str], command: Command) 
     whole = metrics(run_folder(command(*args, *steps, "hydra.run.dir=whole").out))
     assert command(*args, "trainer.max_steps=40", "hydra.run.dir=parts").code == 0
     Path("parts/metrics.json").unlink()
-    code, _, err = command(*args, *steps, "ckpt_path=parts/last.ckpt")
+    code, _, err = command(*args, *steps, "resume=parts")
     assert (code, err) == (0, "")
     parts = metrics(Path("parts"))
     for key in ("steps", "epochs", "history", "val_loss", "metrics"):
@@ -217,7 +217,7 @@ def test_a_run_of_steps_goes_on_where_it_was(more: list[str], command: Command) 
 
 def test_fewer_steps_than_a_checkpoint_has(command: Command) -> None:
     assert command(*FAST, "hydra.run.dir=run").code == 0
-    code, _, err = command(*FAST, "trainer.max_steps=20", "ckpt_path=run/last.ckpt")
+    code, _, err = command(*FAST, "trainer.max_steps=20", "resume=run")
     assert (code, err) == (2, "error: trainer.max_steps=20: run/last.ckpt has 40 steps already\n")
 
 
@@ -322,7 +322,7 @@ def test_an_interrupted_run_goes_on(hook: str, epoch: int, command: Command, mon
         patch.setattr(History, hook, interrupt)
         code, out, _ = command(*args, "hydra.run.dir=run of a day")
     assert code == 130
-    [told] = re.findall(r"interrupted; go on with\n  python -m msae.train (.+)\n", out)
+    [told] = re.findall(r"interrupted. To resume: python -m msae.train (.+)\n", out)
     assert not Path("run of a day/metrics.json").exists()
 
     code, out, _ = command(*shlex.split(told))
@@ -339,7 +339,7 @@ def test_an_interrupted_run_goes_on(hook: str, epoch: int, command: Command, mon
 def test_a_finished_run_can_be_made_longer(command: Command) -> None:
     longer = run_folder(command("data=digits", "trainer=cpu", "trainer.max_epochs=3").out)
     run = run_folder(command(*FAST).out)
-    code, out, _ = command("data=digits", "trainer=cpu", "trainer.max_epochs=3", f"ckpt_path='{run / 'last.ckpt'}'")
+    code, out, _ = command("data=digits", "trainer=cpu", "trainer.max_epochs=3", f"resume='{run / 'last.ckpt'}'")
     assert code == 0
     assert run_folder(out) == run
     assert equal(run / "last.ckpt", longer / "last.ckpt")
@@ -350,7 +350,7 @@ def test_a_run_that_was_moved_goes_on_with_its_best(command: Command) -> None:
     assert command(*args, "trainer.max_epochs=1", "hydra.run.dir=here").code == 0
     before = metrics(Path("here"))
     Path("here").rename("there")
-    assert command(*args, "trainer.max_epochs=2", "ckpt_path=there/last.ckpt").code == 0
+    assert command(*args, "trainer.max_epochs=2", "resume=there").code == 0
     after = metrics(Path("there"))
     assert (len(after["history"]), after["val_loss"], after["metrics"]) == (2, before["val_loss"], before["metrics"])
     assert torch.load("there/best.ckpt", weights_only=True)["global_step"] == 0, "the case needs a start that is best"
@@ -377,7 +377,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; go on with\n  python -m msae.train" in out
+    assert "interrupted. To resume: python -m msae.train" in out
     assert "KeyboardInterrupt" not in err
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] > 0
 
@@ -408,6 +408,6 @@ def test_compiled_steps(command: Command, tmp_path: Path) -> None:
     compiled = [*args, "trainer.max_epochs=1", "model.compile=true", "hydra.run.dir=a"]
     # in a process of its own: the check of shapes, which tests put around each function, cannot be compiled
     subprocess.run([sys.executable, "-m", "msae.train", *compiled], cwd=tmp_path, check=True, capture_output=True)
-    assert command(*args, "trainer.max_epochs=2", "hydra.run.dir=a", "ckpt_path=a/last.ckpt").code == 0
+    assert command(*args, "trainer.max_epochs=2", "resume=a").code == 0
     assert command(*args, "trainer.max_epochs=2", "hydra.run.dir=b").code == 0
     assert metrics(Path("a"))["metrics"] == pytest.approx(metrics(Path("b"))["metrics"], rel=1e-3)

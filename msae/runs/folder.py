@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,29 @@ def sweep_dir(overrides: Sequence[str]) -> str:
     return f"runs/{folder_name((text for text in overrides if '=' in text and not re.search(r'hydra[./]', text)), '+')}"
 
 
-def run_name(overrides: Sequence[str], sweep: str) -> str:
-    """The folder of a run in that of its sweep: the overrides that the sweep's own name does not contain."""
+def run_name(overrides: Sequence[str], sweep: str, resume: str | None) -> str:
+    """The folder of a run in that of its sweep: the overrides that the sweep's own name does not contain.
+
+    A resumed run keeps its folder, also where keys that may change have other values now, such as trainer.max_epochs.
+    """
+    if resume:
+        same = [run for run, before in runs_in(Path(sweep).resolve()).items() if fixed(before) == fixed(overrides)]
+        if len(same) == 1:
+            return same[0]
     known = Path(sweep).name.split("+")
     return folder_name([text for text in overrides if folder_name([text], "") not in known] or overrides, ",")
+
+
+def fixed(overrides: Iterable[str]) -> set[str]:
+    """The overrides that may not change when a run is resumed."""
+    return {text for text in overrides if not key_of(text).startswith(FREE)}
+
+
+@cache
+def runs_in(sweep: Path) -> dict[str, list[str]]:
+    """The overrides of each run in a sweep's folder, by the run's name."""
+    files = sweep.glob("*/overrides.yaml")
+    return {file.parent.name: [str(text) for text in OmegaConf.load(file)] for file in files}
 
 
 def folder_of(resume: str) -> Path:
@@ -109,7 +129,7 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
         return list(texts)
     else:
         raise InputError(f"resume={path}: no run in it; expected the folder of a run, of several seeds, or of a sweep")
-    own = {key_of(text) for text in texts} | {"hydra.mode", "hydra.sweep.dir", "resume", "out"}
+    own = {"hydra.mode", "hydra.sweep.dir", "resume", "out"} | set(map(key_of, texts))
     return [text for text in saved if key_of(text) not in own] + list(texts) + sweep
 
 

@@ -112,7 +112,7 @@ def trainer_of(
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(settings, dict)
     settings |= {"accelerator": device, "logger": loggers, "callbacks": callbacks}
-    trainer: L.Trainer = instantiate({"_target_": settings.pop("_target_")}, **settings)
+    trainer: L.Trainer = instantiate(settings)
     data.trainer = trainer
     return trainer, history, checkpoint, board
 
