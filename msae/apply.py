@@ -1,6 +1,6 @@
 """What the commands share that put a trained model to data: checks, series and samples as streams, tables as output.
 
-A command begins with `check` and `check_out`, takes its model from `load`, goes through `stretches(cfg, model)` of
+A command takes its model from `begin`, checks its output by `check_out`, goes through `stretches(cfg, model)` of
 files or `samples(cfg, model)` of data sets of samples (`has_files` tells which), and writes to a `Writer`.
 """
 
@@ -46,23 +46,61 @@ def has_files(cfg: DictConfig) -> bool:
     return {"path", "window"} <= set(cfg.data)
 
 
-def check(cfg: DictConfig, files: bool = True) -> None:
-    """Raise InputError for values that no command can use, before anything is loaded.
+def begin(cfg: DictConfig, files: bool = True) -> Reconstructor:
+    """The model of `cfg.ckpt`, on the CPU, for evaluation; `cfg.data` becomes what the model and the user say.
 
     Args:
         cfg: the command's config.
         files: whether `data` has to be of files.
+
+    Raises:
+        InputError: a value that no command can use, or a checkpoint that cannot be read.
     """
+    if OmegaConf.is_missing(cfg, "ckpt") or not cfg.ckpt:
+        raise InputError("ckpt: no value; expected the folder of a run, such as ckpt=runs/msae, or its best.ckpt")
+    check_int("threads", cfg.threads)
+    check_choice("overwrite", cfg.overwrite, (True, False))
+    import torch
+
+    from msae.models import checkpoint
+
+    torch.set_num_threads(cfg.threads)
+    model = checkpoint.load(cfg.ckpt)
+    cfg.data = data_of(cfg, model)
     if files and not has_files(cfg):
         raise InputError("data: expected series, or an option made of it, such as ecg")
     OmegaConf.to_container(cfg.data, resolve=True)
-    if OmegaConf.is_missing(cfg, "ckpt"):
-        raise InputError("ckpt: no value; expected a run's best.ckpt or last.ckpt, such as ckpt=runs/msae/best.ckpt")
-    check_int("threads", cfg.threads)
-    check_choice("overwrite", cfg.overwrite, (True, False))
     if has_files(cfg):
         check_int("data.stride", cfg.data.stride)
         check_choice("data.missing", cfg.data.missing, ("error", "interpolate", "mask"))
+    return model
+
+
+def data_of(cfg: DictConfig, model: Reconstructor) -> DictConfig:
+    """How to read data: as the model's run did, but for what the command line says.
+
+    Raises:
+        InputError: the checkpoint does not say how, says it by code that is not msae's, or has windows of another
+            length than the command line asks for.
+    """
+    typed = [text.lstrip("+") for text in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
+    keys = {text.partition("=")[0].removeprefix("data.") for text in typed if text.startswith("data.")}
+    chosen = any(text.startswith("data=") for text in typed)
+    if "window" in keys and cfg.data.window not in (None, model.length):
+        raise InputError(f"data.window={cfg.data.window}: the model takes {model.length} steps; leave it out")
+    before = model.data_options
+    if before is None:
+        if not (chosen or keys):
+            raise InputError(f"ckpt={cfg.ckpt}: does not say how its data were read; expected data=NAME and its keys")
+        return cast(DictConfig, cfg.data)
+    if not keys <= before.keys() or (chosen and cfg.data._target_ != before["_target_"]):  # other data
+        return cast(DictConfig, cfg.data)
+    target = str(before["_target_"])
+    if not target.startswith("msae.data."):
+        raise InputError(f"ckpt={cfg.ckpt}: reads its data by {target}, which is not msae's; expected data=NAME")
+    given = {key: cfg.data[key] for key in keys}
+    same = cfg.data if cfg.data._target_ == target else {}
+    return cast(DictConfig, OmegaConf.merge(same, before, given))
 
 
 def check_out(cfg: DictConfig, *beside: str) -> Path:
@@ -91,21 +129,6 @@ def check_free(key: str, path: Path, written: Sequence[Path], overwrite: bool) -
             raise InputError(f"{key}={path}: {file} exists; overwrite=true replaces it")
     if above := next((folder for folder in path.parents if folder.exists() and not folder.is_dir()), None):
         raise InputError(f"{key}={path}: {above} is a file; expected a folder")
-
-
-def load(cfg: DictConfig) -> Reconstructor:
-    """The model of `cfg.ckpt`, on the CPU, for evaluation."""
-    import torch
-
-    from msae.models import checkpoint
-
-    torch.set_num_threads(cfg.threads)
-    model = checkpoint.load(cfg.ckpt)
-    task = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    given = any(text.lstrip("+").startswith("data.window=") for text in task)
-    if given and cfg.data.window not in (None, model.length):
-        raise InputError(f"data.window={cfg.data.window}: the model takes {model.length} steps; leave it out")
-    return model
 
 
 def found(cfg: DictConfig) -> list[Path]:

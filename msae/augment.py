@@ -45,13 +45,13 @@ def augment(cfg: DictConfig) -> Path:
     Raises:
         InputError: a checkpoint, data, a change or an output that cannot be used.
     """
+    model = apply.begin(cfg, files=False)
     out = check(cfg)
     import torch
 
     from msae import plots
     from msae.uses import augmentation
 
-    model = apply.load(cfg)
     scales = cfg.scales if cfg.scales is None or isinstance(cfg.scales, str) else list(map(str, cfg.scales))
     options = {"change": cfg.change, "strength": cfg.strength, "scales": scales}
     options["distance"] = cfg.distance if cfg.adaptive else None
@@ -82,7 +82,6 @@ def augment(cfg: DictConfig) -> Path:
 
 def check(cfg: DictConfig) -> Path:
     """Raise InputError for values that cannot be used whatever the model; returns where the table goes."""
-    apply.check(cfg, files=False)
     out = apply.check_out(cfg, ".png")
     check_int("seed", cfg.seed, 0, 2**32 - 1)
     check_int("n", cfg.n)

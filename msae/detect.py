@@ -37,10 +37,9 @@ def detect(cfg: DictConfig) -> Path:
     Raises:
         InputError: a checkpoint, data, a reference or an output that cannot be used.
     """
-    apply.check(cfg, files=False)
+    model = apply.begin(cfg, files=False)
     out = apply.check_out(cfg, ".events.csv", ".png")
     check(cfg)
-    model = apply.load(cfg)
     check_int("stride", cfg.stride, 1, model.length)
     from msae.uses import anomaly
 
@@ -106,7 +105,7 @@ def reference(cfg: DictConfig, model: Reconstructor) -> Reference | None:
         return None
     data: list[Tensor] | Cut
     if cfg.reference == "training":
-        data = training(cfg)
+        data = training(cfg, model)
     else:
         files = OmegaConf.merge(cfg, {"data": {"path": reference_path(cfg)}})
         assert isinstance(files, DictConfig)
@@ -117,25 +116,25 @@ def reference(cfg: DictConfig, model: Reconstructor) -> Reference | None:
         return anomaly.learn(model, data, cfg.stride, progress.update)
 
 
-def training(cfg: DictConfig) -> list[Tensor] | Cut:
+def training(cfg: DictConfig, model: Reconstructor) -> list[Tensor] | Cut:
     """The series, or windows, of the training split of the checkpoint's run.
 
     Raises:
-        InputError: there is no config beside the checkpoint, or its data cannot be read.
+        InputError: the checkpoint does not say what they were, or they cannot be read.
     """
     from hydra.utils import instantiate
 
     from msae.data.windows import Views
 
-    beside = Path(cfg.ckpt).parent / "config.yaml"
-    hint = "reference=PATH takes scores of other files, reference=null with threshold=NUMBER none"
-    if not beside.is_file():
-        raise InputError(f"reference=training: no {beside}; {hint}")
+    hint = "reference=PATH takes the scores of other files, reference=null with threshold=NUMBER none"
+    options = model.data_options
+    if options is None or not str(options["_target_"]).startswith("msae.data."):
+        raise InputError(f"reference=training: {cfg.ckpt} does not say how its data were read by msae; {hint}")
     try:
-        x = instantiate(OmegaConf.load(beside).data).train.x
+        x = instantiate(options).train.x
     except (InputError, HydraException, OSError) as error:
         reason = cli.explain(error, "train").rstrip(".")
-        raise InputError(f"reference=training: the data of {beside}: {reason}; {hint}") from None
+        raise InputError(f"reference=training: the data of {cfg.ckpt}: {reason}; {hint}") from None
     if not isinstance(x, Views):
         return [x]
     if x.blocks[0].ndim == 3:

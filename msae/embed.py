@@ -30,7 +30,7 @@ def embed(cfg: DictConfig) -> Path:
     Raises:
         InputError: a checkpoint, data or an output that cannot be used.
     """
-    apply.check(cfg, files=False)
+    model = apply.begin(cfg, files=False)
     out = apply.check_out(cfg, ".png")
     if cfg.label is not None and not apply.has_files(cfg):
         raise InputError(f"label={cfg.label}: a column of files; expected null, as this data set has its own labels")
@@ -38,7 +38,6 @@ def embed(cfg: DictConfig) -> Path:
 
     from msae import plots
 
-    model = apply.load(cfg)
     pieces = of_files(cfg, model) if apply.has_files(cfg) else of_samples(cfg, model)
     shown = Shown()
     with apply.Writer(out) as table:

@@ -1,4 +1,4 @@
-"""A trained model for other programs: `python -m msae.export ckpt=... to=model.onnx`, or `to=model.pt2`."""
+"""A trained model for other programs: `python -m msae.export ckpt=RUN out=model.onnx`, or `out=model.pt2`."""
 
 from __future__ import annotations
 
@@ -75,20 +75,22 @@ def export(cfg: DictConfig) -> list[Path]:
 
 
 def check(cfg: DictConfig) -> Path:
-    """The path `cfg.to`; InputError unless it can be written, and the libraries for it are there."""
-    for key, expected in (("ckpt", "a run's best.ckpt or last.ckpt"), ("to", "a file ending .onnx or .pt2")):
+    """The path `cfg.out`; InputError unless it can be written, and the libraries for it are there."""
+    for key, expected in (("ckpt", "the folder of a run, or its best.ckpt"), ("out", "a file ending .onnx or .pt2")):
         if OmegaConf.is_missing(cfg, key) or not cfg[key]:
             raise InputError(f"{key}: no value; expected {expected}")
-    to = Path(cfg.to).expanduser()
+    to = Path(cfg.out).expanduser()
     if to.suffix.lower() not in (".onnx", ".pt2"):
-        raise InputError(f"to={to}: expected a file ending .onnx or .pt2")
-    apply.check_free("to", to, [beside(to, part) for part in PARTS], cfg.overwrite)
+        raise InputError(f"out={to}: expected a file ending .onnx or .pt2")
+    apply.check_free("out", to, [beside(to, part) for part in PARTS], cfg.overwrite)
     if to.suffix.lower() == ".onnx":
         try:
             for name in ("onnx", "onnxscript", "onnxruntime"):
                 importlib.import_module(name)
         except ImportError:
-            raise InputError(f"to={to}: needs the library {name}: pip install 'msae[export]'") from None
+            raise InputError(
+                f"out={to}: needs the library {name}: pip install {name}, or msae's extra [export]"
+            ) from None
     return to
 
 

@@ -29,14 +29,13 @@ def forecast(cfg: DictConfig) -> Path:
     Raises:
         InputError: a checkpoint, data, horizons or an output that cannot be used.
     """
-    apply.check(cfg)
+    model = apply.begin(cfg)
     horizons = sorted(set(check_ints("horizons", cfg.horizons)))
     if not horizons:
         raise InputError("horizons=[]: expected steps to forecast, such as [24,48]")
     out = apply.check_out(cfg, ".png")
     from msae.uses import forecasting
 
-    model = apply.load(cfg)
     tables, last, parts = read(cfg, model)
     for split, its in parts.items():
         forecasting.check_horizons(split, its, model.length, horizons)
@@ -77,7 +76,7 @@ def read(
     test_paths = files.find(cfg.data.test_path, "data.test_path") if cfg.data.test_path else []
     if both := {file.resolve() for file in paths} & {file.resolve() for file in test_paths}:
         raise InputError(f"data.test_path={cfg.data.test_path}: {min(both).name} is among the files of data.path too")
-    check_unseen(cfg, paths, test_paths)
+    check_unseen(cfg, model, paths, test_paths)
     tables = [files.read(path, form) for path in [*paths, *test_paths]]
     for table in tables:
         apply.check_channels(table, model)
@@ -105,13 +104,12 @@ def read(
     return tables, [(tables[i], name, start, stop) for (i, name), (start, stop) in last.items()], parts
 
 
-def check_unseen(cfg: DictConfig, paths: list[Path], test_paths: list[Path]) -> None:
-    """Raise InputError where the test split holds steps that the model was trained on, as its run's config tells."""
+def check_unseen(cfg: DictConfig, model: Reconstructor, paths: list[Path], test_paths: list[Path]) -> None:
+    """Raise InputError where the test split contains steps that the model was trained on."""
     from msae.data import files
 
-    beside = Path(cfg.ckpt).parent / "config.yaml"
-    trained: Any = OmegaConf.select(OmegaConf.load(beside), "data") if beside.is_file() else None
-    if trained is None or not {"path", "test_path", "test_size", "group_column"} <= set(trained):
+    trained: Any = OmegaConf.create(model.data_options)
+    if not {"path", "test_path", "test_size", "group_column"} <= set(trained):
         return
 
     def known(path: Path) -> bool:
@@ -133,7 +131,7 @@ def check_unseen(cfg: DictConfig, paths: list[Path], test_paths: list[Path]) -> 
         key = "test_size" if cfg.data.test_size > share else "group_column"
         raise InputError(
             f"data.{key}={cfg.data[key]}: the model was trained on steps of this test split; expected "
-            + (f"data.{key}={trained[key]}, as in {beside}" if share else f"data.test_path={trained.test_path}")
+            + (f"data.{key}={trained[key]}, as in training" if share else f"data.test_path={trained.test_path}")
         )
 
 

@@ -27,24 +27,24 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
     Raises:
         InputError: a checkpoint, files or values that cannot be used.
     """
-    apply.check(cfg)
+    model = apply.begin(cfg)
     from msae import plots
     from msae.data import files
+    from msae.models import checkpoint
 
-    model = apply.load(cfg)
     if cfg.data.stride > model.length:
         raise InputError(f"data.stride={cfg.data.stride}: expected at most {model.length}, the length of a window")
     form, paths = apply.form(cfg, model), apply.found(cfg)
-    output = Path(cfg.output or Path(cfg.ckpt).parent / "reconstruction")
+    output = Path(cfg.out) if cfg.out else checkpoint.find(cfg.ckpt).parent / "reconstruction"
     written = [output / path.name for path in paths]
     if twice := {path.name for path in written if written.count(path) > 1}:
         raise InputError(f"data.path={cfg.data.path}: two files called {min(twice)}; their output would be one")
     if output.exists() and not output.is_dir():
-        raise InputError(f"output={output}: a file; expected a folder")
+        raise InputError(f"out={output}: a file; expected a folder")
     if clash := next((path for path in written if path.resolve() in {p.resolve() for p in paths}), None):
-        raise InputError(f"output={output}: {clash} would be written over")
+        raise InputError(f"out={output}: {clash} would be written over")
     if clash := next((path for path in written if path.exists()), None) if not cfg.overwrite else None:
-        raise InputError(f"output={output}: {clash} exists; overwrite=true replaces it, output=FOLDER goes elsewhere")
+        raise InputError(f"out={output}: {clash} exists; overwrite=true replaces it, out=FOLDER writes elsewhere")
     for path, out in zip(paths, written, strict=True):
         table = files.read(path, form)
         x_hat = of_table(table, model, cfg)

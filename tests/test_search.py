@@ -52,7 +52,7 @@ def test_a_search_and_its_best(command: Command) -> None:
     """The value is the kept val/loss; folders are as every run's; the command it ends with trains the best again."""
     code, out, err = command(*SEARCH, "n_trials=3", "out=s", module="search")
     assert (code, err) == (0, "")
-    assert "0 of 3 trials are there\n  s\n" in out
+    assert "0 of 3 trials are done\n  s\n" in out
     trials = study("s").trials
     assert states("s") == ["COMPLETE"] * 3
     for trial in trials:
@@ -80,7 +80,7 @@ def test_goes_on_as_if_it_had_not_stopped(quick: list[Result], command: Command)
     quick.clear()
     assert command(*SEARCH, "n_trials=5", "out=parts", module="search").code == 0
     code, out, _ = command(*SEARCH, "n_trials=13", "threads=2", "out=parts", module="search")
-    assert (code, "5 of 13 trials are there" in out) == (0, True)
+    assert (code, "5 of 13 trials are done" in out) == (0, True)
     assert [run.pop("run") and run for run in quick] == whole
     assert [run["name"] for run in whole] == [f"trial {i}" for i in range(13)]
     assert not any(run["progress"] for run in whole)
@@ -175,7 +175,7 @@ def test_an_interruption(
     assert out.endswith("\ninterrupted; the same command goes on with the study\n")
     code, out, _ = command(*SEARCH, "n_trials=4", "out=s", module="search")
     assert (code, states("s")) == (0, ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"])
-    assert "2 of 4 trials are there" in out
+    assert "2 of 4 trials are done" in out
     assert "4 trials, 0 failed, 0 running elsewhere" in out
 
 

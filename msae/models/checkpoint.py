@@ -16,15 +16,31 @@ from msae.errors import InputError
 from msae.models.reconstructor import Reconstructor
 
 
+def find(path: str | PathLike[str]) -> Path:
+    """The checkpoint that a path means: a file, or of the folder of a run best.ckpt, else last.ckpt.
+
+    Raises:
+        InputError: there is no such file or folder, or no checkpoint in the folder.
+    """
+    found = Path(path).expanduser()
+    if found.is_dir():
+        found = next((file for file in (found / "best.ckpt", found / "last.ckpt") if file.is_file()), found)
+    if found.is_dir():
+        raise InputError(f"checkpoint {path}: a folder without best.ckpt or last.ckpt; expected the folder of a run")
+    if not found.is_file():
+        raise InputError(f"checkpoint {path}: no such file; expected the folder of a run, or its best.ckpt")
+    return found
+
+
 def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     """The content of a checkpoint of a Reconstructor, on the CPU, read with `weights_only=True`.
+
+    `path` is a file, or the folder of a run.
 
     Raises:
         InputError: the file is missing, or is not such a checkpoint.
     """
-    if not Path(path).is_file():
-        hint = "a folder; expected its best.ckpt or last.ckpt" if Path(path).is_dir() else "no such file"
-        raise InputError(f"checkpoint {path}: {hint}")
+    path = find(path)
     checkpoint = None
     if zipfile.is_zipfile(path):  # as all checkpoints of torch are
         with contextlib.suppress(pickle.UnpicklingError, RuntimeError):  # of another program, or damaged
