@@ -96,7 +96,7 @@ def close(found: Tensor, expected: Tensor, size: Tensor) -> None:
 def test_every_model_in_onnxruntime(name: str, command: Command) -> None:
     """With windows that are scaled one by one, and missing values."""
     trained(of(name), per_window=True, missing=True)
-    code, out, err = command("ckpt=best.ckpt", "to=model.onnx", module="export")
+    code, out, err = command("ckpt=best.ckpt", "out=model.onnx", module="export")
     assert (code, err) == (0, "")
     assert float(out.split()[4]) < 1e-5
     check(".onnx", holes=True)
@@ -106,7 +106,7 @@ def test_every_model_in_onnxruntime(name: str, command: Command) -> None:
 def test_every_class_as_a_program(name: str, command: Command) -> None:
     """With statistics of the training split, and a range to which reconstructions may be clipped."""
     trained(of(name), bounded=True)
-    assert command("ckpt=best.ckpt", "to=model.pt2", module="export").code == 0
+    assert command("ckpt=best.ckpt", "out=model.pt2", module="export").code == 0
     check(".pt2", holes=False)
 
 
@@ -116,14 +116,14 @@ def test_every_class_as_a_program(name: str, command: Command) -> None:
 def test_images_and_ranges_in_onnxruntime(model: Reconstructor, command: Command) -> None:
     """Windows that are images, and a range to which the pyramid clips several times."""
     trained(model, bounded=True, missing=True)
-    assert command("ckpt=best.ckpt", "to=model.onnx", module="export").code == 0
+    assert command("ckpt=best.ckpt", "out=model.onnx", module="export").code == 0
     check(".onnx", holes=True)
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
 def test_what_the_files_say(ending: str, command: Command) -> None:
     trained(MultiScaleAutoEncoder((2, 8), small_dim=2, large_dim=3), per_window=True)
-    code, out, err = command("ckpt=best.ckpt", f"to=out/model{ending}", module="export")
+    code, out, err = command("ckpt=best.ckpt", f"out=out/model{ending}", module="export")
     assert (code, err) == (0, "")
     assert out.splitlines()[1:] == [
         f"  out/model{ending}: x -> x_hat, z",
@@ -157,12 +157,12 @@ def test_what_the_files_say(ending: str, command: Command) -> None:
 def test_what_exists_is_kept(command: Command) -> None:
     trained(AutoEncoder((1, 8), latent_dim=3))
     Path("model.decoder.onnx").write_text("precious")
-    code, out, err = command("ckpt=best.ckpt", "to=model.onnx", module="export")
+    code, out, err = command("ckpt=best.ckpt", "out=model.onnx", module="export")
     assert (code, out) == (2, "")
-    assert err == "error: to=model.onnx: model.decoder.onnx exists; overwrite=true replaces it\n"
+    assert err == "error: out=model.onnx: model.decoder.onnx exists; overwrite=true replaces it\n"
     assert Path("model.decoder.onnx").read_text() == "precious"
     assert not Path("model.onnx").exists()
-    assert command("ckpt=best.ckpt", "to=model.onnx", "overwrite=true", module="export").code == 0
+    assert command("ckpt=best.ckpt", "out=model.onnx", "overwrite=true", module="export").code == 0
     check(".onnx", holes=False)
 
 
@@ -182,7 +182,7 @@ def inverted(model: AutoEncoder, z: Tensor) -> Tensor:
 def test_a_model_that_cannot_be_exported(ending: str, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(AutoEncoder((1, 8), latent_dim=3))
     monkeypatch.setattr(AutoEncoder, "decode_scaled", inverted)
-    code, out, err = command("ckpt=best.ckpt", f"to=out/model{ending}", module="export")
+    code, out, err = command("ckpt=best.ckpt", f"out=out/model{ending}", module="export")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith("error: ckpt=best.ckpt: AutoEncoder cannot be exported: ")
     assert {path.name for path in Path().iterdir()} == {"fresh.ckpt", "best.ckpt"}
@@ -198,7 +198,7 @@ def test_one_that_gives_something_else(command: Command, monkeypatch: pytest.Mon
         return lambda x: {name: values * 1.0001 for name, values in run(x).items()}
 
     monkeypatch.setattr(export, "of_session", wrong)
-    code, _, err = command("ckpt=best.ckpt", "to=model.onnx", module="export")
+    code, _, err = command("ckpt=best.ckpt", "out=model.onnx", module="export")
     assert (code, err[:70]) == (2, "error: ckpt=best.ckpt: exported, AutoEncoder differs from PyTorch by 1")
     assert not list(Path().glob("model*"))
 
@@ -206,11 +206,11 @@ def test_one_that_gives_something_else(command: Command, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["to=model.onnx"], "ckpt: no value; expected a run's best.ckpt or last.ckpt"),
+        (["out=model.onnx"], "ckpt: no value; expected a run's best.ckpt or last.ckpt"),
         (["ckpt=best.ckpt"], "to: no value; expected a file ending .onnx or .pt2"),
-        (["ckpt=best.ckpt", "to=model.pth"], "to=model.pth: expected a file ending .onnx or .pt2"),
-        (["ckpt=none.ckpt", "to=model.onnx"], "checkpoint none.ckpt: no such file"),
-        (["ckpt=best.ckpt", "to=file/model.onnx"], "to=file/model.onnx: file is a file; expected a folder"),
+        (["ckpt=best.ckpt", "out=model.pth"], "out=model.pth: expected a file ending .onnx or .pt2"),
+        (["ckpt=none.ckpt", "out=model.onnx"], "checkpoint none.ckpt: no such file"),
+        (["ckpt=best.ckpt", "out=file/model.onnx"], "out=file/model.onnx: file is a file; expected a folder"),
         (["ckpt=best.ckpt", "out=model.onnx"], "out: no such key"),
     ],
 )
@@ -224,8 +224,8 @@ def test_mistakes(args: list[str], message: str, command: Command) -> None:
 
 def test_without_the_libraries(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    code, _, err = command("ckpt=best.ckpt", "to=model.onnx", module="export")
-    assert (code, err) == (2, "error: to=model.onnx: needs the library onnxscript: pip install 'msae[export]'\n")
+    code, _, err = command("ckpt=best.ckpt", "out=model.onnx", module="export")
+    assert (code, err) == (2, "error: out=model.onnx: needs the library onnxscript: pip install 'msae[export]'\n")
 
 
 def test_help(tmp_path: Path) -> None:

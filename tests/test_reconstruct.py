@@ -82,7 +82,7 @@ def test_csv_of_another_kind(run: Run) -> None:
     rows = [f"{i};{'xy'[i % 2]};{a:.4f};{b:.4f}".replace(".", ",") for i, (a, b) in enumerate(X)]
     Path("a.csv").write_text("\n".join(["t;g;a;b", *rows]))
     options = ("data.separator=;", "data.decimal=,", "data.time_column=t", "data.group_column=g")
-    code, _, err = run("data=series", "data.path=a.csv", *options, "output=out")
+    code, _, err = run("data=series", "data.path=a.csv", *options, "out=out")
     assert code == 0, err
     lines = Path("out/a.csv").read_text().splitlines()
     cells = [line.replace(",", ".").split(";") for line in lines[1:]]
@@ -194,13 +194,13 @@ def test_missing_values_are_filled(run: Run) -> None:
         (["data.path=a.npy", "data.columns=[0]"], "a.npy: 1 channels, 0; the model takes 2, in windows of 8 steps"),
         (["data.path=short.npy"], "short.npy: no stretch of 8 steps"),
         (["data.path=nowhere"], "data.path=nowhere: no such file or folder, and no match"),
-        (["data.path=a.npy", "output=."], "output=.: a.npy would be written over"),
+        (["data.path=a.npy", "out=."], "out=.: a.npy would be written over"),
         (["data.path=a.npy", "data.missing=x"], "data.missing=x: expected one of"),
         (["data=digits"], "data: expected series, or an option made of it"),
         (["data.path=*/x.npy"], "data.path=*/x.npy: two files called x.npy"),
         (["data.path=a.npy", "ckpt=nowhere.ckpt"], "checkpoint nowhere.ckpt: no such file"),
         (["data.paht=a.npy"], "data.paht: no such key; nearest: data.path"),
-        (["data.path=a.npy", "output=short.npy"], "output=short.npy: a file; expected a folder"),
+        (["data.path=a.npy", "out=short.npy"], "out=short.npy: a file; expected a folder"),
         (["data.path=a.npy", "ckpt=???"], "ckpt: no value; expected a run's best.ckpt"),
         (["data.stride=1"], "data.path: no value; expected data.path=..."),
         (
