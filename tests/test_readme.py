@@ -138,7 +138,7 @@ def test_reconstruct_and_report(command: Command) -> None:
 
 def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["scale_cost.py", "--rounds", "1", "--steps", "2"])
-    runpy.run_path(str(ROOT / "benchmarks" / "scale_cost.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "scale_cost.py"), run_name="__main__")
     rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
     assert [row.split(" | ")[1] for row in rows] == ["16", "64", "128", "64", "64", "64"]
 
@@ -193,7 +193,7 @@ def test_ucr_study(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
 
 def module(name: str) -> Any:
     """A benchmark as a module."""
-    specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    specification = importlib.util.spec_from_file_location(name, next((ROOT / "studies").glob(f"*/{name}.py")))
     assert specification is not None
     assert specification.loader is not None
     found = importlib.util.module_from_spec(specification)
@@ -232,7 +232,6 @@ def test_the_table_of_forecasts_is_the_studys(data: str) -> None:
 
 def test_features_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of few ways, on two sets; started again, it trains nothing."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     study = module("features")
     ways = {
         "OTHERS": ("raw values", "PCA"),
@@ -319,7 +318,6 @@ def test_anomaly_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: p
 def test_the_tables_of_the_latent_are_the_studies(monkeypatch: pytest.MonkeyPatch) -> None:
     """`docs/*.json` are what the benchmarks wrote, and their tables stand in the README as they are."""
     features = json.loads((ROOT / "docs" / "features.json").read_text())
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     text, rows = module("features").markdown(features["sets"], tuple(row["features"] for row in features["methods"]))
     assert text in README
     assert json.loads(json.dumps(rows)) == features["methods"]
@@ -347,13 +345,13 @@ def test_memory_benchmark(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["memory.py", "--values", "50000", "--suffix", suffix, "--stride", "8"])
-    runpy.run_path(str(ROOT / "benchmarks" / "memory.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "memory.py"), run_name="__main__")
     assert "50,000 values, 0.00 GiB (0.00 on disk): peak " in capfd.readouterr().out
 
 
 def test_window_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["window_speed.py", "--rounds", "1", "--time", "2000"])
-    runpy.run_path(str(ROOT / "benchmarks" / "window_speed.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "window_speed.py"), run_name="__main__")
     rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
     assert [row[2] for row in rows] == ["1", "7"]
 
@@ -381,7 +379,7 @@ def test_the_table_of_series_is_the_reports() -> None:
 def test_stack_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--rounds", "1", "--seeds", "1", "--threads", "1", "trainer.max_epochs=1"]
     monkeypatch.setattr(sys, "argv", ["stack_speed.py", *small])
-    runpy.run_path(str(ROOT / "benchmarks" / "stack_speed.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "stack_speed.py"), run_name="__main__")
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1 | 1 |")]
     assert all(0 < float(cell.split()[0]) < 10 for cell in row.split(" | ")[3:7])
 
@@ -390,7 +388,7 @@ def test_growth_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(
         sys, "argv", ["growth.py", "--steps", "32", "--rounds", "1", "--only", "length", "--most", "64"]
     )
-    runpy.run_path(str(ROOT / "benchmarks" / "growth.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "growth.py"), run_name="__main__")
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 10,000 | 64 | 1 | 1 |")]
     ms, peak, windows = map(float, row.removesuffix(" |").split(" | ")[4:])
     assert ms > 0
@@ -404,7 +402,7 @@ def test_growth_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_benchmark(device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--rounds", "1", "--windows", "160", "--device", device]
     monkeypatch.setattr(sys, "argv", ["train_speed.py", *arguments])
-    runpy.run_path(str(ROOT / "benchmarks" / "train_speed.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "train_speed.py"), run_name="__main__")
     rows = capsys.readouterr().out.split("| ---: |\n")[-1].strip().splitlines()
     names = ["bare PyTorch loop", "this project", "Lightning, torchvision, DataLoader", "appendix's loop"]
     if device == "cuda":
@@ -417,7 +415,7 @@ def test_benchmark(device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_benchmark_of_a_gpu_without_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["train_speed.py", "--device", "cuda"])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "benchmarks" / "train_speed.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "studies" / "speed" / "train_speed.py"), run_name="__main__")
     assert capsys.readouterr().err.endswith("--device cuda: there is none; expected cpu\n")
 
 

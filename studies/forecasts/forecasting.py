@@ -1,6 +1,6 @@
 """Do latents forecast? Ridge regression on those of each model, on the raw window, and one linear map for all channels.
 
-    python benchmarks/forecasting.py FILE.csv ... [--out runs/forecasting] [--rows N] [KEY=VALUE ...]
+    python studies/forecasts/forecasting.py FILE.csv ... [--out runs/forecasting] [--rows N] [KEY=VALUE ...]
 
 TS2Vec's protocol (arXiv 2106.10466): each series is split in time, 60, 20 and 20 %; values are scaled by the training
 split; a ridge regression for each horizon, whose penalty the validation split chooses; MSE and MAE over all channels on

@@ -1,4 +1,4 @@
-"""Samples a second of several ways to train the MSAE on MNIST, as ratios: `python benchmarks/train_speed.py`.
+"""Samples a second of several ways to train the MSAE on MNIST, as ratios: `python studies/speed/train_speed.py`.
 
 Same model, batch size, Adam and number of windows; one epoch a turn, the ways taking turns in one process, so that what
 else the machine does meets all of them. Time runs from the start of the epoch to the end of training. `--device cuda`

@@ -1,4 +1,4 @@
-"""How time and memory of training grow with windows, length, channels and seeds: `python benchmarks/growth.py`.
+"""How time and memory of training grow with windows, length, channels and seeds: `python studies/speed/growth.py`.
 
 From windows of one channel and 128 steps, 10,000 of them, one thing is changed at a time. Each row is a process of its
 own, which trains `pyramid`, 64 latent values, batches of 64, on random values, with one thread: milliseconds of an

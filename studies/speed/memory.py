@@ -1,4 +1,4 @@
-"""Memory that training on a long series takes: `python benchmarks/memory.py`.
+"""Memory that training on a long series takes: `python studies/speed/memory.py`.
 
 Writes a series of random values to a file, trains on it for 300 steps in a process of its own, and prints the peak of
 that process. With `--cap` the process runs in a memory cgroup of so many GiB, file cache included (Linux, as root).

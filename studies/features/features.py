@@ -1,6 +1,6 @@
 """Are latents good features? A ridge classifier on those of each model, and on what people would otherwise use.
 
-    python benchmarks/features.py ARCHIVE [--out runs/features] [--sets NAME ...] [--epochs 16]
+    python studies/features/features.py ARCHIVE [--out runs/features] [--sets NAME ...] [--epochs 16]
 
 ARCHIVE is a folder of NAME_TRAIN.tsv and NAME_TEST.tsv, or .ts; sets with unequal lengths or missing values are left
 out. Features are fitted to the training split, without its labels; then a ridge classifier, whose penalty
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -32,11 +33,13 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from ucr_study import usable
 
 from msae import MultiScalePooler, MultiScaleTransformer, cli
 from msae.data.ucr import ucr
 from msae.report import interval, table
+
+sys.path.append(str(Path(__file__).parents[1] / "ucr"))
+from ucr_study import usable  # noqa: E402
 
 SEEDS = (0, 1, 2)
 MODELS = ("ae", "single", "pyramid")

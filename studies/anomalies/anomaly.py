@@ -1,6 +1,6 @@
 """How well are anomalies told by the reconstruction error? VUS-PR of autoencoders and of what is used otherwise.
 
-    uv run --extra dev --with stumpy --with wfdb python benchmarks/anomaly.py NAB ECG [--sets ...]
+    uv run --extra dev --with stumpy --with wfdb python studies/anomalies/anomaly.py NAB ECG [--sets ...]
         [--out runs/anomaly] [KEY=VALUE ...]
 
 NAB is a folder of Numenta's series, TIMESTAMP,VALUE in a .csv each, and windows.json, their labels; ECG is the path of

@@ -1,8 +1,8 @@
 """New samples: do their changes obey the strength, can they be told from real ones, and do they help a classifier?
 
-    python benchmarks/augmentation.py control tourism.csv,window=12 exchange_rate.csv,window=24 ECG5000 --archive UCR
-    python benchmarks/augmentation.py realism exchange_rate.csv,window=24 ETTh1.csv,window=24,time_column=date ECG5000
-    python benchmarks/augmentation.py use BeetleFly ECG200 ... --archive UCR
+    python studies/augmentation/augmentation.py control tourism.csv,window=12 exchange_rate.csv,window=24 ECG5000 --archive UCR
+    python studies/augmentation/augmentation.py realism exchange_rate.csv,window=24 ETTh1.csv,window=24,time_column=date ECG5000
+    python studies/augmentation/augmentation.py use BeetleFly ECG200 ... --archive UCR
 
 A source is a file with options of `data=series`, or a set of the UCR archive. `direct` changes the scaled window itself
 in the same ways; `pyramid` and `lgta` change their latents. Models are trained on the training split alone.

@@ -1,6 +1,6 @@
 """Do scales help where data are scarce? The pyramid, its single-scale control and PCA on sets of the UCR archive.
 
-    python benchmarks/ucr_study.py ARCHIVE [--out runs/ucr] [--sets NAME ...] [KEY=VALUE ...]
+    python studies/ucr/ucr_study.py ARCHIVE [--out runs/ucr] [--sets NAME ...] [KEY=VALUE ...]
 
 ARCHIVE is a folder of NAME_TRAIN.tsv and NAME_TEST.tsv, or .ts; sets with unequal lengths or missing values are left
 out. For each set and model the setting of least validation loss, of those in `SPACE` tried with seed 0, is trained with
