@@ -1,7 +1,7 @@
 """New samples: do their changes obey the strength, can they be told from real ones, and do they help a classifier?
 
-    python studies/augmentation/augmentation.py control tourism.csv,window=12 exchange_rate.csv,window=24 ECG5000 --archive UCR
-    python studies/augmentation/augmentation.py realism exchange_rate.csv,window=24 ETTh1.csv,window=24,time_column=date ECG5000
+    python studies/augmentation/augmentation.py control tourism.csv,window=12 ECG5000 --archive UCR
+    python studies/augmentation/augmentation.py realism ETTh1.csv,window=24,time_column=date ECG5000
     python studies/augmentation/augmentation.py use BeetleFly ECG200 ... --archive UCR
 
 A source is a file with options of `data=series`, or a set of the UCR archive. `direct` changes the scaled window itself

@@ -39,7 +39,7 @@ from msae.data.ucr import ucr
 from msae.report import interval, table
 
 sys.path.append(str(Path(__file__).parents[1] / "ucr"))
-from ucr_study import usable  # noqa: E402
+from ucr_study import usable
 
 SEEDS = (0, 1, 2)
 MODELS = ("ae", "single", "pyramid")
