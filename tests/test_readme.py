@@ -192,7 +192,7 @@ def test_ucr_study(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
 
 
 def module(name: str) -> Any:
-    """A benchmark as a module."""
+    """A study's script as a module."""
     specification = importlib.util.spec_from_file_location(name, next((ROOT / "studies").glob(f"*/{name}.py")))
     assert specification is not None
     assert specification.loader is not None
@@ -359,7 +359,7 @@ def test_benchmark_of_a_gpu_without_one(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(sys, "argv", ["train_speed.py", "--device", "cuda"])
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / "studies" / "speed" / "train_speed.py"), run_name="__main__")
-    assert capsys.readouterr().err.endswith("--device cuda: there is none; expected cpu\n")
+    assert capsys.readouterr().err.endswith("--device cuda: this machine has no CUDA device; use --device cpu\n")
 
 
 def test_tensorboard_serves_a_run(command: Command, tmp_path: Path) -> None:
