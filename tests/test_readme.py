@@ -138,7 +138,7 @@ def test_reconstruct_and_report(command: Command) -> None:
 
 def test_scale_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["scale_cost.py", "--rounds", "1", "--steps", "2"])
-    runpy.run_path(str(ROOT / "benchmarks" / "scale_cost.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "scale_cost.py"), run_name="__main__")
     rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
     assert [row.split(" | ")[1] for row in rows] == ["16", "64", "128", "64", "64", "64"]
 
@@ -192,8 +192,8 @@ def test_ucr_study(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
 
 
 def module(name: str) -> Any:
-    """A benchmark as a module."""
-    specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    """A study's script as a module."""
+    specification = importlib.util.spec_from_file_location(name, next((ROOT / "studies").glob(f"*/{name}.py")))
     assert specification is not None
     assert specification.loader is not None
     found = importlib.util.module_from_spec(specification)
@@ -217,22 +217,8 @@ def test_forecasting_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capf
     assert rows[5]["mse"] < 0.1
 
 
-@pytest.mark.parametrize("data", ["ETTh1", "exchange_rate"])
-def test_the_table_of_forecasts_is_the_studys(data: str) -> None:
-    """`docs/forecasting.json` is what `benchmarks/forecasting.py` wrote."""
-    rows = [r for r in json.loads((ROOT / "docs" / "forecasting.json").read_text()) if r["data"] == data]
-    lines = README.partition(f"| {data}, test MSE at a horizon of |")[2].splitlines()[2:7]
-    for line, first in zip(lines, range(0, 25, 5), strict=True):
-        cells = [line.split(" | ")[1]]
-        for cell, row in zip(line.removesuffix(" |").split(" | ")[2:], rows[first : first + 5], strict=True):
-            spread = "" if row["mse_sd"] is None else f" ± {row['mse_sd']:.3f}"
-            assert cell == f"{row['mse']:.3f}{spread}".replace("0.", ".")
-        assert cells == [f"{rows[first]['n']}"]
-
-
 def test_features_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of few ways, on two sets; started again, it trains nothing."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     study = module("features")
     ways = {
         "OTHERS": ("raw values", "PCA"),
@@ -316,72 +302,27 @@ def test_anomaly_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: p
     assert found["matrix profile"][0] < 0.1
 
 
-def test_the_tables_of_the_latent_are_the_studies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`docs/*.json` are what the benchmarks wrote, and their tables stand in the README as they are."""
-    features = json.loads((ROOT / "docs" / "features.json").read_text())
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    text, rows = module("features").markdown(features["sets"], tuple(row["features"] for row in features["methods"]))
-    assert text in README
-    assert json.loads(json.dumps(rows)) == features["methods"]
-    anomaly = module("anomaly").markdown(json.loads((ROOT / "docs" / "anomaly.json").read_text()))
-    assert anomaly.strip() in README
-    study = module("augmentation")
-    found = {
-        part: json.loads((ROOT / "docs" / f"augmentation_{part}.json").read_text())
-        for part in ("control", "realism", "use")
-    }
-    assert study.pivot(found["control"]["rows"], "own draws") in README
-    for value in ("discriminative", "wasserstein"):
-        assert study.pivot(found["realism"]["rows"], value) in README
-    gains = study.markdown("use", found["use"]["rows"]).splitlines()
-    assert all(line in README for line in gains if "gain" in line and "|" not in line)
-    for part, result in found.items():
-        [line] = [line for line in LINES if line.startswith(f"python benchmarks/augmentation.py {part} ")]
-        assert " ".join(result["arguments"]["sources"]) in line
-        assert {result["arguments"][key] for key in ("seeds", "steps", "windows")} == {3, 2000, 1000}
-
-
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
 def test_memory_benchmark(
     suffix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["memory.py", "--values", "50000", "--suffix", suffix, "--stride", "8"])
-    runpy.run_path(str(ROOT / "benchmarks" / "memory.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "memory.py"), run_name="__main__")
     assert "50,000 values, 0.00 GiB (0.00 on disk): peak " in capfd.readouterr().out
 
 
 def test_window_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["window_speed.py", "--rounds", "1", "--time", "2000"])
-    runpy.run_path(str(ROOT / "benchmarks" / "window_speed.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "window_speed.py"), run_name="__main__")
     rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
     assert [row[2] for row in rows] == ["1", "7"]
-
-
-def test_the_table_of_series_is_the_reports() -> None:
-    """`docs/series.json` is what the README's commands wrote; rows stand in the report's order."""
-    result = json.loads((ROOT / "docs" / "series.json").read_text())
-    lines = README.partition("| `msae16` - `ae16`, 95 % |")[2].splitlines()[2:12]
-    assert len(result["data"]) == result["over_data_sets"]["n"] == len(lines)
-    for line, found in zip(lines, result["data"].values(), strict=True):
-        ae, other = found["rows"]
-        (low, high), sizes = found["differences"][0]["interval"], (ae["n"], other["n"])
-        cells = [f"{r['test_loss']:.4f} ± {r['test_loss_sd']:.4f}".removeprefix("0") for r in (ae, other)]
-        expected = [f"{ae['latent']}", *cells, f"{found['pca'][0]['test_loss']:.4f}", f"{low:.4f} to {high:.4f}"]
-        assert sizes == (5, 5)
-        assert [cell.replace("0.", ".") for cell in expected] == [c.strip() for c in line.split("|")[2:-1]]
-    for row in result["over_data_sets"]["ranks"]:
-        assert f"{row['mean_rank']:.2f}" in README
-    test = result["over_data_sets"]["tests"][0]
-    assert (test["model"], test["against"]) == ("msae16", "ae16")
-    p, ratio = f"{test['p']:.2g}".removeprefix("0"), f"{test['ratio']:.2f}"
-    assert re.search(rf"on {test['won']} of 10 \(.*\s*p = {p}\), with a geometric mean of {ratio} times", README)
 
 
 def test_stack_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--rounds", "1", "--seeds", "1", "--threads", "1", "trainer.max_epochs=1"]
     monkeypatch.setattr(sys, "argv", ["stack_speed.py", *small])
-    runpy.run_path(str(ROOT / "benchmarks" / "stack_speed.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "stack_speed.py"), run_name="__main__")
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1 | 1 |")]
     assert all(0 < float(cell.split()[0]) < 10 for cell in row.split(" | ")[3:7])
 
@@ -390,7 +331,7 @@ def test_growth_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(
         sys, "argv", ["growth.py", "--steps", "32", "--rounds", "1", "--only", "length", "--most", "64"]
     )
-    runpy.run_path(str(ROOT / "benchmarks" / "growth.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "growth.py"), run_name="__main__")
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 10,000 | 64 | 1 | 1 |")]
     ms, peak, windows = map(float, row.removesuffix(" |").split(" | ")[4:])
     assert ms > 0
@@ -404,7 +345,7 @@ def test_growth_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_benchmark(device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--rounds", "1", "--windows", "160", "--device", device]
     monkeypatch.setattr(sys, "argv", ["train_speed.py", *arguments])
-    runpy.run_path(str(ROOT / "benchmarks" / "train_speed.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "studies" / "speed" / "train_speed.py"), run_name="__main__")
     rows = capsys.readouterr().out.split("| ---: |\n")[-1].strip().splitlines()
     names = ["bare PyTorch loop", "this project", "Lightning, torchvision, DataLoader", "appendix's loop"]
     if device == "cuda":
@@ -417,8 +358,8 @@ def test_benchmark(device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_benchmark_of_a_gpu_without_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["train_speed.py", "--device", "cuda"])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "benchmarks" / "train_speed.py"), run_name="__main__")
-    assert capsys.readouterr().err.endswith("--device cuda: there is none; expected cpu\n")
+        runpy.run_path(str(ROOT / "studies" / "speed" / "train_speed.py"), run_name="__main__")
+    assert capsys.readouterr().err.endswith("--device cuda: this machine has no CUDA device; use --device cpu\n")
 
 
 def test_tensorboard_serves_a_run(command: Command, tmp_path: Path) -> None:
@@ -496,110 +437,6 @@ def write_readings(path: str, rows: int) -> None:
     """A table of two columns, as a user may have."""
     t = np.arange(rows)
     np.savetxt(path, np.stack([np.sin(t / 9), t % 50], 1), delimiter=",", header="a,b", comments="", fmt="%.4f")
-
-
-def decimals(value: float) -> str:
-    return f"{value:.6f}".replace("0.", ".", 1)
-
-
-def test_the_table_is_the_reports() -> None:
-    """`docs/table1.json` is what `experiment=table1` wrote."""
-    result = json.loads((ROOT / "docs" / "table1.json").read_text())["data"]["mnist"]
-    table = [line for line in README.splitlines() if line.startswith("|")]
-    for row in result["rows"]:
-        [line] = [line for line in table if line.startswith(f"| `{row['model']}`:")]
-        assert f"| {decimals(row['test_mse'])} ± {decimals(row['test_mse_sd'])} | {row['psnr']:.2f} |" in line
-        assert f"| {row['parameters']:,} |" in line
-        assert row["n"] == 5
-    for row in result["pca"]:
-        name = row["model"].replace("clipped", "clipped to [0, 1]")
-        assert f"| {name} | {row['latent']} | | {decimals(row['test_mse'])} | {row['psnr']:.2f} | |" in table
-    shown = [d for d in result["differences"] if d["model"] == "msae"]
-    assert len(shown) == 3
-    for d in shown:
-        low, high = map(decimals, d["interval"])
-        assert f"| `msae` - `{d['against']}` | {decimals(d['mean'])} | {low} to {high} |" in table
-
-
-def test_the_table_of_scales_is_the_reports() -> None:
-    """`docs/fair.json` is what `experiment=fair` wrote."""
-    result = json.loads((ROOT / "docs" / "fair.json").read_text())["data"]["mnist"]
-    rows = {row["model"]: row for row in result["rows"]}
-    intervals = {frozenset((d["model"], d["against"])): (d["model"], d["interval"]) for d in result["differences"]}
-    clipped = {row["latent"]: row["test_mse"] for row in result["pca"] if row["model"] == "PCA, clipped"}
-    for latent in (16, 64, 128):
-        single, pyramid = (rows[f"{model} model.latent_dim={latent}"] for model in ("single", "pyramid28"))
-        assert (single["n"], pyramid["n"]) == (10, 10)
-        of, interval = intervals[frozenset((single["model"], pyramid["model"]))]
-        low, high = interval if of == pyramid["model"] else (-interval[1], -interval[0])
-        cells = [f"{decimals(r['test_mse'])} ± {decimals(r['test_mse_sd'])}" for r in (single, pyramid)]
-        sizes = f"{single['parameters']:,}; {pyramid['parameters']:,}"
-        [line] = [line for line in README.splitlines() if line.endswith(f"| {sizes} |")]
-        assert line.startswith(f"| {latent} | {decimals(clipped[latent])} |")
-        assert f"| {cells[0]} | {cells[1]} | {decimals(low)} to {decimals(high)} |" in line
-
-
-def test_the_table_of_recordings_is_the_reports() -> None:
-    """`docs/scales.json` is what `experiment=scales` wrote."""
-    for result in json.loads((ROOT / "docs" / "scales.json").read_text())["data"].values():
-        single, pyramid = result["rows"]
-        assert (single["n"], pyramid["n"]) == (3, 3)
-        losses = [f"{row['test_loss']:.4f} ± {row['test_loss_sd']:.4f}" for row in (single, pyramid)]
-        low, high = result["differences"][0]["interval"]
-        cells = [f"{single['latent']}", f"{result['pca'][0]['test_loss']:.4f}", *losses, f"{low:.4f} to {high:.4f}"]
-        assert f"| {' | '.join(cells).replace('0.', '.')} |" in README
-
-
-def test_the_table_of_lgta_is_the_reports() -> None:
-    """`docs/lgta.json` is the report of the README's three sweeps."""
-    result = json.loads((ROOT / "docs" / "lgta.json").read_text())["data"]["sensor"]
-    table = README.partition("| ETTh1, 64 latent values |")[2].splitlines()[2:8]
-    rows = {row["model"]: row for row in result["rows"]}
-    both = "lgta model.step_dim=1 model.global_dim=32"
-    order = [f"{kind} model.equivariance={e}" for kind in ("lgta", both) for e in ("0", "0.1")]
-    for line, name in zip(table, [*order, "ae model.latent_dim=64"], strict=False):
-        row = rows[name]
-        cells = [f"{row[key]:.4f}"[1:] for key in ("val_loss", "test_loss", "test_loss_sd")]
-        assert line.endswith(f"| {row['n']} | {row['parameters']:,} | {cells[0]} | {cells[1]} ± {cells[2]} |")
-    assert table[5] == f"| PCA | | | | {result['pca'][0]['test_loss']:.4f} |".replace("0.", ".")
-    [found] = [d for d in result["differences"] if {d["model"], d["against"]} == {order[0], order[2]}]
-    low, high = (f"{value:.3f}".replace("0.", ".") for value in found["interval"])
-    assert (found["model"], f"({low} to {high})" in README) == (order[2], True)
-
-
-def test_the_tables_of_small_sets_are_the_studys() -> None:
-    """`docs/ucr.json` is what `benchmarks/ucr_study.py` wrote."""
-    study = json.loads((ROOT / "docs" / "ucr.json").read_text())
-    rows = {line.split(" | ")[0][2:]: line for line in README.splitlines() if line.count("|") == 9}
-    kinds = ("several scales, with a share of the latent each", "several scales, the finer ones to refine", "one scale")
-    losses: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
-    for name, result in study["sets"].items():
-        single, segmented, pyramid = result["rows"]
-        assert [row["n"] for row in result["rows"]] == [3, 3, 3]
-        shared, several = len(pyramid["codes"]) > 1, pyramid["setting"]["model.segments"] != "[1]"
-        kind = kinds[0] if shared else kinds[2 - several]
-        losses[kind].append([float(f"{row['test_loss']:.5g}") for row in (pyramid, single, segmented)])
-        if not shared:
-            continue
-        cells = rows[name].split(" | ")
-        assert cells[1:3] == [f"{result['windows']}", f"{result['length']}"]
-        assert sum(map(int, re.findall(r"(\d+) of", cells[3]))) == pyramid["latent"]
-        for cell, expected in zip(cells[4:], (result["pca"][0], single, segmented, pyramid), strict=True):
-            assert float(cell.split(" ")[0]) == pytest.approx(expected["test_loss"], rel=6e-3)
-    for kind, found in (losses | {"all sets": list(itertools.chain(*losses.values()))}).items():
-        [line] = [line for line in README.splitlines() if line.startswith(f"| {kind} |")]
-        cells = [f"{len(found)}"]
-        for pairs in ([(pyramid, single) for pyramid, single, _ in found], [(a, b) for a, _, b in found]):
-            won, equal = sum(a < b for a, b in pairs), sum(a == b for a, b in pairs)
-            mean = f"{np.exp(np.mean([np.log(a / b) for a, b in pairs])):.2f}".removeprefix("0")
-            cells += [f"{won}{f', and {equal} equal' * (equal > 0)}", mean]
-        assert line == f"| {kind} | {' | '.join(cells)} |"
-    for test in study["over"]["tests"]:
-        if test["model"] == "pyramid":
-            assert re.search(rf"against\s`{test['against']}` p = {test['p']:.2g}".replace("0.", "."), README)
-    for row in study["over"]["ranks"]:
-        name = row["model"] if row["model"] == "PCA" else f"`{row['model']}`"
-        assert f"{name} {row['mean_rank']:.2f}" in README
 
 
 def test_pictures_are_there_and_small() -> None:

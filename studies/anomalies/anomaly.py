@@ -1,29 +1,30 @@
-"""How well are anomalies told by the reconstruction error? VUS-PR of autoencoders and of what is used otherwise.
+"""Does the reconstruction error find anomalies? VUS-PR of autoencoders and of established detectors.
 
-    uv run --extra dev --with stumpy --with wfdb python benchmarks/anomaly.py NAB ECG [--sets ...]
+    uv run --extra dev --with stumpy --with wfdb python studies/anomalies/anomaly.py NAB ECG [--sets ...]
         [--out runs/anomaly] [KEY=VALUE ...]
 
-NAB is a folder of Numenta's series, TIMESTAMP,VALUE in a .csv each, and windows.json, their labels; ECG is the path of
-MIT-BIH record 100 without an ending: heartbeats that are neither normal nor of a bundle branch block are anomalies, a
-beat long. KDD is aeon's KDD-TSAD_135. Daphnet of aeon's wheel holds no anomaly, so that no curve of precision and
-recall exists: it is left out.
+NAB is a folder of Numenta's series, a .csv of TIMESTAMP,VALUE each, and their labels, windows.json. ECG is the path of
+MIT-BIH record 100 without its suffix: heartbeats that are neither normal nor of a bundle branch block are anomalies, a
+beat long. KDD is aeon's KDD-TSAD_135. The Daphnet excerpt in aeon's wheel contains no anomaly, so no curve of
+precision and recall exists for it, and it is left out.
 
-The protocol, nothing of which was tuned:
-- Training: the leading part of each series. KDD names its own, which is normal; of the others it is the first 15 %, the
-  probation of NAB's own protocol, whatever is in it (unsupervised). The last fifth of it chooses a model's epoch. All
-  that follows is scored.
-- Windows: a fixed rule, as long as the training part's dominant period, the greatest peak of its autocorrelation from
-  10 steps to 500, or to an eighth of the training part, but at least 32 steps; without a peak the greatest length.
-  Every detector has the same. Each channel is standardized by the training part.
-- Models: their presets' learning rate, 16 latent values, 1,500 steps, n = 3 seeds. A step's score is the mean squared
-  error of all windows that hold it, stride 1. `pyramid, scales` is the same models' other score, how many times what is
-  usual in training the error or the code distance of the strangest scale is.
-- PCA has 16 components; the isolation forest has raw windows, n = 3 seeds, its scores averaged as the errors are; the
-  matrix profile is that of the scored part, with itself, and each step has the mean of the windows that hold it.
-- VUS-PR (Paparrizos et al., VLDB 2022) as aeon computes it, buffers up to a window's length; no threshold, no point
-  adjustment.
+The protocol, of which nothing was tuned:
+- Training: the leading part of each series. KDD names its own, which is normal. For the others it is the first 15 %,
+  the probation period of NAB's own protocol, whatever it contains (unsupervised). The last fifth of it chooses a
+  model's epoch. Everything after it is scored.
+- Windows: a fixed rule. A window is as long as the dominant period of the training part, the greatest peak of its
+  autocorrelation between 10 steps and 500 (or an eighth of the training part), but at least 32 steps; without a peak
+  it has the greatest length. Every detector has the same windows. Each channel is standardized by the training part.
+- Models: the learning rate of their presets, 16 latent values, 1,500 steps, n = 3 seeds. The score of a step is the
+  mean squared error of all windows that contain it, at stride 1. `pyramid, scales` is the other score of the same
+  models: the error or the code distance of the scale with the highest score, divided by its usual value in training.
+- PCA has 16 components. The isolation forest gets raw windows, n = 3 seeds, and its scores are averaged as the errors
+  are. The matrix profile is that of the scored part with itself; each step has the mean of the windows that contain
+  it.
+- VUS-PR (Paparrizos et al., VLDB 2022) as aeon computes it, with buffers up to the length of a window; no threshold,
+  no point adjustment.
 
-An interrupted study goes on when it is started again. It writes `anomaly.json` and `anomaly.md`.
+An interrupted study resumes when it is started again. It writes `anomaly.json` and `anomaly.md`.
 """
 
 from __future__ import annotations
@@ -239,8 +240,8 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     ]
     rows.append(["mean rank", "", "", "", "", *(f"{rank:.2f}" for rank in ranks.mean(0))])
     header = ["series", "window", "training steps", "scored steps", "anomalous", *NAMES]
-    n = "VUS-PR; mean ± standard deviation over seeds 0 to 2 (n = 3), PCA and the matrix profile have none (n = 1)."
-    return f"{n} An anomalous share is the VUS-PR of chance, about.\n\n{table(header, rows)}\n"
+    n = "VUS-PR; mean ± standard deviation, seeds 0 to 2 (n = 3); PCA and the matrix profile are not random (n = 1)."
+    return f"{n} Random scores reach a VUS-PR of about the share of anomalous steps.\n\n{table(header, rows)}\n"
 
 
 def main() -> None:

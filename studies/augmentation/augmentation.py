@@ -1,26 +1,28 @@
 """New samples: do their changes obey the strength, can they be told from real ones, and do they help a classifier?
 
-    python benchmarks/augmentation.py control tourism.csv,window=12 exchange_rate.csv,window=24 ECG5000 --archive UCR
-    python benchmarks/augmentation.py realism exchange_rate.csv,window=24 ETTh1.csv,window=24,time_column=date ECG5000
-    python benchmarks/augmentation.py use BeetleFly ECG200 ... --archive UCR
+    python studies/augmentation/augmentation.py control tourism.csv,window=12 ECG5000 --archive UCR
+    python studies/augmentation/augmentation.py realism ETTh1.csv,window=24,time_column=date ECG5000
+    python studies/augmentation/augmentation.py use BeetleFly ECG200 ... --archive UCR
 
-A source is a file with options of `data=series`, or a set of the UCR archive. `direct` changes the scaled window itself
-in the same ways; `pyramid` and `lgta` change their latents. Models are trained on the training split alone.
+A source is a file with options of `data=series`, or a set of the UCR archive. `direct` changes the normalized window
+itself in the same ways; `pyramid` and `lgta` change their latents. Models are trained on the training split alone.
 
 control: each test window is changed at ten strengths. `same draw` is the rank correlation of strength and decoded
-change where all strengths move along one draw; `own draws` where each has its own, which is the harder question;
-`monotonic` the share of windows whose change grows from each strength to the next, by one draw.
+change when all strengths move along one draw; `own draws` when each strength has its own draw, which is the harder
+question; `monotonic` is the share of windows whose change grows from each strength to the next, along one draw.
 
-realism: test windows, each changed by the same distance. `discriminative` is |accuracy - .5| of a GRU that is to tell
-old from new windows, on those it has not seen (TimeGAN's score, after Yoon et al. 2019); `wasserstein` the mean
-distance over random directions, in scaled units; `prior` samples anew, as TimeVAE (arXiv 2111.08095) does, with `lgta`.
+realism: each test window is changed by the same distance. `discriminative` is |accuracy - .5| of a GRU that is trained
+to tell old from new windows, on windows that it has not seen (TimeGAN's score, after Yoon et al. 2019); `wasserstein`
+is the mean distance over random directions, in normalized units; `prior` samples anew with `lgta`, as TimeVAE (arXiv
+2111.08095) does.
 
 use: a tenth of the training labels, stratified, at least two of a class; MiniRocket's features (aeon) and ridge
-regression; each labelled window with four new ones. Change and strength are chosen by cross-validation among the
-labelled windows, none being a choice, for `direct` and the models alike. Models see all training windows, without
-labels.
+regression; four new windows for each labelled one. Change and strength are chosen by cross-validation among the
+labelled windows, for `direct` and the models alike; no change is one of the choices. Models see all training windows,
+without labels.
 
-Every job's result is kept in OUT/PART, so that an interrupted study goes on; tables are OUT/PART.json and .md.
+The result of every job is kept in OUT/PART, so that an interrupted study can be resumed; the tables are OUT/PART.json
+and OUT/PART.md.
 """
 
 from __future__ import annotations
@@ -333,7 +335,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("sources", nargs="+")
-    parser.add_argument("--archive", help="folder of the UCR archive; by default what comes with aeon, or its download")
+    parser.add_argument(
+        "--archive", help="folder of the UCR archive; by default the sets in aeon's wheel, or its download"
+    )
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2000)

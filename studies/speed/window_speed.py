@@ -1,7 +1,8 @@
-"""Windows a second of this project's pipeline and of the ordinary one: `python benchmarks/window_speed.py`.
+"""Windows a second of this project's pipeline and of the ordinary one: `python studies/speed/window_speed.py`.
 
-Both serve every window of a series once, shuffled, in batches of 64, in this process: the DataModule's batches, and a
-`torch.utils.data.Dataset` that slices one window an item under an ordinary DataLoader. They take turns.
+Both serve every window of a series once, shuffled, in batches of 64, in this process: one by the DataModule's batches,
+the other by a `torch.utils.data.Dataset` that slices one window an item, under an ordinary DataLoader. They take
+turns.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Memory that training on a long series takes: `python benchmarks/memory.py`.
+"""Memory that training on a long series takes: `python studies/speed/memory.py`.
 
-Writes a series of random values to a file, trains on it for 300 steps in a process of its own, and prints the peak of
-that process. With `--cap` the process runs in a memory cgroup of so many GiB, file cache included (Linux, as root).
+Writes a series of random values to a file, trains on it for 300 steps in a separate process, and prints the peak
+memory of that process. With `--cap` the process runs in a memory cgroup of that many GiB, file cache included (Linux,
+as root).
 """
 
 import argparse
@@ -38,7 +39,7 @@ def write(path: Path, values: int) -> None:
 
 
 def capped(gib: float) -> tuple[Path, Callable[[], None]]:
-    """A new memory cgroup, and what puts a process into it."""
+    """A new memory cgroup, and a function that moves the calling process into it."""
     v1 = V1.is_dir()
     group = (V1 if v1 else V2) / f"msae-{os.getpid()}"
     group.mkdir()

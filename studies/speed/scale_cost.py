@@ -1,4 +1,4 @@
-"""What scales cost in training: the pyramid against its single-scale control, one thread, taking turns."""
+"""What several scales cost in training: the pyramid and its single-scale control take turns, with one thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES = (
 
 
 def steps(shape: tuple[int, ...], latent: int, overrides: list[str]) -> Callable[[int], float]:
-    """A function that makes steps of a model of `conf/model`, and returns samples a second."""
+    """A function that takes steps with a model of `conf/model` and returns samples a second."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("train", overrides=[*overrides, f"model.latent_dim={latent}"])
     model = instantiate(cfg.model, shape=shape)

@@ -1,9 +1,9 @@
-"""How time and memory of training grow with windows, length, channels and seeds: `python benchmarks/growth.py`.
+"""How time and memory of training grow with windows, length, channels and seeds: `python studies/speed/growth.py`.
 
-From windows of one channel and 128 steps, 10,000 of them, one thing is changed at a time. Each row is a process of its
-own, which trains `pyramid`, 64 latent values, batches of 64, on random values, with one thread: milliseconds of an
-optimizer step of a seed, the median of calls of 32 steps, and the peak of memory, beside what the windows take; of
-several rounds the median, and the least to the greatest.
+Starting from 10,000 windows of one channel and 128 steps, one size is changed at a time. Each row is measured in its
+own process, which trains `pyramid` with 64 latent values on random values, in batches of 64, with one thread. It
+reports the milliseconds of an optimizer step of one seed (the median of calls of 32 steps) and the peak of memory,
+beside the memory of the windows themselves. With several rounds it reports the median, the least and the greatest.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each row (default 3)")
     parser.add_argument("--steps", type=int, default=160, help="optimizer steps of each row (default 160)")
     parser.add_argument("--only", choices=GROWN, help="one of the four alone")
-    parser.add_argument("--most", type=int, default=sys.maxsize, help="leave out what is larger")
+    parser.add_argument("--most", type=int, default=sys.maxsize, help="leave out larger sizes")
     parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.row:
@@ -98,7 +98,7 @@ def main() -> None:
         if given.only in (None, name) and size <= given.most
     ]
     found: list[list[dict[str, float]]] = [[] for _ in rows]
-    for _ in range(given.rounds):  # the rows take turns, so that what else the machine does meets all of them
+    for _ in range(given.rounds):  # the rows take turns, so that other work on the machine slows all of them
         for row, results in zip(rows, found, strict=True):
             command = [sys.executable, __file__, "--steps", str(given.steps), "--row", json.dumps(row)]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout

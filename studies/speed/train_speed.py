@@ -1,9 +1,9 @@
-"""Samples a second of several ways to train the MSAE on MNIST, as ratios: `python benchmarks/train_speed.py`.
+"""Samples a second of several ways to train the MSAE on MNIST, as ratios: `python studies/speed/train_speed.py`.
 
-Same model, batch size, Adam and number of windows; one epoch a turn, the ways taking turns in one process, so that what
-else the machine does meets all of them. Time runs from the start of the epoch to the end of training. `--device cuda`
-compares with a bare loop whose step is one CUDA graph, which no host can hold up; what is compiled or recorded before
-the first step that counts is not timed.
+All ways have the same model, batch size, Adam and number of windows. They take turns of one epoch in one process, so
+that other work on the machine slows all of them. Time runs from the start of the epoch to the end of training.
+`--device cuda` compares with a bare loop whose step is one CUDA graph, which the host cannot slow down; compilation
+and recording before the first counted step are not timed.
 """
 
 import argparse
@@ -34,7 +34,7 @@ BATCH = 64
 
 
 class Clock(L.Callback):
-    """Seconds from the start of the epoch to the end of training, what is logged at its end included."""
+    """Seconds from the start of the epoch to the end of training, including the logging at its end."""
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.start = now(pl_module.device)
@@ -44,7 +44,7 @@ class Clock(L.Callback):
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was told."""
+    """Seconds, after the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -87,7 +87,7 @@ def bare(data: DataModule, device: torch.device, *, graph: bool = False) -> floa
 
 
 def recorded(step: Callable[[Tensor], None], x: Tensor) -> Callable[[Tensor], None]:
-    """The step as one CUDA graph, whose input is x: recorded once, after three that make what it needs."""
+    """The step as one CUDA graph with the input x: recorded once, after three steps that allocate its buffers."""
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is none; expected cpu")
+        parser.error("--device cuda: this machine has no CUDA device; use --device cpu")
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -1,14 +1,15 @@
-"""Do latents forecast? Ridge regression on those of each model, on the raw window, and one linear map for all channels.
+"""Do latents forecast? Ridge regression on the latents of each model, on the raw window, and one linear map.
 
-    python benchmarks/forecasting.py FILE.csv ... [--out runs/forecasting] [--rows N] [KEY=VALUE ...]
+    python studies/forecasts/forecasting.py FILE.csv ... [--out runs/forecasting] [--rows N] [KEY=VALUE ...]
 
-TS2Vec's protocol (arXiv 2106.10466): each series is split in time, 60, 20 and 20 %; values are scaled by the training
-split; a ridge regression for each horizon, whose penalty the validation split chooses; MSE and MAE over all channels on
-the test split, in scaled units. All see the last 96 steps. Models are trained on the training split, three seeds, with
-64 latent values and 3,000 steps; KEY=VALUE are more of `msae.train`'s overrides. `linear` is one map from the last 96
-steps of a channel, less the last, to its future, the same for all channels, as in DLinear and NLinear (arXiv
-2205.13504), fitted in closed form. --rows takes the first N rows of each file, as TS2Vec does of ETTh1 (14400). It
-writes `forecasting.json` and `forecasting.md`; an interrupted study goes on when it is started again.
+TS2Vec's protocol (arXiv 2106.10466): each series is split in time into 60, 20 and 20 %; values are normalized by the
+training split; each horizon has a ridge regression, whose penalty the validation split chooses; MSE and MAE are over
+all channels of the test split, in normalized units. All methods see the last 96 steps. Models are trained on the
+training split with three seeds, 64 latent values and 3,000 steps; KEY=VALUE are further overrides for `msae.train`.
+`linear` is one map from the last 96 steps of a channel, less the last value, to its future, the same for all channels,
+as in DLinear and NLinear (arXiv 2205.13504), fitted in closed form. --rows takes the first N rows of each file, as
+TS2Vec does with ETTh1 (14400). It writes `forecasting.json` and `forecasting.md`; an interrupted study resumes when it
+is started again.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Do scales help where data are scarce? The pyramid, its single-scale control and PCA on sets of the UCR archive.
 
-    python benchmarks/ucr_study.py ARCHIVE [--out runs/ucr] [--sets NAME ...] [KEY=VALUE ...]
+    python studies/ucr/ucr_study.py ARCHIVE [--out runs/ucr] [--sets NAME ...] [KEY=VALUE ...]
 
 ARCHIVE is a folder of NAME_TRAIN.tsv and NAME_TEST.tsv, or .ts; sets with unequal lengths or missing values are left
-out. For each set and model the setting of least validation loss, of those in `SPACE` tried with seed 0, is trained with
-two more seeds; the test split chooses nothing. The number of the pyramid's scales is among what is tried, one scale
-too, and that of the segments of `segmented`, a model of one scale. An interrupted study goes on when it is started
-again. It writes `search.json`, every trial; `study.json` and `study.md`, the results; `ranks.png`, the mean ranks with
-their critical difference; and `scales.png`, what each scale reconstructs of the set on which the most scales help most.
+out. For each set and model, every setting in `SPACE` is trained with seed 0, and the one with the least validation
+loss is trained with two more seeds; the test split chooses nothing. The settings include the number of the pyramid's
+scales, also a single one, and the number of segments of `segmented`, a model of one scale. An interrupted study
+resumes when it is started again. It writes every trial to `search.json`; the results to `study.json` and `study.md`;
+the mean ranks with their critical difference to `ranks.png`; and to `scales.png` the reconstruction by each scale for
+the set on which the most scales help most.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ SPACE: dict[str, dict[str, tuple[str, ...]]] = {
     "segmented": {"model.lr": ("0.0003",), "model.segments": ("[1]", "[4]", "[8]")},
     "pyramid": {"model.lr": ("0.0003", "0.002"), "model.segments": ("[1]", "[1,4]", "[1,4,16]")},
 }
-"""What is tried of each model, as Hydra writes it: all combinations."""
+"""The settings tried for each model, as Hydra writes them: all combinations."""
 SEEDS = (0, 1, 2)
 
 
 def usable(root: Path, names: list[str] | None) -> list[str]:
-    """Sets of an archive whose series are whole and of one length."""
+    """Names of the sets of an archive with complete series of one length."""
     found = []
     for name in names or sorted({path.stem[:-6] for s in SUFFIXES for path in root.glob(f"**/*_TRAIN{s}")}):
         try:
@@ -65,7 +66,7 @@ def sweep(folder: Path, root: Path, names: list[str], overrides: dict[str, str])
 
 
 def is_of(config: Path, names: list[str], overrides: dict[str, str]) -> bool:
-    """Whether an unfinished run is of this study, and not of another in the same folder; or it cannot be told."""
+    """Whether an unfinished run may belong to this study rather than to another in the same folder."""
     if not config.is_file():
         return True
     run = OmegaConf.load(config)
@@ -121,7 +122,7 @@ def beyond(result: dict[str, Any], model: str) -> bool:
 
 
 def markdown(results: dict[str, dict[str, Any]], over: dict[str, Any]) -> str:
-    """The table over sets, and what it sums up to."""
+    """The table over sets, and its summary."""
     rows = []
     for name, result in results.items():
         pca, pyramid = result["pca"][0]["test_loss"], result["rows"][-1]

@@ -1,22 +1,23 @@
-"""Are latents good features? A ridge classifier on those of each model, and on what people would otherwise use.
+"""Are latents good features? A ridge classifier on the latents of each model, and on established features.
 
-    python benchmarks/features.py ARCHIVE [--out runs/features] [--sets NAME ...] [--epochs 16]
+    python studies/features/features.py ARCHIVE [--out runs/features] [--sets NAME ...] [--epochs 16]
 
 ARCHIVE is a folder of NAME_TRAIN.tsv and NAME_TEST.tsv, or .ts; sets with unequal lengths or missing values are left
-out. Features are fitted to the training split, without its labels; then a ridge classifier, whose penalty
-cross-validation within that split chooses, is fitted to the standardised features; the test split only tells the
-accuracy. Latents have an eighth of the length, at least 8 values. `pooled` are the features of `MultiScalePooler` as it
-is; `pooled PCA` the same with principal components of the windows; `pooled, one scale` the same with windows of one
-length, a sixteenth of a sample, and as many features: of a quarter, an eighth and a sixteenth it was the best by
-cross-validation within the training splits, as all else in `MultiScalePooler` was chosen. Nothing is tuned for a set.
-Three seeds where a method is random. An interrupted run goes on when it is started again. It writes a .json for each
-set, `features.json` and `features.md`.
+out. Features are fitted to the training split, without its labels. Then a ridge classifier is fitted to the
+standardised features; cross-validation within that split chooses its penalty. The test split is used for the accuracy
+only. Latents have an eighth of the length, at least 8 values. `pooled` are the features of `MultiScalePooler` with its
+defaults; `pooled PCA` the same with principal components of the windows; `pooled, one scale` the same with windows of
+one length, a sixteenth of a sample, and as many features. Of a quarter, an eighth and a sixteenth, this length was the
+best by cross-validation within the training splits, which also chose everything else in `MultiScalePooler`. Nothing is
+tuned for a set. Methods that are random have three seeds. An interrupted study resumes when it is started again. It
+writes a .json for each set, `features.json` and `features.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -32,12 +33,14 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from ucr_study import usable
 
 from msae import MultiScalePooler, MultiScaleTransformer
 from msae.data.ucr import ucr
 from msae.report import interval, table
 from msae.runs.folder import write_json
+
+sys.path.append(str(Path(__file__).parents[1] / "ucr"))
+from ucr_study import usable
 
 SEEDS = (0, 1, 2)
 MODELS = ("ae", "single", "pyramid")
@@ -67,7 +70,7 @@ def features(method: str, size: int, epochs: int, seed: int) -> Any:
 
 
 class AtMost(PCA):
-    """As many components as vary, at most, where fewer than were asked for."""
+    """PCA with fewer components where fewer vary than were asked for."""
 
     def fit_transform(self, X: Any, y: Any = None) -> Any:  # noqa: N803
         self.n_components = min(self.n_components, len(X) - 1, X.shape[1])
@@ -75,7 +78,7 @@ class AtMost(PCA):
 
 
 def accuracy(method: str, data: Any, size: int, epochs: int, seed: int) -> float:
-    """Share of the test split that is classified rightly."""
+    """The share of the test split that is classified correctly."""
     (x, y), (x_test, y_test) = ((split.x[:].double().numpy(), split.y.numpy()) for split in (data.train, data.test))
     probe = make_pipeline(
         features(method, size, epochs, seed), StandardScaler(), RidgeClassifierCV(np.logspace(-3, 3, 13))
@@ -84,12 +87,14 @@ def accuracy(method: str, data: Any, size: int, epochs: int, seed: int) -> float
 
 
 def of_set(name: str, root: Path, out: Path, epochs: int, methods: tuple[str, ...]) -> dict[str, Any]:
-    """The accuracies of a set, of each method for each seed; those that are in its file are not done again."""
+    """The accuracy of each method and seed on a set; those already in the set's file are not computed again."""
     torch.set_num_threads(1)
     path = out / f"{name}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"epochs": epochs, "accuracy": {}}
     if found["epochs"] != epochs:
-        raise SystemExit(f"{path}: of {found['epochs']} epochs, not {epochs}; another --out goes elsewhere")
+        raise SystemExit(
+            f"{path}: its models were trained for {found['epochs']} epochs, not {epochs}; use another --out FOLDER"
+        )
     data = ucr(name, str(root))
     size = max(8, data.shape[0] * data.shape[1] // 8)
     found |= {"train": len(data.train), "length": data.shape[1], "latent": size}
@@ -142,7 +147,7 @@ def main() -> None:
     given = parser.parse_args()
     names = usable(given.archive, given.sets)
     if not names:
-        parser.error(f"{given.archive}: no sets in it whose series are whole and of one length")
+        parser.error(f"{given.archive}: found no sets with complete series of one length")
     given.out.mkdir(parents=True, exist_ok=True)
     methods = (*OTHERS, *MODELS, *POOLED)
     run: Callable[[str], Any] = partial(of_set, root=given.archive, out=given.out, epochs=given.epochs, methods=methods)

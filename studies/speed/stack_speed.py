@@ -1,9 +1,10 @@
 """Are several seeds faster as one run than side by side? Whole commands, timed alternately.
 
-    python benchmarks/stack_speed.py [--rounds 3] [--seeds 1 5 20] [--threads 1 2] [KEY=VALUE ...]
+    python studies/speed/stack_speed.py [--rounds 3] [--seeds 1 5 20] [--threads 1 2] [KEY=VALUE ...]
 
-`as one` is seed=[0,...]; `launcher` a sweep over the same seeds, as many runs at a time as there are cores; `in turn`
-the same with one at a time. Ratios are of wall time, `as one` to the other, and of the time of all cores together.
+`as one` is seed=[0,...]; `launcher` is a sweep over the same seeds, with as many runs at a time as there are cores;
+`in turn` is the same with one run at a time. The ratios divide the wall time of `as one`, and its time on all cores
+together, by those of the other.
 """
 
 from __future__ import annotations
