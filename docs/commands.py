@@ -117,21 +117,22 @@ def command_page(command: str) -> str:
 
 def group_page(group: str) -> str:
     """The options of a group, each with its keys."""
-    parts = [f"# {group}=", "", GROUPS[group], ""]
+    parts = [f"# {group}=OPTION", "", GROUPS[group], ""]
     for path in options(group):
         text = path.read_text()
-        bases = [name for name in OmegaConf.load(path).get("defaults", []) if isinstance(name, str)]
-        shared = [name for name in bases if name.startswith("_") and name != "_self_"]
-        rows = [key for name in shared for key in keys((CONF / group / f"{name}.yaml").read_text())]
-        named = {key.name: key for key in [*rows, *keys(text)]}
-        base = next((name for name in bases if not name.startswith("_")), None)
         parts += [f"({anchor(group, path.stem)})=", f"## {group}={path.stem}", "", description(text), ""]
         if group == "experiment":
             parts += ["```yaml", *(line for line in text.splitlines() if not line.startswith("#")), "```", ""]
             continue
-        if base:
-            parts += [f"The keys of `{base}`" + (", with other values of these:" if named else "."), ""]
-        parts += table([*named.values()]) if named else []
+        bases = [name for name in OmegaConf.load(path).get("defaults", []) if isinstance(name, str) and name != "_self_"]
+        files = [CONF / group / f"{name.split('@')[0]}.yaml" for name in bases]
+        inherited = {key.name: key for file in files if file.is_file() for key in keys(file.read_text())}
+        rows = [key if key.meaning else key._replace(meaning=inherited.get(key.name, key).meaning) for key in keys(text)]
+        if bases and not bases[0].startswith("_"):
+            parts += [f"The keys of `{bases[0]}`" + (", with other defaults of these:" if rows else "."), ""]
+        else:
+            rows = [*({**inherited} | {row.name: row for row in rows}).values()]
+        parts += table(rows) if rows else []
     return "\n".join(parts)
 
 

@@ -1,6 +1,7 @@
 """The documentation site: `uv run --extra docs sphinx-build -W -b html docs build/docs`."""
 
 import inspect
+import re
 import shutil
 import sys
 from importlib import import_module
@@ -8,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent
@@ -38,29 +40,29 @@ nb_execution_mode = "off"  # the outputs that are kept in the notebooks are show
 
 default_role = "py:obj"  # docstrings have names in single backticks, which become links where there is a page
 autodoc_typehints_format = "short"
-autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
-html_title = "msae"
+html_title = f"msae {release}"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 
 
 def documented_members(module: str, name: str) -> list[str]:
-    """Public members of a class that the package defines and documents, inherited ones included."""
+    """Public methods and properties of a class that the package defines and documents, inherited ones included."""
     cls = getattr(import_module(module), name)
     owners = [owner for owner in cls.__mro__ if owner.__module__.startswith("msae.")]
     names = dict.fromkeys(member for owner in owners for member in vars(owner) if not member.startswith("_"))
+    members = {member: inspect.getattr_static(cls, member) for member in names}
     return [
         member
-        for member in names
-        if (inspect.isroutine(value := inspect.getattr_static(cls, member)) or isinstance(value, property))
-        and value.__doc__
-        and any(member in vars(owner) and vars(owner)[member].__doc__ for owner in owners)
+        for member, value in members.items()
+        if (inspect.isroutine(value) or isinstance(value, property)) and value.__doc__
     ]
 
 
@@ -78,9 +80,30 @@ def generate(app: Sphinx) -> None:
     shutil.rmtree(docs / "studies" / "_generated", ignore_errors=True)
     if find_spec("studies") and find_spec("studies.pages"):
         import_module("studies.pages").build(docs / "studies" / "_generated")
+    else:
+        (docs / "studies" / "_generated").mkdir()
+        (docs / "studies" / "_generated" / "none.md").write_text("# No studies yet\n")
+
+
+def short_types(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
+    """NumPy's aliases by their names, in place of all that they stand for."""
+
+    def short(text: str | None) -> str | None:
+        text = text and re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]", r"NDArray[\1]", text)
+        return text and re.sub(r"_Buffer \| _SupportsArray\[.*?\]\]\] \| .*?\| str\]", "ArrayLike", text)
+
+    return short(signature), short(returns)
+
+
+def dashes(app: Sphinx, document: nodes.document) -> None:
+    """A dash between a parameter's name and its meaning."""
+    for text in [text for text in document.findall(nodes.Text) if text == " -- "]:
+        text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Generate pages before Sphinx, and autosummary, look for them."""
+    app.connect("autodoc-process-signature", short_types)
+    app.connect("doctree-read", dashes)
     app.connect("builder-inited", generate, priority=100)
     return {"parallel_read_safe": True}
