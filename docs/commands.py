@@ -58,7 +58,8 @@ def markdown(header: str) -> list[str]:
     """The text of `--help` as Markdown: what is indented in it is code."""
     lines: list[str] = []
     for is_code, block in groupby(header.splitlines(), lambda line: line.startswith("  ")):
-        lines += ["", "```text", *(line[2:] for line in block), "```", ""] if is_code else map(escaped, block)
+        text = [line[2:] if is_code else escaped(line) for line in block]
+        lines += ["", "```text", *text, "```", ""] if is_code else text
     return [*lines, ""]
 
 
@@ -110,7 +111,9 @@ def command_page(command: str) -> str:
     if found := groups(config):
         parts += ["## Groups", "", "| group | default | options |", "| --- | --- | --- |"]
         for group, default in found.items():
-            names = ", ".join(f"[`{path.stem}`]({link(group)}.md#{anchor(group, path.stem)})" for path in options(group))
+            names = ", ".join(
+                f"[`{path.stem}`]({link(group)}.md#{anchor(group, path.stem)})" for path in options(group)
+            )
             parts.append(f"| [`{group}`]({link(group)}.md) | {default and f'`{default}`'} | {names} |")
     return "\n".join(parts)
 
@@ -124,10 +127,14 @@ def group_page(group: str) -> str:
         if group == "experiment":
             parts += ["```yaml", *(line for line in text.splitlines() if not line.startswith("#")), "```", ""]
             continue
-        bases = [name for name in OmegaConf.load(path).get("defaults", []) if isinstance(name, str) and name != "_self_"]
+        bases = [
+            name for name in OmegaConf.load(path).get("defaults", []) if isinstance(name, str) and name != "_self_"
+        ]
         files = [CONF / group / f"{name.split('@')[0]}.yaml" for name in bases]
         inherited = {key.name: key for file in files if file.is_file() for key in keys(file.read_text())}
-        rows = [key if key.meaning else key._replace(meaning=inherited.get(key.name, key).meaning) for key in keys(text)]
+        rows = [
+            key if key.meaning else key._replace(meaning=inherited.get(key.name, key).meaning) for key in keys(text)
+        ]
         if bases and not bases[0].startswith("_"):
             parts += [f"The keys of `{bases[0]}`" + (", with other defaults of these:" if rows else "."), ""]
         else:
@@ -144,7 +151,12 @@ def write(folder: Path) -> None:
     commands = [name for name in COMMANDS if (CONF / f"{name}.yaml").is_file()]
     present = [group for group in GROUPS if options(group)]
     pages = {name: command_page(name) for name in commands} | {link(group): group_page(group) for group in present}
-    index = ["# Commands", "", "`msae COMMAND key=value ...` and `python -m msae.COMMAND key=value ...` are the same.", ""]
+    index = [
+        "# Commands",
+        "",
+        "`msae COMMAND key=value ...` and `python -m msae.COMMAND key=value ...` are the same.",
+        "",
+    ]
     index += ["```{toctree}", ":caption: Commands", ":maxdepth: 1", "", *commands, "```", ""]
     index += ["```{toctree}", ":caption: Groups of options", ":maxdepth: 1", "", *map(link, present), "```", ""]
     for name, text in (pages | {"index": "\n".join(index)}).items():

@@ -15,9 +15,9 @@ from sphinx.application import Sphinx
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
-import commands  # noqa: E402  (it stands beside this file)
+import commands  # it stands beside this file
 
-import msae  # noqa: E402
+import msae
 
 project = "msae"
 release = msae.__version__
@@ -85,17 +85,17 @@ def generate(app: Sphinx) -> None:
         (docs / "studies" / "_generated" / "none.md").write_text("# No studies yet\n")
 
 
-def short_types(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
+def short_types(*event: Any) -> tuple[str | None, str | None]:
     """NumPy's aliases by their names, in place of all that they stand for."""
 
     def short(text: str | None) -> str | None:
         text = text and re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]", r"NDArray[\1]", text)
         return text and re.sub(r"_Buffer \| _SupportsArray\[.*?\]\]\] \| .*?\| str\]", "ArrayLike", text)
 
-    return short(signature), short(returns)
+    return short(event[-2]), short(event[-1])
 
 
-def dashes(app: Sphinx, document: nodes.document) -> None:
+def dashes(_: Sphinx, document: nodes.document) -> None:
     """A dash between a parameter's name and its meaning."""
     for text in [text for text in document.findall(nodes.Text) if text == " -- "]:
         text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001

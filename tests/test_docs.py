@@ -1,19 +1,20 @@
 """The documentation site builds without warnings and works in a browser; the examples in docstrings run."""
 
 import doctest
+import html
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import urldefrag
+from urllib.parse import unquote, urldefrag
 
 import pytest
 
@@ -26,6 +27,7 @@ MODULES = [
 ]
 FLAGS = [
     "--headless",
+    "--window-size=1400,1000",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -38,7 +40,6 @@ FLAGS = [
 STATE = """
 const all = selector => [...document.querySelectorAll(selector)];
 return {
-  ids: all("[id]").map(element => element.id),
   links: all("a[href]").map(link => link.href),
   pictures: document.images.length,
   broken: all("img").filter(image => !(image.complete && image.naturalWidth > 0)).map(image => image.src),
@@ -124,20 +125,15 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     browser.quit()
 
 
-def test_site(browser: Any, address: str) -> None:
+def test_site(browser: Any, site: Path, address: str) -> None:
     """One test, since the site is built for it: all pages are visited, then the sidebar and the search are used."""
     pages = visit(browser, address)
-    dead = {
-        f"{page} -> {url}"
-        for page, state in pages.items()
-        for url in state["links"]
-        if url.startswith(address) and not alive(*urldefrag(url), pages)
-    }
-    assert not dead
+    links = {(page, url) for page, state in pages.items() for url in state["links"] if url.startswith(address)}
+    assert not {(page, url) for page, url in links if not alive(site, url.removeprefix(address))}, "dead links"
     assert not {url for state in pages.values() for url in state["broken"]}, "pictures that did not load"
     requests = {url for state in pages.values() for url in state["requests"]}
     assert not {url for url in requests if not url.startswith((address, "data:"))}, "requests to other hosts"
-    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"], "errors in the console"
     assert sum(state["pictures"] for state in pages.values()) >= 5
     for part in ("uses/anomalies", "reference/commands/detect", "reference/api/msae.load", "notebooks/2_your"):
         assert any(part in page for page in pages)
@@ -145,24 +141,31 @@ def test_site(browser: Any, address: str) -> None:
 
 
 def visit(browser: Any, address: str) -> dict[str, dict[str, Any]]:
-    """All pages that links lead to from the first one, with their anchors, links, pictures and requests."""
+    """All pages but source code that links lead to from the first one, with their links, pictures and requests."""
     pages: dict[str, dict[str, Any]] = {}
     waiting = [f"{address}index.html"]
     while waiting:
         page = waiting.pop()
         browser.get(page)
         pages[page] = browser.execute_script(STATE)
-        assert "Error response" not in browser.title, f"{page} is not there"
         links = {urldefrag(url).url for url in pages[page]["links"] if url.startswith(address)}
-        waiting += sorted({url for url in links if url.endswith(".html")} - {*pages, *waiting})
+        shown = {url for url in links if url.endswith(".html") and "/_modules/" not in url}
+        waiting += sorted(shown - {*pages, *waiting})
     return pages
 
 
-def alive(page: str, anchor: str, pages: dict[str, dict[str, Any]]) -> bool:
-    """Whether a link leads to a page, and to a place in it."""
-    if page.endswith("/"):
-        page += "index.html"
-    return page in pages and (not anchor or anchor in pages[page]["ids"]) if page.endswith(".html") else True
+@cache
+def anchors(page: Path) -> set[str]:
+    """The places in a page that links can lead to."""
+    return {html.unescape(name) for name in re.findall(r'\bid="([^"]+)"', page.read_text())}
+
+
+def alive(site: Path, link: str) -> bool:
+    """Whether a link within the site leads to a file, and to a place in it."""
+    path, anchor = (unquote(part) for part in urldefrag(link))
+    page = site / path
+    page = page / "index.html" if page.is_dir() else page
+    return page.is_file() and (not anchor or anchor in anchors(page))
 
 
 def navigate(browser: Any, address: str) -> None:
