@@ -81,8 +81,9 @@ def generate(app: Sphinx) -> None:
     if find_spec("studies") and find_spec("studies.pages"):
         import_module("studies.pages").build(docs / "studies" / "_generated")
     else:
-        (docs / "studies" / "_generated").mkdir()
-        (docs / "studies" / "_generated" / "none.md").write_text("# No studies yet\n")
+        (docs / "studies" / "_generated" / "none").mkdir(parents=True)
+        for page in ("index.md", "none/index.md"):
+            (docs / "studies" / "_generated" / page).write_text("# No studies yet\n")
 
 
 def short_types(*event: Any) -> tuple[str | None, str | None]:
