@@ -1,5 +1,6 @@
 """The command reference: a page for each command and each group of options, from the yaml files and their comments."""
 
+import ast
 import re
 from collections.abc import Iterator
 from itertools import groupby
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from msae.cli import CONF
+from msae.cli import CONF, PACKAGE
 
 COMMANDS = ["train", "search", "detect", "embed", "augment", "forecast", "reconstruct", "export"]
 GROUPS = {
@@ -45,13 +46,13 @@ def escaped(text: str) -> str:
 
 
 def table(rows: list[Key]) -> list[str]:
-    """A Markdown table of keys."""
-    lines = ["| key | default | meaning |", "| --- | --- | --- |"]
+    """A Markdown table of keys, without the column of meanings where no key has one."""
+    cells = [["key", "default", "meaning"], ["---"] * 3]
     for row in rows:
         default = "required" if row.default == "???" else f"`{row.default}`" if row.default else ""
-        cells = [f"`{row.name}`", default, escaped(row.meaning)]
-        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
-    return [*lines, ""]
+        cells.append([f"`{row.name}`", default, escaped(row.meaning)])
+    columns = 3 if any(row.meaning for row in rows) else 2
+    return [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line[:columns])} |" for line in cells] + [""]
 
 
 def markdown(header: str) -> list[str]:
@@ -150,14 +151,16 @@ def write(folder: Path) -> None:
         old.unlink()
     commands = [name for name in COMMANDS if (CONF / f"{name}.yaml").is_file()]
     present = [group for group in GROUPS if options(group)]
-    pages = {name: command_page(name) for name in commands} | {link(group): group_page(group) for group in present}
+    report = ast.get_docstring(ast.parse((PACKAGE / "report.py").read_text()))
+    pages = {name: command_page(name) for name in commands} | {"report": f"# report\n\n{report}"}
+    pages |= {link(group): group_page(group) for group in present}
     index = [
         "# Commands",
         "",
         "`msae COMMAND key=value ...` and `python -m msae.COMMAND key=value ...` are the same.",
         "",
     ]
-    index += ["```{toctree}", ":caption: Commands", ":maxdepth: 1", "", *commands, "```", ""]
+    index += ["```{toctree}", ":caption: Commands", ":maxdepth: 1", "", *commands, "report", "```", ""]
     index += ["```{toctree}", ":caption: Groups of options", ":maxdepth: 1", "", *map(link, present), "```", ""]
     for name, text in (pages | {"index": "\n".join(index)}).items():
         (folder / f"{name}.md").write_text(text + "\n")

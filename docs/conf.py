@@ -86,14 +86,19 @@ def generate(app: Sphinx) -> None:
             (docs / "studies" / "_generated" / page).write_text("# No studies yet\n")
 
 
-def short_types(*event: Any) -> tuple[str | None, str | None]:
-    """NumPy's aliases by their names, in place of all that they stand for."""
+ALIASES = {
+    r"~numpy\._typing\._array_like\._Buffer \| .*?\[complex \| bytes \| str\]": "ArrayLike",
+    r"~numpy\.ndarray\[tuple\[~typing\.Any, \.\.\.\], ~numpy\.dtype\[([^\]]*)\]\]": r"NDArray[\1]",
+}
+"""NumPy's types as signatures spell them out, and by name."""
 
-    def short(text: str | None) -> str | None:
-        text = text and re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]", r"NDArray[\1]", text)
-        return text and re.sub(r"_Buffer \| _SupportsArray\[.*?\]\]\] \| .*?\| str\]", "ArrayLike", text)
 
-    return short(event[-2]), short(event[-1])
+def short_types(*event: Any) -> tuple[str | None, ...]:
+    """The arguments and the return value of a signature with NumPy's types by name."""
+    texts: list[str | None] = [*event[-2:]]
+    for long, short in ALIASES.items():
+        texts = [text and re.sub(long, short, text) for text in texts]
+    return tuple(texts)
 
 
 def dashes(_: Sphinx, document: nodes.document) -> None:
