@@ -172,7 +172,7 @@ def test_an_interruption(
         patch.setattr(train, "train", interrupted)
         code, out, _ = command(*SEARCH, "n_trials=4", "out=s", module="search")
     assert (code, states("s")) == (130, ["COMPLETE", "COMPLETE", "FAIL"])
-    assert out.endswith("\ninterrupted; the same command goes on with the study\n")
+    assert out.endswith("\ninterrupted. To resume: python -m msae.search resume=s\n")
     code, out, _ = command(*SEARCH, "n_trials=4", "out=s", module="search")
     assert (code, states("s")) == (0, ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"])
     assert "2 of 4 trials are done" in out

@@ -142,8 +142,8 @@ def test_an_interrupted_stack_goes_on(command: Command, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("sigint")
 def test_finished_seeds_are_as_long_as_the_command_says(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def seeds(epochs: int) -> Result:
-        args = ("data=digits", "trainer=cpu", f"trainer.max_epochs={epochs}", "model=ae", "resume=true")
-        return command(*args[: 4 + (epochs != 2)], "seed=[0,1]", "hydra.run.dir=both")
+        args = ("data=digits", "trainer=cpu", f"trainer.max_epochs={epochs}", "model=ae", "seed=[0,1]", "out=both")
+        return command(*args, *["resume=both"] * (epochs != 2))
 
     assert seeds(2).code == 0
     kept = [path.read_bytes() for path in sorted(Path("both").glob("*/metrics.json"))]

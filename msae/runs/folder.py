@@ -102,7 +102,7 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
     """A command line's arguments, where `resume=PATH` is one of them with the overrides of what it resumes.
 
     Args:
-        texts: the arguments; an override among them replaces that of the same key.
+        texts: the arguments; an override among them replaces that of the same key. With `-m` they are used as they are.
         command: `train`, or `search` for the folder of a study.
 
     Raises:
@@ -122,9 +122,11 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
     if (folder / "overrides.yaml").is_file():
         saved = [str(text) for text in OmegaConf.load(folder / "overrides.yaml")]
     elif (folder / "multirun.yaml").is_file():
+        place = f"hydra.sweep.dir={quoted(folder)}"
+        if {"-m", "--multirun"} & set(texts):  # the whole command is given again
+            return [*(text for text in texts if key_of(text) != "hydra.sweep.dir"), place]
         before = OmegaConf.load(folder / "multirun.yaml").hydra.overrides
-        saved = [*before.hydra, *before.task]
-        sweep = ["--multirun"] * (not {"-m", "--multirun"} & set(texts)) + [f"hydra.sweep.dir={quoted(folder)}"]
+        saved, sweep = [*before.hydra, *before.task], ["--multirun", place]
     elif path.is_file():  # a checkpoint alone: its overrides are given
         return list(texts)
     else:

@@ -183,12 +183,8 @@ def train_models(folder: Path, path: Path, length: int, overrides: list[str]) ->
     keys += ["data.val_size=0.2", "trainer=cpu"]
     keys += ["trainer.max_epochs=-1", "trainer.max_steps=1500", f"++model.latent_dim={LATENT}", *overrides]
     command = [sys.executable, "-m", "msae.train", "-m", f"model={','.join(MODELS)}", "data=series", *keys]
-    command += [
-        f"seed={','.join(map(str, SEEDS))}",
-        f"hydra.sweep.dir={folder}",
-        "~hydra.callbacks.report",
-        "resume=true",
-    ]
+    command += [f"seed={','.join(map(str, SEEDS))}", f"hydra.sweep.dir={folder}", "~hydra.callbacks.report"]
+    command += [f"resume={folder}"] * folder.exists()
     if subprocess.run(command, check=False).returncode or read_runs(folder)[1]:
         sys.exit(f"not finished: {' '.join(command)}")
 

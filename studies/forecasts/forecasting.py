@@ -97,7 +97,8 @@ def train(path: Path, rows: int | None, out: Path, overrides: Sequence[str]) -> 
     command = [sys.executable, "-m", "msae.train", "-m", "data=series", f"data.path={data}", f"data.window={LENGTH}"]
     command += [f"data.val_size={SHARES[0]}", f"data.test_size={SHARES[1]}", f"model={','.join(MODELS)}", "seed=0,1,2"]
     command += ["model.latent_dim=64", "trainer.max_epochs=-1", "trainer.max_steps=3000", *overrides]
-    command += [f"hydra.sweep.dir={folder}", "~hydra.callbacks.report", "resume=true"]
+    command += [f"hydra.sweep.dir={folder}", "~hydra.callbacks.report"]
+    command += [f"resume={folder}"] * folder.exists()
     if subprocess.run(command, check=False).returncode or read_runs(folder)[1]:
         sys.exit(f"not finished: {' '.join(command)}")
     found: dict[str, list[Any]] = {}

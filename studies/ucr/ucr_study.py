@@ -56,7 +56,8 @@ def sweep(folder: Path, root: Path, names: list[str], overrides: dict[str, str])
     """Train every combination that is not trained yet."""
     given = [f"{key}={value}" for key, value in overrides.items()]
     command = [sys.executable, "-m", "msae.train", "-m", "experiment=ucr", *given, f"data.name={','.join(names)}"]
-    command += [f"data.root={root}", f"hydra.sweep.dir={folder}", "~hydra.callbacks.report", "resume=true"]
+    command += [f"data.root={root}", f"hydra.sweep.dir={folder}", "~hydra.callbacks.report"]
+    command += [f"resume={folder}"] * folder.exists()
     try:
         code = subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:

@@ -166,7 +166,7 @@ def process_of(task: int) -> int:
 
 
 def a_killed_run() -> None:
-    """The sweep ends, reports the others and names it; the same command with `resume=true` finishes it."""
+    """The sweep ends, reports the others and names it; `resume=` finishes it."""
     process = subprocess.Popen([*TRAIN, *SWEEP], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait("a sweep", lambda: any(Path("runs").glob("*/seed=1/train.log")))
     [sweep] = Path("runs").iterdir()
@@ -186,13 +186,13 @@ def a_killed_run() -> None:
     print(f"killed at: {reached}")
     print(f"the sweep ended {seconds:.0f} s later: {err.splitlines()[-1]}")
 
-    train(*SWEEP, "resume=true")
+    train(f"resume={sweep}")
     report = json.loads((sweep / "report.json").read_text())
     assert not report["missing"], report
     assert report["data"]["digits"]["rows"][0]["n"] == 4, report
     assert len(json.loads((sweep / "seed=1/metrics.json").read_text())["history"]) == EPOCHS
     assert log.read_text().count("epoch 1,") == 1, log.read_text()
-    print("resume=true finished it: 4 runs reported")
+    print("resume finished it: 4 runs reported")
 
 
 def two_nodes() -> None:
