@@ -2,41 +2,13 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from msae.cli import CONF, PACKAGE
-
-COMMANDS = ["train", "search", "detect", "embed", "augment", "forecast", "reconstruct", "export"]
-GROUPS = {
-    "model": "The model and its training.",
-    "data": "The data set and how it is read.",
-    "trainer": "How long and on which devices the model is trained: arguments of `lightning.Trainer`.",
-    "callbacks": "Callbacks of Lightning, beside those of the project.",
-    "logger": "Loggers of Lightning, beside TensorBoard.",
-    "experiment": "Settings and sweeps that reproduce the studies.",
-    "hydra/launcher": "How the runs of a sweep are started.",
-}
-
-
-class Key(NamedTuple):
-    """A row of a table of keys."""
-
-    name: str
-    default: str
-    meaning: str
-
-
-def keys(text: str) -> Iterator[Key]:
-    """The keys at the top level of a yaml file, each with the comment behind it."""
-    for line in text.splitlines():
-        found = re.fullmatch(r"(\w+): *(.*?)(?: *(?<!\S)# *(.*))?", line)
-        if found and found[1] not in ("defaults", "hydra") and not (found[1].startswith("_")):
-            yield Key(found[1], found[2], found[3] or "")
+from msae.__main__ import COMMANDS
+from msae.help import CONF, GROUPS, PACKAGE, Key, description, documented, groups, keys, option_keys, options
 
 
 def escaped(text: str) -> str:
@@ -64,34 +36,6 @@ def markdown(header: str) -> list[str]:
     return [*lines, ""]
 
 
-def description(text: str) -> str:
-    """The comment that an option's file begins with."""
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        if not line.startswith("# @package"):
-            lines.append(line.lstrip("# "))
-    return escaped(" ".join(lines))
-
-
-def groups(config: DictConfig) -> dict[str, str]:
-    """The groups in a command's defaults, and in those of the command that it extends, with the default option."""
-    found: dict[str, str] = {}
-    for entry in config.get("defaults", []):
-        if isinstance(entry, str):
-            found |= groups(OmegaConf.load(CONF / f"{entry}.yaml")) if entry != "_self_" else {}
-        else:
-            name, option = next(iter(entry.items()))
-            found[str(name).removeprefix("optional ").removeprefix("override ").split("@")[0]] = str(option or "")
-    return {name: option for name, option in found.items() if name in GROUPS}
-
-
-def options(group: str) -> list[Path]:
-    """The files of a group's options; names that begin with an underscore are parts of others."""
-    return [path for path in sorted((CONF / group).glob("*.yaml")) if not path.name.startswith("_")]
-
-
 def link(group: str) -> str:
     """The name of a group's page."""
     return f"group_{group.replace('/', '_')}"
@@ -104,17 +48,12 @@ def anchor(group: str, option: str) -> str:
 
 def command_page(command: str) -> str:
     """What a command does, its keys, and the groups that it takes."""
-    text = (CONF / f"{command}.yaml").read_text()
     config = OmegaConf.load(CONF / f"{command}.yaml")
-    parts = [f"# {command}", "", *markdown(config.hydra.help.header), "## Keys", "", *table([*keys(text)])]
-    if "train" in config.defaults:
-        parts += ["The [keys of train](train.md#keys) are keys of this command too.", ""]
-    if found := groups(config):
+    parts = [f"# {command}", "", *markdown(config.hydra.help.header), "## Keys", "", *table(documented(command))]
+    if found := groups(command):
         parts += ["## Groups", "", "| group | default | options |", "| --- | --- | --- |"]
         for group, default in found.items():
-            names = ", ".join(
-                f"[`{path.stem}`]({link(group)}.md#{anchor(group, path.stem)})" for path in options(group)
-            )
+            names = ", ".join(f"[`{option}`]({link(group)}.md#{anchor(group, option)})" for option in options(group))
             parts.append(f"| [`{group}`]({link(group)}.md) | {default and f'`{default}`'} | {names} |")
     return "\n".join(parts)
 
@@ -122,24 +61,17 @@ def command_page(command: str) -> str:
 def group_page(group: str) -> str:
     """The options of a group, each with its keys."""
     parts = [f"# {group}=OPTION", "", GROUPS[group], ""]
-    for path in options(group):
-        text = path.read_text()
-        parts += [f"({anchor(group, path.stem)})=", f"## {group}={path.stem}", "", description(text), ""]
+    for option in options(group):
+        text = (CONF / group / f"{option}.yaml").read_text()
+        parts += [f"({anchor(group, option)})=", f"## {group}={option}", "", escaped(description(text)), ""]
         if group == "experiment":
             parts += ["```yaml", *(line for line in text.splitlines() if not line.startswith("#")), "```", ""]
             continue
-        bases = [
-            name for name in OmegaConf.load(path).get("defaults", []) if isinstance(name, str) and name != "_self_"
-        ]
-        files = [CONF / group / f"{name.split('@')[0]}.yaml" for name in bases]
-        inherited = {key.name: key for file in files if file.is_file() for key in keys(file.read_text())}
-        rows = [
-            key if key.meaning else key._replace(meaning=inherited.get(key.name, key).meaning) for key in keys(text)
-        ]
-        if bases and not bases[0].startswith("_"):
+        defaults = OmegaConf.create(text).get("defaults", [])
+        bases = [name for name in defaults if name in options(group)]
+        rows = [row for row in option_keys(group, option) if not bases or row.name in {key.name for key in keys(text)}]
+        if bases:
             parts += [f"The keys of `{bases[0]}`" + (", with other defaults of these:" if rows else "."), ""]
-        else:
-            rows = [*({**inherited} | {row.name: row for row in rows}).values()]
         parts += table(rows) if rows else []
     return "\n".join(parts)
 

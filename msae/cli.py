@@ -26,29 +26,18 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from msae import help as help_text
 from msae.errors import InputError
+from msae.help import CONF
 from msae.runs import folder
 from msae.runs.processes import leads, n_jobs
 
-PACKAGE = Path(__file__).parent
-CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
-"""The configs: inside the package in a wheel, beside it in a checkout."""
 NO_PACKAGE = "hydra/launcher={0}: expected its package; pip install 'msae[{0}]'"
 MISTAKES = (InputError, HydraException, OmegaConfBaseException, OSError)
 """Errors that end a command in one line, the machine's among them; all others are ours, and show their traceback."""
 
 
-def conf_dir() -> str:
-    """Where the configs are."""
-    return str(CONF)
-
-
-def keys(command: str) -> str:
-    """A command's own keys as its config has them, with what each means."""
-    return (CONF / f"{command}.yaml").read_text().split("\n\n")[1]
-
-
-for resolver in (folder.run_dir, folder.run_name, n_jobs, conf_dir, keys):
+for resolver in (folder.run_dir, folder.run_name, n_jobs):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -58,6 +47,9 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     A user's mistake ends in one line on stderr and exit code 2; HYDRA_FULL_ERROR=1 in the environment shows the
     traceback as well.
     """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text.text(config_name, sys.argv[1:], verbose=bool({"-v", "--verbose"} & set(sys.argv[1:]))))
+        return
     full = leads() and os.environ.get("HYDRA_FULL_ERROR") == "1"  # which the other processes inherit from the first
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits itself
     sweep = prepared(config_name)

@@ -14,6 +14,9 @@ from conftest import FAST, Command
 from omegaconf import OmegaConf
 
 from msae import cli
+from msae.__main__ import COMMANDS, main
+from msae.cli import CONF
+from msae.help import documented
 from msae.models.ae import AutoEncoder
 from msae.runs import folder
 from msae.runs.processes import n_jobs
@@ -323,3 +326,47 @@ def test_an_interruption_that_python_drops_comes_again(
         cli.run(task, "train")
     assert end.value.code == 130
     assert capsys.readouterr() == ("\ninterrupted\n", "")
+
+
+class TestHelp:
+    @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+    def test_keys_in_forty_lines(self, name: str, command: Command) -> None:
+        """With the keys of the command itself, and only the groups that it takes; `-v` has those of the options too."""
+        code, out, err = command("--help", module=name)
+        assert (code, err) == (0, "")
+        assert len(out.splitlines()) <= 40
+        for key in documented(name):
+            assert f"  {key.name}=" in out
+            assert key.meaning, f"{name}: {key.name} has no meaning"
+        assert ("  model  " in out) == (name in ("train", "search"))
+        assert "Hydra" not in out
+        more = command("--help", "-v", module=name).out
+        assert len(more) > len(out)
+        assert ("trainer.max_epochs=20" in more) == (name in ("train", "search"))
+
+    def test_of_the_chosen_model(self, command: Command) -> None:
+        out = command("-h", "-v", "model=lgta", "data=series").out
+        assert "model.step_dim=2" in out
+        assert "model.lr=3e-3" in out
+        assert "data.max_gap=null" in out
+
+
+class TestMain:
+    def test_lists_the_commands(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["msae"])
+        main()
+        out = capsys.readouterr().out
+        assert all(f"\n  {name} " in out for name in COMMANDS)
+        assert "Train one model on one data set\n" in out
+
+    def test_a_wrong_name(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["msae", "trian"])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        assert capsys.readouterr().err.startswith("error: trian: no such command; nearest: train; there are train, ")
+
+    def test_is_the_command(self, tmp_path: Path) -> None:
+        args = [sys.executable, "-m", "msae", "train", "trainer=smoke", "data=digits", "out=run"]
+        subprocess.run(args, cwd=tmp_path, check=True, capture_output=True)
+        assert (tmp_path / "run" / "metrics.json").exists()
+        assert subprocess.run([*args, "model.x=1"], cwd=tmp_path, check=False, capture_output=True).returncode == 2

@@ -12,10 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import msae
 from msae.cli import CONF
-
-
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+from msae.help import options
 
 
 def compose(*overrides: str) -> DictConfig:
