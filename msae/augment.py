@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from msae import apply, cli
+from msae import cli, read, write
 from msae.errors import InputError, check_choice, check_int
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -45,7 +45,7 @@ def augment(cfg: DictConfig) -> Path:
     Raises:
         InputError: a checkpoint, data, a change or an output that cannot be used.
     """
-    model = apply.begin(cfg, files=False)
+    model = read.begin(cfg, files=False)
     out = check(cfg)
     import torch
 
@@ -63,7 +63,7 @@ def augment(cfg: DictConfig) -> Path:
     x, y = source.some(KEPT)
     reference = augmentation.Reference.of(model, x, y)
     generator = torch.Generator().manual_seed(cfg.seed)
-    with apply.Writer(out) as table:
+    with write.Writer(out) as table:
         if cfg.sample is None:
             kept, told = changed(cfg, model, source, reference, options, generator, table)
         else:
@@ -75,14 +75,14 @@ def augment(cfg: DictConfig) -> Path:
         made = {"prior": kept[: len(shown)]}
         shown = shown[: len(kept)]
     figure = plots.variants(x[shown], made, model.grid if len(model.grid) == 2 else None)
-    apply.picture(figure, out.with_name(f"{out.name}.png"))
+    write.picture(figure, out.with_name(f"{out.name}.png"))
     print(f"{table.rows} new samples{told}\n  {out}\n  {out}.png\n{comparison(model, x, kept)}")
     return out
 
 
 def check(cfg: DictConfig) -> Path:
     """Raise InputError for values that cannot be used whatever the model; returns where the table goes."""
-    out = apply.check_out(cfg, ".png")
+    out = write.check_out(cfg, ".png")
     check_int("seed", cfg.seed, 0, 2**32 - 1)
     check_int("n", cfg.n)
     for key in ("adaptive", "residual"):
@@ -91,7 +91,7 @@ def check(cfg: DictConfig) -> Path:
         check_int("sample", cfg.sample)
     if cfg.adaptive and cfg.distance is None:
         raise InputError("distance=null: expected a number above 0, as adaptive=true")
-    if cfg.label is not None and not apply.has_files(cfg):
+    if cfg.label is not None and not read.has_files(cfg):
         raise InputError(f"label={cfg.label}: a column of files; expected null, as this data set has its own labels")
     if not OmegaConf.is_list(cfg.scales) and cfg.scales is not None:
         raise InputError(f"scales={cfg.scales}: expected a list, such as scales=[{cfg.scales}], or null for all")
@@ -104,17 +104,17 @@ class Source:
     def __init__(self, cfg: DictConfig, model: Reconstructor) -> None:
         self.cfg, self.length = cfg, model.length
         self.names: dict[str, int] = {}
-        if apply.has_files(cfg):
-            self.stretches = list(apply.stretches(cfg, model, cfg.label))  # memory-mapped
+        if read.has_files(cfg):
+            self.stretches = list(read.stretches(cfg, model, cfg.label))  # memory-mapped
             self.count = sum(part.count(model.length, cfg.data.stride) for part in self.stretches)
         else:
-            self.samples = [batch for batch in apply.samples(cfg, model) if batch.split == "train"]
+            self.samples = [batch for batch in read.samples(cfg, model) if batch.split == "train"]
             self.count = sum(len(batch.x) for batch in self.samples)
 
     def __iter__(self) -> Iterator[Batch]:
         import numpy as np
 
-        if not apply.has_files(self.cfg):
+        if not read.has_files(self.cfg):
             for batch in self.samples:
                 index = np.arange(batch.first, batch.first + len(batch.x))
                 labels = {} if batch.labels is None else {"label": batch.labels}
@@ -124,7 +124,7 @@ class Source:
             for starts, x in part.windows(self.length, self.cfg.data.stride):
                 yield self._of_file(part, starts, x)
 
-    def _of_file(self, part: apply.Stretch, starts: Int[Tensor, " m"], x: Float[Tensor, "m channels length"]) -> Batch:
+    def _of_file(self, part: read.Stretch, starts: Int[Tensor, " m"], x: Float[Tensor, "m channels length"]) -> Batch:
         """Windows with their file, group, rows and labels."""
         import torch
 
@@ -160,7 +160,7 @@ def changed(
     reference: Reference,
     options: dict[str, Any],
     generator: torch.Generator,
-    table: apply.Writer,
+    table: write.Writer,
 ) -> tuple[Float[Tensor, "m channels length"], str]:
     """Write the changed samples; returns some of them, evenly chosen, and what to say of all."""
     import torch
@@ -170,7 +170,7 @@ def changed(
     kept: list[Tensor] = []
     total, seen, missed, alone, changes = cfg.n * source.count, 0, 0, 0, 0.0
     step = -(-total // KEPT)
-    with apply.Progress("samples") as progress:
+    with write.Progress("samples") as progress:
         progress.begin(cfg.change, total)
         for x, y, about in source:
             for copy in range(cfg.n):
@@ -193,7 +193,7 @@ def changed(
 
 
 def sampled(
-    n: int, model: Reconstructor, reference: Reference, generator: torch.Generator, table: apply.Writer
+    n: int, model: Reconstructor, reference: Reference, generator: torch.Generator, table: write.Writer
 ) -> tuple[Float[Tensor, "m channels length"], str]:
     """Write samples of the prior; returns the first of them, and what to say of all."""
     import torch
@@ -201,10 +201,10 @@ def sampled(
     from msae.uses import augmentation
 
     kept: list[Tensor] = []
-    with apply.Progress("samples") as progress:
+    with write.Progress("samples") as progress:
         progress.begin("prior", n)
-        for first in range(0, n, apply.BATCH):
-            x = augmentation.sample(model, min(apply.BATCH, n - first), reference, generator)
+        for first in range(0, n, read.BATCH):
+            x = augmentation.sample(model, min(read.BATCH, n - first), reference, generator)
             table.write({"index": list(range(first, first + len(x)))} | values(x, model))
             kept += [x] if first < KEPT else []
             progress.update(len(x))

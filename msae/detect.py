@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from msae import apply, cli
+from msae import cli, read, write
 from msae.errors import InputError, check_choice, check_int, check_number
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 
     from msae.data.windows import Views
     from msae.models.reconstructor import Reconstructor
-    from msae.uses.anomaly import Event, Reference, Scorer
+    from msae.uses.anomaly import Reference, Scorer
+    from msae.uses.events import Event
 
 PLACES = ("start", "end", "peak")
 """Steps of an event that its table gives."""
@@ -37,11 +38,11 @@ def detect(cfg: DictConfig) -> Path:
     Raises:
         InputError: a checkpoint, data, a reference or an output that cannot be used.
     """
-    model = apply.begin(cfg, files=False)
-    out = apply.check_out(cfg, ".events.csv", ".png")
+    model = read.begin(cfg, files=False)
+    out = write.check_out(cfg, ".events.csv", ".png")
     check(cfg)
     check_int("stride", cfg.stride, 1, model.length)
-    from msae.uses import anomaly
+    from msae.uses import anomaly, events
 
     parts: Iterator[Part] = series(cfg, model)
     parts = chain([next(parts)], parts)  # what is wrong with the first is told before all else is read
@@ -49,20 +50,20 @@ def detect(cfg: DictConfig) -> Path:
     above = cfg.threshold
     if isinstance(above, str):
         assert known is not None
-        above = anomaly.threshold(known.totals if cfg.score == "error" else known.times, cfg.probability, above)
+        above = events.threshold(known.totals if cfg.score == "error" else known.times, cfg.probability, above)
     scorer = anomaly.Scorer(model, known.codes if known else None, cfg.stride)
     detector = Detector(scorer, known, float(above), cfg.merge, by_scales=cfg.score == "scales")
-    with apply.Writer(out) as table, apply.Progress("steps") as progress:
+    with write.Writer(out) as table, write.Progress("steps") as progress:
         for part in parts:
             progress.begin(part.name, part.x.numel() // model.channels)
             for rows in detector.scores(part):
                 table.write(rows)
                 progress.update(len(rows["score"]))
-    with apply.Writer(out.with_name(f"{out.name}.events.csv")) as events:
-        like = detector.row(part, anomaly.Event(0, 0, 0, 0.0, 0, 0))  # there may be no event, but the table has columns
-        for row in [{name: apply.column(values, text=False)[:0] for name, values in like.items()}, *detector.events]:
-            events.write(row)
-    apply.picture(detector.figure(), out.with_name(f"{out.name}.png"))
+    with write.Writer(out.with_name(f"{out.name}.events.csv")) as found:
+        like = detector.row(part, events.Event(0, 0, 0, 0.0, 0, 0))  # there may be no event, but the table has columns
+        for row in [{name: write.column(values, text=False)[:0] for name, values in like.items()}, *detector.events]:
+            found.write(row)
+    write.picture(detector.figure(), out.with_name(f"{out.name}.png"))
     print(
         f"{table.rows} time steps, {len(detector.events)} events above {above:.6g}"
         f"\n  {out}\n  {out}.events.csv\n  {out}.png"
@@ -88,7 +89,7 @@ def check(cfg: DictConfig) -> None:
         from msae.data import files
 
         files.find(reference_path(cfg), "reference")
-        if not apply.has_files(cfg):
+        if not read.has_files(cfg):
             raise InputError(f"reference={cfg.reference}: files, where data has none; expected training or null")
 
 
@@ -109,9 +110,9 @@ def reference(cfg: DictConfig, model: Reconstructor) -> Reference | None:
     else:
         files = OmegaConf.merge(cfg, {"data": {"path": reference_path(cfg)}})
         assert isinstance(files, DictConfig)
-        data = [stretch.x for stretch in apply.stretches(files, model)]
+        data = [stretch.x for stretch in read.stretches(files, model)]
     total = sum(x.numel() // model.channels for x in data) if isinstance(data, list) else len(data.x) * model.length
-    with apply.Progress("steps") as progress:
+    with write.Progress("steps") as progress:
         progress.begin("training scores", total)
         return anomaly.learn(model, data, cfg.stride, progress.update)
 
@@ -149,7 +150,7 @@ class Cut:
     x: Views
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self.x[first : first + apply.BATCH] for first in range(0, len(self.x), apply.BATCH))
+        return (self.x[first : first + read.BATCH] for first in range(0, len(self.x), read.BATCH))
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,9 @@ class Part:
 def series(cfg: DictConfig, model: Reconstructor) -> Iterator[Part]:
     """All that is to be scored."""
     length = model.length
-    if not apply.has_files(cfg):
+    if not read.has_files(cfg):
         names = list(model.names or map(str, range(model.channels)))
-        for batch in apply.samples(cfg, model):
+        for batch in read.samples(cfg, model):
             yield Part(
                 batch.x,
                 f"{batch.split} {batch.first} to {batch.first + len(batch.x) - 1}",
@@ -185,7 +186,7 @@ def series(cfg: DictConfig, model: Reconstructor) -> Iterator[Part]:
                 lambda steps: {"step": steps % length},
             )
         return
-    for stretch in apply.stretches(cfg, model):
+    for stretch in read.stretches(cfg, model):
         yield Part(
             stretch.x,
             f"{stretch.table.path} {stretch.group}".strip(),
@@ -195,12 +196,12 @@ def series(cfg: DictConfig, model: Reconstructor) -> Iterator[Part]:
         )
 
 
-def sample(batch: apply.Samples, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
+def sample(batch: read.Samples, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
     """Split and sample to which steps belong."""
     return {"split": [batch.split] * len(steps), "index": batch.first + steps // length}
 
 
-def owner(stretch: apply.Stretch, grouped: bool, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
+def owner(stretch: read.Stretch, grouped: bool, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
     """File, series or window to which steps belong."""
     found: dict[str, Any] = {"file": [str(stretch.table.path)] * len(steps)}
     if grouped:
@@ -208,7 +209,7 @@ def owner(stretch: apply.Stretch, grouped: bool, length: int, steps: Int[Tensor,
     return found if stretch.x.ndim == 2 else found | {"index": stretch.rows(steps // length)}
 
 
-def place(stretch: apply.Stretch, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
+def place(stretch: read.Stretch, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
     """Row and time of steps, or the step in its window."""
     if stretch.x.ndim == 3:
         return {"step": steps % length}
@@ -248,7 +249,7 @@ class Detector:
         import torch
 
         from msae.data.files import Spool
-        from msae.uses import anomaly
+        from msae.uses import anomaly, events
 
         length = part.x.shape[2] if part.x.ndim == 3 else None
         done = 0
@@ -266,10 +267,10 @@ class Detector:
                 if strange is not None:
                     table |= {"strangest": texts(*strange[:2]), "times_usual": strange[2]}
                 yield table | {"alarm": found.total > self.above}
-                runs += anomaly.events(found, self.above, strange and strange[1], done, length)
+                runs += events.events(found, self.above, strange and strange[1], done, length)
                 totals.append(found.total.numpy())
                 done += len(found)
-            runs = anomaly.merged(runs, self.merge, length)
+            runs = events.merged(runs, self.merge, length)
             self.events += [self.row(part, run) for run in runs]
             self._show(part, totals.array()[:, 0], runs)
 

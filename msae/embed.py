@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from msae import apply, cli
+from msae import cli, read, write
 from msae.errors import InputError
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -30,31 +30,31 @@ def embed(cfg: DictConfig) -> Path:
     Raises:
         InputError: a checkpoint, data or an output that cannot be used.
     """
-    model = apply.begin(cfg, files=False)
-    out = apply.check_out(cfg, ".png")
-    if cfg.label is not None and not apply.has_files(cfg):
+    model = read.begin(cfg, files=False)
+    out = write.check_out(cfg, ".png")
+    if cfg.label is not None and not read.has_files(cfg):
         raise InputError(f"label={cfg.label}: a column of files; expected null, as this data set has its own labels")
     import torch
 
     from msae import plots
 
-    pieces = of_files(cfg, model) if apply.has_files(cfg) else of_samples(cfg, model)
+    pieces = of_files(cfg, model) if read.has_files(cfg) else of_samples(cfg, model)
     shown = Shown()
-    with apply.Writer(out) as table:
+    with write.Writer(out) as table:
         for x, about in pieces:
             with torch.no_grad():
                 z = model.encode(x)
             table.write(about | columns(z, model))
             shown.add(z, about)
-    apply.picture(plots.latents(*shown.points()), out.with_name(f"{out.name}.png"))
+    write.picture(plots.latents(*shown.points()), out.with_name(f"{out.name}.png"))
     print(f"{table.rows} rows, {model.latent_dim} values each: {sizes(model)}\n  {out}\n  {out}.png")
     return out
 
 
 def of_files(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
     """The windows of the files, with their file, group, rows, times and labels."""
-    with apply.Progress("windows") as progress:
-        for stretch in apply.stretches(cfg, model, cfg.label):
+    with write.Progress("windows") as progress:
+        for stretch in read.stretches(cfg, model, cfg.label):
             whole = stretch.x.ndim == 2
             name = f"{stretch.table.path} {stretch.group}".strip()
             progress.begin(name, stretch.count(model.length, cfg.data.stride))
@@ -76,8 +76,8 @@ def of_samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
     """The samples of a data set, with their split, number in it, and label."""
     import numpy as np
 
-    with apply.Progress("samples") as progress:
-        for batch in apply.samples(cfg, model):
+    with write.Progress("samples") as progress:
+        for batch in read.samples(cfg, model):
             progress.begin(f"{batch.split}, from {batch.first}", len(batch.x))
             index = np.arange(batch.first, batch.first + len(batch.x))
             about: dict[str, Any] = {"split": [batch.split] * len(batch.x), "index": index}

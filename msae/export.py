@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from msae import apply, cli
+from msae import cli, write
 from msae.errors import InputError
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -67,7 +67,7 @@ def export(cfg: DictConfig) -> list[Path]:
     to.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for path, content in zip(paths, contents, strict=True):
-            stack.enter_context(apply.whole(path)).write_bytes(content)
+            stack.enter_context(write.whole(path)).write_bytes(content)
     print(f"differs from PyTorch by {off:.1e} at most")
     for path, outputs in zip(paths, PARTS.values(), strict=True):
         print(f"  {path}: {'z' if path.stem.endswith('.decoder') else 'x'} -> {', '.join(outputs)}")
@@ -82,7 +82,7 @@ def check(cfg: DictConfig) -> Path:
     to = Path(cfg.out).expanduser()
     if to.suffix.lower() not in (".onnx", ".pt2"):
         raise InputError(f"out={to}: expected a file ending .onnx or .pt2")
-    apply.check_free("out", to, [beside(to, part) for part in PARTS], cfg.overwrite)
+    write.check_free("out", to, [beside(to, part) for part in PARTS], cfg.overwrite)
     if to.suffix.lower() == ".onnx":
         try:
             for name in ("onnx", "onnxscript", "onnxruntime"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from msae import apply, cli
+from msae import cli, read, write
 from msae.errors import InputError, check_ints
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -29,33 +29,33 @@ def forecast(cfg: DictConfig) -> Path:
     Raises:
         InputError: a checkpoint, data, horizons or an output that cannot be used.
     """
-    model = apply.begin(cfg)
+    model = read.begin(cfg)
     horizons = sorted(set(check_ints("horizons", cfg.horizons)))
     if not horizons:
         raise InputError("horizons=[]: expected steps to forecast, such as [24,48]")
-    out = apply.check_out(cfg, ".png")
+    out = write.check_out(cfg, ".png")
     from msae.uses import forecasting
 
-    tables, last, parts = read(cfg, model)
+    tables, last, parts = series_of(cfg, model)
     for split, its in parts.items():
         forecasting.check_horizons(split, its, model.length, horizons)
     steps = sum(series.shape[1] - first for its in parts.values() for series, first in its)
-    with apply.Progress("windows") as progress:
+    with write.Progress("windows") as progress:
         progress.begin("latents", max(1, steps // cfg.data.stride))
         encode = encoder(model, progress.update)
         stride = cfg.data.stride
         found = forecasting.fit(encode, parts["training"], parts["validation"], model.length, horizons, stride)
         errors = forecasting.evaluate(encode, found, parts["test"], model.length, stride)
     print("\n".join(table_of(found, errors, tables[0].columns)))
-    shown = write(cfg, out, last, model, found)
+    shown = write_forecasts(cfg, out, last, model, found)
     from msae import plots
 
-    apply.picture(plots.forecast(*shown, tables[0].columns), out.with_name(f"{out.name}.png"))
+    write.picture(plots.forecast(*shown, tables[0].columns), out.with_name(f"{out.name}.png"))
     print(f"\n{len(last)} series\n  {out}\n  {out}.png")
     return out
 
 
-def read(
+def series_of(
     cfg: DictConfig, model: Reconstructor
 ) -> tuple[list[Table], list[tuple[Table, str, int, int]], dict[str, list[Part]]]:
     """The files; their series' last stretches, by table, group and rows; and the parts of training, validation, test.
@@ -72,14 +72,14 @@ def read(
     shares = series.check_options(*(given[name] for name in names))
     if cfg.data.split != "time":
         raise InputError(f"data.split={cfg.data.split}: expected time, as the future of a series is forecast")
-    form, paths = apply.form(cfg, model), apply.found(cfg)
+    form, paths = read.form(cfg, model), read.found(cfg)
     test_paths = files.find(cfg.data.test_path, "data.test_path") if cfg.data.test_path else []
     if both := {file.resolve() for file in paths} & {file.resolve() for file in test_paths}:
         raise InputError(f"data.test_path={cfg.data.test_path}: {min(both).name} is among the files of data.path too")
     check_unseen(cfg, model, paths, test_paths)
     tables = [files.read(path, form) for path in [*paths, *test_paths]]
     for table in tables:
-        apply.check_channels(table, model)
+        read.check_channels(table, model)
         if table.values.ndim == 3:
             raise InputError(f"{table.path}: windows already cut; expected series, whose windows have a future")
         if hole := rows.first_hole(table.values, 0, len(table.values)):
@@ -164,7 +164,7 @@ def table_of(found: dict[int, Forecaster], errors: dict[int, Errors], names: lis
         yield f"{head}  {'all':{wide}}  {float(its.mse.mean()):8.4f}  {float(its.mae.mean()):8.4f}"
 
 
-def write(
+def write_forecasts(
     cfg: DictConfig,
     out: Path,
     last: list[tuple[Table, str, int, int]],
@@ -176,7 +176,7 @@ def write(
     import torch
 
     shown = None
-    with apply.Writer(out) as rows:
+    with write.Writer(out) as rows:
         for table, group, begin, stop in last:
             x = torch.from_numpy(table.values[stop - model.length : stop]).T[None].float()
             z = encoder(model, lambda _: None)(x)
@@ -211,8 +211,8 @@ def following(table: Table, stop: int, n: int) -> pa.Array:
         apart, days = np.unique(np.diff(months)), np.unique(stamps - months)
         if len(apart) == len(days) == 1 and apart[0] > np.timedelta64(0, "M"):
             after = months[-1] + apart[0] * np.arange(1, n + 1)
-            return apply.stamps((after + days[0] - table.origin) / np.timedelta64(1, "s"), table.origin)
-    return apply.stamps(times[-1] + step * np.arange(1, n + 1), table.origin)
+            return read.stamps((after + days[0] - table.origin) / np.timedelta64(1, "s"), table.origin)
+    return read.stamps(times[-1] + step * np.arange(1, n + 1), table.origin)
 
 
 def main() -> None:

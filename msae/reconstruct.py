@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from msae import apply, cli
+from msae import cli, read
 from msae.errors import InputError
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -27,14 +27,14 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
     Raises:
         InputError: a checkpoint, files or values that cannot be used.
     """
-    model = apply.begin(cfg)
+    model = read.begin(cfg)
     from msae import plots
     from msae.data import files
     from msae.models import checkpoint
 
     if cfg.data.stride > model.length:
         raise InputError(f"data.stride={cfg.data.stride}: expected at most {model.length}, the length of a window")
-    form, paths = apply.form(cfg, model), apply.found(cfg)
+    form, paths = read.form(cfg, model), read.found(cfg)
     output = Path(cfg.out) if cfg.out else checkpoint.find(cfg.ckpt).parent / "reconstruction"
     written = [output / path.name for path in paths]
     if twice := {path.name for path in written if written.count(path) > 1}:
@@ -49,7 +49,7 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
         table = files.read(path, form)
         x_hat = of_table(table, model, cfg)
         output.mkdir(parents=True, exist_ok=True)
-        write(table, form, x_hat, out)
+        write_reconstruction(table, form, x_hat, out)
         figure = plots.series(table.values, x_hat, table.columns, model.length)
         figure.savefig(out.with_name(f"{out.name}.png"), dpi=110)
         print(f"{path}: {len(x_hat)} rows, {summary(table.values, x_hat)}\n  {out}\n  {out}.png")
@@ -63,13 +63,13 @@ def of_table(table: Table, model: Reconstructor, cfg: DictConfig) -> np.ndarray:
 
     from msae.data.windows import cut, stitch
 
-    parts = apply.spans(table, model, cfg)
+    parts = read.spans(table, model, cfg)
     if table.values.ndim == 3:
-        return torch.cat(list(outputs(model, torch.from_numpy(table.values).split(apply.BATCH)))).numpy()
+        return torch.cat(list(outputs(model, torch.from_numpy(table.values).split(read.BATCH)))).numpy()
     x_hat = np.full(table.values.shape, np.nan, dtype=np.float32)
     for _, start, stop in parts:
         series = torch.from_numpy(table.values[start:stop]).T
-        windows = outputs(model, cut(series, model.length, cfg.data.stride, apply.BATCH))
+        windows = outputs(model, cut(series, model.length, cfg.data.stride, read.BATCH))
         x_hat[start:stop] = stitch(windows, stop - start, cfg.data.stride).T.numpy()
     return x_hat
 
@@ -83,7 +83,7 @@ def outputs(model: Reconstructor, batches: Iterator[Tensor] | tuple[Tensor, ...]
             yield model(x.float())[0]
 
 
-def write(table: Table, form: Format, x_hat: np.ndarray, path: Path) -> None:
+def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Path) -> None:
     """The reconstruction in the format of the table's file, its rows in the order they have there."""
     import numpy as np
 

@@ -11,7 +11,7 @@ import torch
 from conftest import Command, Result
 from pyarrow import parquet
 
-from msae import apply, load
+from msae import load, write
 from msae.uses import anomaly
 
 TIME = 1500
@@ -33,7 +33,7 @@ def strange() -> np.ndarray:
     return x
 
 
-def write(name: str, x: np.ndarray, **more: Any) -> None:
+def write_file(name: str, x: np.ndarray, **more: Any) -> None:
     times = pd.date_range("2024-01-01", periods=len(x), freq="h")
     pd.DataFrame({"t": times, "0": x[:, 0], "1": x[:, 1]} | more).to_csv(name, index=False, float_format="%.6f")
 
@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        write("a.csv", waves())
+        write_file("a.csv", waves())
         path = f"data.path={folder / 'a.csv'}"
         patch.setattr(sys, "argv", ["msae.train", *ARGS, *PYRAMID, path, "data.time_column=t", "hydra.run.dir=run"])
         train.main()
@@ -65,7 +65,7 @@ def run(command: Command, trained: Path) -> Any:
 
 def test_csv(run: Any, trained: Path) -> None:
     x = strange()
-    write("new.csv", x)
+    write_file("new.csv", x)
     code, out, err = run("data.path=new.csv", "data.time_column=t", "out=o/s.csv", "merge=3", "probability=1e-5")
     assert code == 0, err
     assert out.startswith("1500 time steps, 2 events above ")
@@ -95,7 +95,7 @@ def test_csv(run: Any, trained: Path) -> None:
 
 def test_score_by_scales(run: Any) -> None:
     """The threshold and the events are then of how many times what is usual the strangest scale is."""
-    write("new.csv", strange())
+    write_file("new.csv", strange())
     args = ("data.path=new.csv", "data.time_column=t", "probability=1e-4", "merge=3")
     assert run(*args, "out=error.csv").code == 0
     code, out, err = run(*args, "out=scales.csv", "score=scales")
@@ -205,7 +205,7 @@ def test_full_disk(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(apply.Writer, "_open", full)
+    monkeypatch.setattr(write.Writer, "_open", full)
     code, _, err = run("data.path=x.npy", "out=o/x.csv")
     assert (code, len(err.splitlines())) == (2, 1)
     assert "o/x.csv: cannot be written: No space left on device" in err

@@ -15,7 +15,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 import msae
-from msae import apply, forecast
+from msae import forecast, read
 from msae.cli import CONF
 from msae.data.rows import Table
 from msae.models.ae import AutoEncoder
@@ -140,15 +140,15 @@ def run(command: Command) -> object:
     return forecast
 
 
-def write(path: str, x: np.ndarray = X, **columns: object) -> None:
+def write_file(path: str, x: np.ndarray = X, **columns: object) -> None:
     csv.write_csv(pa.table({"a": x[:, 0], "b": x[:, 1]} | columns), path)
 
 
 def fitted(*overrides: str) -> tuple[list[Table], dict[str, list[Part]], dict[int, forecasting.Forecaster]]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("forecast", overrides=["ckpt=best.ckpt", "out=f.csv", *overrides])
-    model = apply.load(cfg)
-    tables, _, parts = forecast.read(cfg, model)
+    model = read.load(cfg)
+    tables, _, parts = forecast.series_of(cfg, model)
     encode = forecast.encoder(model, lambda _: None)
     return tables, parts, forecasting.fit(encode, parts["training"], parts["validation"], LENGTH, [3, 10])
 
@@ -160,7 +160,7 @@ def test_what_the_test_split_holds_changes_nothing() -> None:
     for low, high in ((0, 0), (340, 400), (0, 280)):
         x = X.copy()
         x[low:high] = np.random.default_rng(5).normal(size=(high - low, 2)) * 30
-        write("a.csv", x)
+        write_file("a.csv", x)
         found.append(fitted("data.path=a.csv")[2])
     for horizon, plain in found[0].items():
         assert (plain.alpha, plain.mean.tolist()) == (found[1][horizon].alpha, found[1][horizon].mean.tolist())
@@ -173,7 +173,7 @@ def test_parts_look_back_but_not_across_gaps_or_series() -> None:
     """The steps that a split may forecast are its own; windows reach back into the split before."""
     day = np.arange(200)
     day[100:] += 50  # a gap within the training split, which ends at 140
-    write("a.csv", t=np.repeat(day, 2), g=list("xy") * 200)
+    write_file("a.csv", t=np.repeat(day, 2), g=list("xy") * 200)
     options = ("data.path=a.csv", "data.time_column=t", "data.group_column=g", "data.max_gap=1")
     [table], parts, _ = fitted(*options)
 
@@ -190,7 +190,7 @@ def test_parts_look_back_but_not_across_gaps_or_series() -> None:
 
 
 def test_command(run: Command) -> None:
-    write("a.csv", t=TIMES)
+    write_file("a.csv", t=TIMES)
     code, out, err = run("data.time_column=t")
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -216,7 +216,7 @@ def test_command(run: Command) -> None:
 
 def test_series_of_groups_and_no_times(run: Command) -> None:
     """The forecasts are those of the last window of each series."""
-    write("a.csv", g=["x"] * 200 + ["y"] * 200)
+    write_file("a.csv", g=["x"] * 200 + ["y"] * 200)
     assert run("data.group_column=g", "out=f.parquet").code == 0
     table = parquet.read_table("f.parquet").to_pydict()
     assert list(table) == ["file", "group", "horizon", "step", "a", "b"]
@@ -273,9 +273,9 @@ def test_a_channel_called_as_another_column(run: Command) -> None:
     ],
 )
 def test_mistakes(args: list[str], message: str, run: Command) -> None:
-    write("a.csv")
-    write("hole.csv", b=[None if i == 395 else float(i) for i in range(400)])
-    write("short.csv", X[:9])
+    write_file("a.csv")
+    write_file("hole.csv", b=[None if i == 395 else float(i) for i in range(400)])
+    write_file("short.csv", X[:9])
     csv.write_csv(pa.table({"a": X[:, 0]}), "one.csv")
     np.save("cut.npy", np.zeros((9, 2, 8)))
     Path("there.csv").touch()
@@ -305,8 +305,8 @@ def test_mistakes(args: list[str], message: str, run: Command) -> None:
 def test_what_the_model_was_trained_on_is_no_test(
     trained: dict[str, object], args: list[str], message: str | None, run: Command
 ) -> None:
-    write("a.csv")
-    write("b.csv")
+    write_file("a.csv")
+    write_file("b.csv")
     data = {"path": "a.csv", "test_path": None, "test_size": 0.15, "group_column": None} | trained
     OmegaConf.save({"data": data}, "config.yaml")
     code, _, err = run(*args)

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from pyarrow import csv, parquet
 
-from msae import InputError, apply
+from msae import InputError, read, write
 from msae.cli import CONF
 from msae.models.ae import AutoEncoder
 
@@ -35,18 +35,18 @@ def config(*overrides: str) -> DictConfig:
         return compose("embed", overrides=["ckpt=best.ckpt", "out=z.csv", *overrides])
 
 
-def stretches(*overrides: str, label: str | None = None) -> list[apply.Stretch]:
+def stretches(*overrides: str, label: str | None = None) -> list[read.Stretch]:
     cfg = config(*overrides)
-    return list(apply.stretches(cfg, apply.load(cfg), label))
+    return list(read.stretches(cfg, read.begin(cfg, files=False), label))
 
 
-def write(path: str, **columns: object) -> None:
+def write_file(path: str, **columns: object) -> None:
     csv.write_csv(pa.table({"a": X[:, 0], "b": X[:, 1]} | columns), path)
 
 
 @pytest.mark.parametrize("stride", [1, 3, 7, 8])
 def test_windows_of_a_stretch(stride: int) -> None:
-    write("a.csv")
+    write_file("a.csv")
     [whole] = stretches("data.path=a.csv")
     starts, x = (torch.cat(parts) for parts in zip(*whole.windows(8, stride, size=4), strict=True))
     assert len(starts) == whole.count(8, stride)
@@ -59,7 +59,7 @@ def test_stretches_know_rows_times_and_labels() -> None:
     day = np.arange(50) // 2
     day[40:] += 9
     stamps = np.datetime64("2024-01-01") + day
-    write("a.csv", t=stamps.astype("M8[s]"), g=list("xy") * 25, kind=[f"k{i}" for i in range(50)])
+    write_file("a.csv", t=stamps.astype("M8[s]"), g=list("xy") * 25, kind=[f"k{i}" for i in range(50)])
     options = ("data.path=a.csv", "data.time_column=t", "data.group_column=g", "data.max_gap=1d")
     found = stretches(*options, label="kind")
     assert [(one.group, one.x.shape[1]) for one in found] == [("x", 20), ("y", 20)]  # 5 steps after the gap are few
@@ -85,7 +85,7 @@ def test_samples_are_the_official_splits() -> None:
 
     save(AutoEncoder((1, 64)), "best.ckpt")
     cfg = config("data=digits")
-    found = list(apply.samples(cfg, apply.load(cfg)))
+    found = list(read.samples(cfg, read.begin(cfg, files=False)))
     assert [(batch.split, batch.first, len(batch.x)) for batch in found] == [("train", 0, 1437), ("test", 0, 360)]
     images, labels = load_digits(return_X_y=True)
     assert torch.cat([batch.x for batch in found])[:, 0].numpy() == pytest.approx(images / 16)
@@ -106,7 +106,7 @@ def test_data_that_does_not_fit(overrides: list[str], message: str) -> None:
     csv.write_csv(pa.table({"a": X[:, 0]}), "one.csv")
     np.save("long.npy", np.zeros((3, 2, 9)))
     csv.write_csv(pa.table({"a": X[:5, 0], "b": X[:5, 1]}), "short.csv")
-    write("hole.csv", b=[None if i == 3 else 1.0 for i in range(50)])
+    write_file("hole.csv", b=[None if i == 3 else 1.0 for i in range(50)])
     columns = ["data.columns=[0,1]"] if "npy" in overrides[0] else []
     with pytest.raises(InputError) as error:
         stretches(*overrides, *columns)
@@ -118,11 +118,11 @@ def test_samples_that_do_not_fit() -> None:
     with pytest.raises(
         InputError, match=r"^data: 1 channels, in windows of 64 steps; the model takes 2, in windows of 8"
     ):
-        next(apply.samples(cfg, apply.load(cfg)))
+        next(read.samples(cfg, read.begin(cfg, files=False)))
 
 
 def test_unknown_label_column() -> None:
-    write("a.csv")
+    write_file("a.csv")
     np.save("a.npy", X)
     with pytest.raises(InputError, match=r"^label=kind: a.csv has no such column; it has a, b$"):
         stretches("data.path=a.csv", label="kind")
@@ -143,25 +143,25 @@ def test_unknown_label_column() -> None:
     ],
 )
 def test_outputs_that_cannot_be(overrides: list[str], message: str) -> None:
-    write("a.csv")
+    write_file("a.csv")
     for name in ("there.csv", "new.csv.png"):
         Path(name).touch()
     Path("folder.csv").mkdir()
     with pytest.raises(InputError) as error:
-        apply.check_out(config("data.path=a.csv", *overrides), ".png")
+        write.check_out(config("data.path=a.csv", *overrides), ".png")
     assert str(error.value).startswith(message)
 
 
 def test_overwrite_is_true_or_false() -> None:
-    apply.check(config("data.path=a.csv", "overwrite=true"))
+    read.begin(config("data.path=a.csv", "overwrite=true"))
     with pytest.raises(InputError, match=r"^overwrite=maybe: expected one of True, False$"):
-        apply.check(config("data.path=a.csv", "overwrite=maybe"))
+        read.begin(config("data.path=a.csv", "overwrite=maybe"))
 
 
 def test_what_exists_can_be_overwritten() -> None:
-    write("a.csv")
+    write_file("a.csv")
     Path("z.csv").touch()
-    assert apply.check_out(config("data.path=a.csv", "overwrite=true"), ".png") == Path("z.csv")
+    assert write.check_out(config("data.path=a.csv", "overwrite=true"), ".png") == Path("z.csv")
 
 
 @pytest.mark.parametrize("name", ["new/z.csv", "new/z.parquet"])
@@ -169,7 +169,7 @@ def test_writer(name: str) -> None:
     """Pieces, texts with commas, empty fields, times with fractions in a later piece only."""
     path = Path(name)
     whole, parts = np.datetime64("2024-01-01T01:00:00", "us"), np.datetime64("2024-01-01T02:00:00.250", "us")
-    with apply.Writer(path) as out:
+    with write.Writer(path) as out:
         out.write({"file": ["a,b"], "x": torch.tensor([0.1]), "t": pa.array([whole]), "i": np.array([1])})
         assert not path.exists()
         out.write({"file": [None, 'say "c"'], "x": [np.nan, 2.0], "t": pa.array([parts] * 2), "i": np.array([2, 3])})
@@ -194,7 +194,7 @@ def small_disk() -> Iterator[None]:
 
 
 def fill(path: str, rows: int, pieces: int) -> None:
-    with apply.Writer(Path(path)) as out:
+    with write.Writer(Path(path)) as out:
         for _ in range(pieces):
             out.write({"x": np.random.default_rng(0).normal(size=rows)})
 
@@ -224,7 +224,7 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_between_pieces_leaves_nothing() -> None:
-    out = apply.Writer(Path("z.csv"))
+    out = write.Writer(Path("z.csv"))
     with pytest.raises(InputError, match=r"^mine$"), out:  # noqa: PT012
         out.write({"x": [1.0]})
         raise InputError("mine")
@@ -237,7 +237,7 @@ def test_a_picture_is_whole_or_not_there() -> None:
 
     figure = plots.latents(X, np.arange(50), "start")
     with pytest.raises(InputError, match=r"^z.png: cannot be written: File too large"):
-        apply.picture(figure, Path("z.png"))
+        write.picture(figure, Path("z.png"))
     assert {p.name for p in Path().iterdir()} == {"best.ckpt"}
 
 
@@ -254,7 +254,7 @@ def test_progress_is_a_line_for_every_tenth(monkeypatch: pytest.MonkeyPatch) -> 
     err = stderr(monkeypatch, terminal=False)
     clock = iter([0, 4, 8, 12, 14, 23, 40, 41])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    with apply.Progress("windows") as progress:
+    with write.Progress("windows") as progress:
         progress.begin("a.csv", 5000)
         for n in (100, 900, 1500, 600):
             progress.update(n)
@@ -269,8 +269,8 @@ def test_progress_is_a_line_for_every_tenth(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     err = stderr(monkeypatch, terminal=True)
-    monkeypatch.setattr(apply, "SECONDS", 0)
-    with apply.Progress("windows") as progress:
+    monkeypatch.setattr(write, "SECONDS", 0)
+    with write.Progress("windows") as progress:
         for name in ("a.csv", "b.csv"):
             progress.begin(name, 50)
             progress.update(25)

@@ -1,0 +1,206 @@
+"""The last step of every use: tables and pictures that are written whole or not at all, and progress meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from msae.errors import InputError
+from msae.read import SUFFIXES, found, has_files
+
+if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+PIECE = 1 << 22
+"""Values of a table written at a time: a .parquet keeps something in memory of each of its row groups."""
+SECONDS = 10
+"""Least time between lines of progress."""
+
+
+def check_out(cfg: DictConfig, *beside: str) -> Path:
+    """The path `cfg.out` of a table; InputError unless it can be written, as `beside` it what is called `out` + those.
+
+    What exists is refused unless `cfg.overwrite`; a file of `data.path` always.
+    """
+    if OmegaConf.is_missing(cfg, "out") or not cfg.out:
+        raise InputError("out: no value; expected a file ending .parquet or .csv")
+    path = Path(cfg.out).expanduser()
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"out={path}: expected a file ending .parquet or .csv")
+    written = [path, *(path.with_name(path.name + end) for end in beside)]
+    check_free("out", path, written, cfg.overwrite)
+    if has_files(cfg) and {file.resolve() for file in written} & {file.resolve() for file in found(cfg)}:
+        raise InputError(f"out={path}: a file of data.path, which would be written over")
+    return path
+
+
+def check_free(key: str, path: Path, written: Sequence[Path], overwrite: bool) -> None:
+    """Raise InputError unless the files of `key=path` can be written; those that exist only with `overwrite`."""
+    for file in written:
+        if file.is_dir():
+            raise InputError(f"{key}={path}: {file} is a folder; expected a file")
+        if file.exists() and not overwrite:
+            raise InputError(f"{key}={path}: {file} exists; overwrite=true replaces it")
+    if above := next((folder for folder in path.parents if folder.exists() and not folder.is_dir()), None):
+        raise InputError(f"{key}={path}: {above} is a file; expected a folder")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; what is there at the end is put in its place, or removed where it failed.
+
+    Raises:
+        InputError: an OSError while writing, such as of a full disk.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with told(path):
+            yield temporary
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """An OSError as an InputError that names it and the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be written: {reason}; what was written of it is removed") from None
+
+
+class Writer:
+    """A table written in pieces, .parquet or .csv by the ending of its path; it is there whole or not at all.
+
+    The first piece, which may be without rows, tells columns and types; NaN and None are empty fields.
+
+        with Writer(path) as out:
+            out.write({"row": numpy_array, "score": tensor, "label": texts})
+
+    Raises:
+        InputError: an OSError, such as of a full disk; nothing is left then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        self.rows = 0
+        self._out: Any = None
+        self._schema: pa.Schema | None = None
+        self._held: list[pa.Table] = []
+
+    def write(self, columns: Mapping[str, Any]) -> None:
+        """Add rows: arrays, tensors or lists of one length, by the columns' names; not to be changed afterwards."""
+        import pyarrow as pa
+
+        csv = self.path.suffix.lower() == ".csv"
+        arrays = [column(values, csv) for values in columns.values()]
+        batch = pa.RecordBatch.from_arrays(arrays, list(columns))
+        with told(self.path):
+            if self._schema is None:
+                self._schema = batch.schema
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._out = self._open(csv)
+            self._held.append(pa.Table.from_batches([batch]).cast(self._schema))
+            if sum(map(len, self._held)) * len(columns) >= PIECE:
+                self._flush()
+        self.rows += len(batch)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        self._out.write(pa.concat_tables(self._held))
+        self._held.clear()
+
+    def _open(self, csv: bool) -> Any:
+        from pyarrow import csv as pa_csv
+        from pyarrow import parquet
+
+        return (pa_csv.CSVWriter if csv else parquet.ParquetWriter)(str(self.temporary), self._schema)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            if kind is None:
+                assert self._out is not None, "a table without rows is written by a piece without rows"
+                with told(self.path):
+                    if self._held:
+                        self._flush()
+                    self._out.close()
+                    self.temporary.replace(self.path)
+            elif self._out is not None:
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    self._out.close()
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+def column(values: Any, text: bool) -> pa.Array:
+    """Values as a column of a table; time stamps as ISO 8601, without the fraction where all are whole, for `text`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not isinstance(values, pa.Array):
+        values = pa.array(values.numpy() if hasattr(values, "numpy") else values, from_pandas=True)
+    if text and pa.types.is_timestamp(values.type):
+        seconds = values.cast(pa.timestamp("s"), safe=False)
+        return (seconds if pc.all(pc.equal(seconds, values)).as_py() else values).cast(pa.string())
+    return values
+
+
+def picture(figure: Figure, path: Path) -> None:
+    """Write a figure, whole or not at all; raises InputError as `Writer` does."""
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+class Progress:
+    """Progress on stderr: a bar where that is a terminal; else a line for about every tenth, where work takes long.
+
+    Args:
+        unit: of what is counted.
+
+        with Progress("windows") as progress:
+            progress.begin("a.csv", 5000)
+            progress.update(2048)
+    """
+
+    def __init__(self, unit: str) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=0, unit=f" {unit}", unit_scale=True, disable=None, leave=False)
+        self.unit = unit
+        self.told = time.monotonic()
+
+    def begin(self, text: str, total: int) -> None:
+        """What is done next, and how many of the unit it has."""
+        self.text, self.total, self.done, self.tenth = text, total, 0, 0
+        self.bar.reset(total)
+        self.bar.set_description(text)
+
+    def update(self, n: int) -> None:
+        """So many more are done."""
+        self.bar.update(n)
+        self.done += n
+        tenth, now = 10 * self.done // self.total, time.monotonic()
+        if self.bar.disable and tenth > self.tenth and now >= self.told + SECONDS:
+            self.tenth, self.told = tenth, now
+            print(f"{self.text}: {self.done:,} of {self.total:,} {self.unit}", file=sys.stderr)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
