@@ -34,6 +34,7 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"]
     import msae.plots
     import msae.uses.anomaly
     import msae.uses.augmentation
+    import msae.uses.events
     import msae.uses.forecasting
 
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
