@@ -93,7 +93,14 @@ def data_of(cfg: DictConfig, model: Reconstructor) -> DictConfig:
         raise InputError(f"ckpt={cfg.ckpt}: reads its data by {target}, which is not msae's; expected data=NAME")
     given = {key: cfg.data[key] for key in keys}
     same = cfg.data if cfg.data._target_ == target else {}
-    return cast(DictConfig, OmegaConf.merge(same, before, given))
+    data = cast(DictConfig, OmegaConf.merge(same, before, given))
+    if "path" in keys:
+        from msae.data import files
+
+        if all(path.suffix.lower() in (".npy", ".npz") for path in files.find(data.path, "data.path")):
+            none = {key: None for key in ("time_column", "group_column") if key not in keys}  # which arrays lack
+            return cast(DictConfig, OmegaConf.merge(data, none))
+    return data
 
 
 def found(cfg: DictConfig) -> list[Path]:

@@ -281,7 +281,7 @@ def test_scores_that_are_all_alike() -> None:
 @pytest.mark.parametrize(
     ("n", "probability", "method", "message"),
     [
-        (100, 1e-3, "evt", "probability=0.001: 100 training scores; expected 1000 at least, or method=quantile"),
+        (100, 1e-3, "evt", "probability=0.001: 100 training scores; expected 1000 at least, or threshold=quantile"),
         (100, 1e-3, "quantile", "100 training scores; expected 1000 at least, or a higher probability"),
         (100, 0, "evt", "probability=0: expected a number between 0 and 1"),
         (100, 1, "evt", "probability=1: expected a number between 0 and 1"),

@@ -227,8 +227,10 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
     try:
         code, _, err = run("data.path=x.npy", "out=x.csv")
         assert code == 2
-        assert err.startswith(f"error: reference=training: the data of {trained}/run/config.yaml: ")
-        assert err.endswith("reference=PATH takes scores of other files, reference=null with threshold=NUMBER none\n")
+        assert err.startswith(f"error: reference=training: the data of {trained}/run/best.ckpt: ")
+        assert err.endswith(
+            "reference=PATH takes the scores of other files, reference=null with threshold=NUMBER none\n"
+        )
         assert run("data.path=x.npy", "out=x.csv", "threshold=1", "reference=null").code == 0
     finally:
         (trained / "b.csv").rename(trained / "a.csv")
@@ -273,3 +275,37 @@ def test_mistakes(args: list[str], message: str, run: Any) -> None:
     assert message in err
     assert len(err.splitlines()) == 1
     assert not Path("o/s.csv").exists()
+
+
+def test_new_files_are_read_as_those_of_the_run(command: Command) -> None:
+    """Separator, time column, gaps and missing values need no options again; those that are given count."""
+    times = pd.date_range("2024-01-01", periods=300, freq="h").delete(slice(100, 130))
+    frame = pd.DataFrame({"t": times, "0": waves()[: len(times), 0]})
+    frame.loc[7, "0"] = np.nan
+    frame.to_csv("old.csv", sep=";", index=False)
+    frame.to_csv("new.csv", sep=";", index=False)
+    read = ("data.separator=;", "data.time_column=t", "data.max_gap=3h", "data.missing=interpolate")
+    args = ("model=single", "model.latent_dim=2", "data=series", "data.path=old.csv", "data.window=12", "trainer=cpu")
+    assert command(*args, *read, "trainer.max_epochs=1", "out=run").code == 0
+    for number, given in enumerate((["data.path=new.csv"], ["data=series", "data.path=new.csv"], [])):
+        code, _, err = command("ckpt=run", *given, f"out={number}.csv", "threshold=quantile", module="detect")
+        assert (code, err) == (0, "")
+        assert len(pd.read_csv(f"{number}.csv")) == len(times)
+    assert pd.read_csv("0.csv").score.equals(pd.read_csv("1.csv").score)
+    code, _, err = command("ckpt=run", "data.path=new.csv", "data.max_gap=null", "out=x.csv", module="detect")
+    assert (code, "max_gap" in err) == (2, True)
+
+
+def test_a_checkpoint_runs_no_code_but_ours(trained: Path, command: Command) -> None:
+    checkpoint = torch.load(trained / "run" / "best.ckpt", weights_only=True)
+    checkpoint["state_dict"]["_extra_state"]["data_options"] |= {"_target_": "os.system"}
+    torch.save(checkpoint, "x.ckpt")
+    code, _, err = command("ckpt=x.ckpt", "out=x.csv", module="detect")
+    assert (code, err) == (
+        2,
+        "error: ckpt=x.ckpt: reads its data by os.system, which is not msae's; expected data=NAME\n",
+    )
+    checkpoint["state_dict"]["_extra_state"]["data_options"] = None
+    torch.save(checkpoint, "x.ckpt")
+    code, _, err = command("ckpt=x.ckpt", "out=x.csv", module="detect")
+    assert (code, "does not say how its data were read; expected data=NAME and its keys" in err) == (2, True)

@@ -40,7 +40,7 @@ def threshold(totals: Float[Tensor, " n"], probability: float, method: str = "ev
     found = totals[~totals.isnan()].double().numpy()
     least = PEAKS / (1 - level) if method == "evt" and probability < 1 - level else 1 / probability
     if len(found) < least - 1e-6:
-        hint = "a higher probability" if method == "quantile" else "method=quantile"
+        hint = "a higher probability" if method == "quantile" else "threshold=quantile"
         raise InputError(
             f"probability={probability:g}: {len(found)} training scores; expected {least:.0f} at least, or {hint}"
         )
