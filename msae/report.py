@@ -86,6 +86,7 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
             {
                 "model": name,
                 "n": len(runs),
+                "several_units": any("rmse" in run for run in runs),
                 "parameters": runs[0]["parameters"],
                 "latent": runs[0]["latent_dim"],
                 "test_mse": fmean(mse),
@@ -184,13 +185,19 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def markdown(data: str, result: dict[str, Any]) -> str:
-    """The report's text for one data set; a column of scaled units where they are not the raw ones."""
-    in_units = any(not math.isclose(row["test_mse"], row["test_loss"], rel_tol=1e-3) for row in result["rows"])
+    """The report's text for one data set; scaled units where they are not the raw ones, and alone for several channels.
+
+    A mean of errors over channels whose units may differ has no meaning; `metrics.json` has the RMSE of each channel.
+    """
+    several = any(row["several_units"] for row in result["rows"])
+    in_units = several or any(
+        not math.isclose(row["test_mse"], row["test_loss"], rel_tol=1e-3) for row in result["rows"]
+    )
     validated = all(row["val_loss"] is not None for row in result["rows"])
     rows = []
     for row in [*result["rows"], *result["pca"]]:
-        psnr = "" if row["psnr"] is None else f"{row['psnr']:.2f}"
-        errors = [with_spread(row, "test_loss")] * in_units + [with_spread(row, "test_mse")]
+        psnr = "" if row["psnr"] is None or several else f"{row['psnr']:.2f}"
+        errors = [with_spread(row, "test_loss")] * in_units + [with_spread(row, "test_mse")] * (not several)
         if "n" not in row:
             rows.append([row["model"], "", f"{row['latent']}", "", *[""] * validated, *errors, psnr, "", ""])
             continue
@@ -201,7 +208,7 @@ def markdown(data: str, result: dict[str, Any]) -> str:
         val = [f"{row['val_loss']:.4g}"] if validated else []
         rows.append([row["model"], *sizes, *val, *errors, psnr, reached, f"{row['seconds']:.3g}"])
     first = result["rows"][0]["model"]
-    columns = ["test MSE, scaled", "test MSE, raw units"] if in_units else ["test MSE"]
+    columns = ["test MSE, scaled"] * in_units + ["test MSE, raw units" if in_units else "test MSE"] * (not several)
     columns = ["validation MSE"] * validated + columns
     header = ["model", "n", "latent", "parameters", *columns, "PSNR, dB", f"epochs to {first}'s last", "training, s"]
     text = [f"## {data}", table(header, rows)]

@@ -288,8 +288,8 @@ def test_new_files_are_read_as_those_of_the_run(command: Command) -> None:
     args = ("model=single", "model.latent_dim=2", "data=series", "data.path=old.csv", "data.window=12", "trainer=cpu")
     assert command(*args, *read, "trainer.max_epochs=1", "out=run").code == 0
     for number, given in enumerate((["data.path=new.csv"], ["data=series", "data.path=new.csv"], [])):
-        given = [*given, f"out={number}.csv", "threshold=quantile", "probability=0.05"]
-        code, _, err = command("ckpt=run", *given, module="detect")
+        more = (f"out={number}.csv", "threshold=quantile", "probability=0.05")
+        code, _, err = command("ckpt=run", *given, *more, module="detect")
         assert (code, err) == (0, "")
         assert len(pd.read_csv(f"{number}.csv")) == len(times)
     assert pd.read_csv("0.csv").score.equals(pd.read_csv("1.csv").score)

@@ -38,7 +38,8 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
             failure.unlink(missing_ok=True)
         ckpt = checkpoint_of(str(run)) if cfg.resume else None
         result = train(cfg, run, run.name, ckpt, bar=False, **shared)
-        log.info("%s: test MSE %.4g", run.name, result["metrics"]["test/mse"])
+        error = ("loss", " in scaled units") if "rmse" in result else ("mse", "")
+        log.info("%s: test MSE %.4g%s", run.name, result["metrics"][f"test/{error[0]}"], error[1])
     except Exception as error:  # whatever it is, the other runs continue, and the sweep ends with exit code 2
         if not leads():
             raise
