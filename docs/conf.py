@@ -107,9 +107,16 @@ def dashes(_: Sphinx, document: nodes.document) -> None:
         text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001
 
 
+def links_inside(_: Sphinx, page: str, source: list[str]) -> None:
+    """Links to studies and to files of the repository, which work on a code host, as links to pages of the site."""
+    source[0] = re.sub(r"\]\((?:\.\./)+studies/(\w+)/README\.md", r"](/studies/_generated/\1/index.md", source[0])
+    source[0] = re.sub(r"\[([^]]+)\]\((?:\.\./)+conf/[^)]*\)", r"`\1`", source[0])
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Generate pages before Sphinx, and autosummary, look for them."""
     app.connect("autodoc-process-signature", short_types)
     app.connect("doctree-read", dashes)
+    app.connect("source-read", links_inside)
     app.connect("builder-inited", generate, priority=100)
     return {"parallel_read_safe": True}
