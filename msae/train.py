@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -166,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("msae.train").main()  # by its name, under which the launcher's processes can import `job`
+    cli.start("train")
