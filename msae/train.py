@@ -144,8 +144,8 @@ def single(cfg: DictConfig, run: Path) -> None:
             raise InputError(f"{os.path.relpath(run)}: already contains a run. To resume it: {folder.resuming(run)}")
         train(cfg, run, run.name, ckpt)
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
-        if first and (run / "last.ckpt").exists():
-            print(f"\ninterrupted. To resume: {folder.resuming(run)}")
+        if first:
+            print("\ninterrupted" + f". To resume: {folder.resuming(run)}" * (run / "last.ckpt").exists())
         sys.exit(130)
     finally:
         if first and not (run / "config.yaml").exists():

@@ -359,7 +359,7 @@ def test_a_run_that_was_moved_goes_on_with_its_best(command: Command) -> None:
 
 @pytest.mark.usefixtures("sigint")
 def test_ctrl_c(tmp_path: Path) -> None:
-    """A real signal, in the middle of training."""
+    """A real signal, in the middle of training, ends it within two seconds."""
     args = ["data=digits", "trainer=cpu", "trainer.max_epochs=100000", "hydra.run.dir=run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "msae.train", *args],
@@ -374,8 +374,11 @@ def test_ctrl_c(tmp_path: Path) -> None:
         log.exists() and "epoch 1," in log.read_text() and last.stat().st_mtime_ns > log.stat().st_mtime_ns
     ):
         time.sleep(0.01)
+    time.sleep(1)
+    sent = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 2
     assert process.returncode == 130
     assert "interrupted. To resume: python -m msae.train" in out
     assert "KeyboardInterrupt" not in err
