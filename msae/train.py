@@ -76,7 +76,7 @@ def train(
 
     from msae.runs import result as of_end
 
-    result = of_end.result_of(cfg, trainer, model, data, trained)
+    result = of_end.result_of(cfg, name, trainer, model, data, trained)
     of_end.log_hyperparameters(board, cfg, result)
     for logger in trainer.loggers:
         logger.finalize("success")
