@@ -57,7 +57,7 @@ def test_what_a_run_writes(command: Command) -> None:
         "class": "MultiScaleAutoEncoder",
         "data": "digits",
         "seed": 0,
-        "latent_dim": 128,
+        "latent_dim": 16,
         "epochs": 2,
     }
     assert result.items() >= (expected | {"steps": 2 * 20, "device": "cpu", "threads": 1, "job": 0}).items()
