@@ -1,9 +1,11 @@
 """How the commands meet Hydra: where the configs are, how folders are named, how errors are told."""
 
 import _thread
+import atexit
 import contextlib
 import difflib
 import functools
+import importlib
 import os
 import re
 import shutil
@@ -39,6 +41,27 @@ MISTAKES = (InputError, HydraException, OmegaConfBaseException, OSError)
 
 for resolver in (folder.run_dir, folder.run_name, n_jobs):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+def start(command: str) -> None:
+    """Run a command's `main` and end the process at once: Python takes a second or two to free all of torch.
+
+    Call it before torch is imported, so that what libraries do at exit is done before.
+    """
+    code: Any = 1  # of an exception, whose traceback Python prints
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(end)
+    try:
+        importlib.import_module(f"msae.{command}").main()
+        code = 0
+    except SystemExit as error:
+        code = error.code or 0
+        raise
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str) -> None:

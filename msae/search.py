@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 import shlex
@@ -356,4 +355,4 @@ def parsed(text: str) -> Override | None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("msae.search").main()
+    cli.start("search")

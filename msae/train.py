@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -77,7 +76,7 @@ def train(
 
     from msae.runs import result as of_end
 
-    result = of_end.result_of(cfg, trainer, model, data, trained)
+    result = of_end.result_of(cfg, name, trainer, model, data, trained)
     of_end.log_hyperparameters(board, cfg, result)
     for logger in trainer.loggers:
         logger.finalize("success")
@@ -145,8 +144,8 @@ def single(cfg: DictConfig, run: Path) -> None:
             raise InputError(f"{os.path.relpath(run)}: already contains a run. To resume it: {folder.resuming(run)}")
         train(cfg, run, run.name, ckpt)
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
-        if first and (run / "last.ckpt").exists():
-            print(f"\ninterrupted. To resume: {folder.resuming(run)}")
+        if first:
+            print("\ninterrupted" + f". To resume: {folder.resuming(run)}" * (run / "last.ckpt").exists())
         sys.exit(130)
     finally:
         if first and not (run / "config.yaml").exists():
@@ -166,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("msae.train").main()  # by its name, under which the launcher's processes can import `job`
+    cli.start("train")

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import logging
+import shutil
 import signal
 import struct
 import sys
@@ -66,6 +67,30 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         except SystemExit as end:
             code = int(end.code or 0)
         return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def results() -> dict[tuple[str, ...], tuple[Result, Path]]:
+    """How commands ended, and the folders that hold what they wrote."""
+    return {}
+
+
+@pytest.fixture
+def made(
+    command: Command, results: dict[tuple[str, ...], tuple[Result, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> Command:
+    """As `command` in a folder that is still empty; what an earlier test made by the same command is copied."""
+
+    def run(*args: str) -> Result:
+        if args not in results:
+            assert not any(Path().iterdir())
+            result = command(*args)
+            results[args] = result, Path(shutil.copytree(Path(), tmp_path_factory.mktemp("made") / "copy"))
+        result, folder = results[args]
+        shutil.copytree(folder, Path(), dirs_exist_ok=True)
+        return result
 
     return run
 

@@ -251,8 +251,8 @@ def test_scaled_units_have_a_column_where_they_are_not_the_raw_ones(models: dict
 
 
 class TestCommand:
-    def test_again_at_any_later_time(self, command: Command) -> None:
-        _, first, _ = command(*SWEEP)
+    def test_again_at_any_later_time(self, command: Command, made: Command) -> None:
+        _, first, _ = made(*SWEEP)
         for name in ("report.md", "report.json", "curves.png", "reconstructions.png"):
             Path("sweep", name).unlink()
         code, out, _ = command("sweep", module="report")
@@ -265,8 +265,8 @@ class TestCommand:
         runs = [json.loads(path.read_text()) for path in Path("sweep").glob("*model=ae*/metrics.json")]
         assert table["rows"][0]["test_mse"] == pytest.approx(sum(r["metrics"]["test/mse"] for r in runs) / 2)
 
-    def test_runs_that_are_missing_are_named(self, command: Command) -> None:
-        command(*SWEEP)
+    def test_runs_that_are_missing_are_named(self, command: Command, made: Command) -> None:
+        made(*SWEEP)
         one, other, *_ = sorted(path.parent for path in Path("sweep").glob("*/metrics.json"))
         (one / "metrics.json").unlink()
         (other / "metrics.json").unlink()

@@ -21,8 +21,8 @@ SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "h
 
 
 class TestSweeps:
-    def test_runs_and_report(self, command: Command) -> None:
-        code, out, _ = command(*SWEEP)
+    def test_runs_and_report(self, made: Command) -> None:
+        code, out, _ = made(*SWEEP)
         assert code == 0
         folder = Path("sweep")
         names = {path.parent.name for path in folder.glob("*/metrics.json")}
@@ -31,8 +31,8 @@ class TestSweeps:
         assert "| ae | 2 | 16 |" in out
         assert "tensorboard --logdir 'sweep'" in out
 
-    def test_a_sweep_is_not_overwritten(self, command: Command) -> None:
-        command(*SWEEP)
+    def test_a_sweep_is_not_overwritten(self, command: Command, made: Command) -> None:
+        made(*SWEEP)
         code, _, err = command(*SWEEP)
         assert code == 2
         assert error_line(err) == (
@@ -51,8 +51,8 @@ class TestSweeps:
         assert report["data"]["digits"]["rows"][0]["n"] == 1
         assert "Traceback" in (folder / "model.lr=-1" / "error.txt").read_text()
 
-    def test_resume_makes_only_what_is_missing(self, command: Command) -> None:
-        command(*SWEEP)
+    def test_resume_makes_only_what_is_missing(self, command: Command, made: Command) -> None:
+        made(*SWEEP)
         runs = {path.name: path for path in Path("sweep").iterdir() if path.is_dir()}
         finished = {name: (run / "metrics.json").read_bytes() for name, run in runs.items()}
         lost = next(name for name in runs if name.endswith("model=msae,seed=0"))
@@ -83,9 +83,11 @@ class TestSweeps:
             assert all(again[key] == result[key] for key in ("metrics", "val_loss", "history", "steps"))
 
     @pytest.mark.usefixtures("sigint")
-    def test_resume_goes_on_within_a_run(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_resume_goes_on_within_a_run(
+        self, command: Command, made: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A run interrupted in its second epoch ends with the weights of one that was not."""
-        command(*SWEEP)
+        made(*SWEEP)
         whole = next(Path("sweep").glob("*model=ae,seed=0"))
         uninterrupted = whole.rename("whole")
         normal = History.on_train_epoch_start

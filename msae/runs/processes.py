@@ -68,6 +68,13 @@ def check_processes(cfg: DictConfig, trainer: L.Trainer) -> None:
         raise InputError(f"{given}: in a job of Slurm expected `srun python -m msae.train`, which starts all processes")
 
 
+def swept_values(config: DictConfig) -> dict[str, list[str]]:
+    """The values of each key that a sweep varies."""
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    return {o.key_or_group: [*o.sweep_string_iterator()] for o in overrides if o.is_sweep_override()}
+
+
 def check_sweep(config: DictConfig) -> None:
     """Raise InputError for a sweep that would hang, or split the processes of a run, before anything starts.
 
@@ -79,9 +86,7 @@ def check_sweep(config: DictConfig) -> None:
     launcher = config.hydra.launcher
     if on_slurm(config) and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         raise InputError("hydra/launcher=slurm: expected the package hydra-submitit-launcher (msae's extra [slurm])")
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-    swept = {o.key_or_group: [*o.sweep_string_iterator()] for o in overrides if o.is_sweep_override()}
+    swept = swept_values(config)
     sizes = {key: swept.get(f"trainer.{key}", [str(config.trainer[key])]) for key in ("devices", "num_nodes")}
     told = " ".join(f"trainer.{key}={','.join(values)}" for key, values in sizes.items())
     ddp = "ddp" in (config.trainer.strategy, *swept.get("trainer", []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -25,14 +26,17 @@ if TYPE_CHECKING:
     from msae.data.module import DataModule
     from msae.models.reconstructor import Reconstructor
 
+log = logging.getLogger(__name__)
+
 
 def result_of(
-    cfg: DictConfig, trainer: L.Trainer, model: Reconstructor, data: DataModule, trained: dict[str, Any]
+    cfg: DictConfig, name: str, trainer: L.Trainer, model: Reconstructor, data: DataModule, trained: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of `metrics.json` for a run that was trained and tested.
 
     Args:
         cfg: of the run.
+        name: of the run, for its log line.
         trainer: which has just tested it.
         model: with the weights that were tested.
         data: of the run.
@@ -67,6 +71,8 @@ def result_of(
         with torch.no_grad():
             z = model.encode_scaled(model.scaled(data.shown(1000)[0].to(model.device)))
         result["active_units"] = active_units(z)
+        told = log.warning if result["active_units"] < z.shape[1] / 2 else log.info
+        told("%s: %d of %d latent values are active", name, result["active_units"], z.shape[1])
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from omegaconf import DictConfig
 from msae import cli
 from msae.errors import InputError
 from msae.runs.folder import checkpoint_of, finished, resuming
-from msae.runs.processes import check_sweep, leads, on_slurm
+from msae.runs.processes import check_sweep, leads, on_slurm, swept_values
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ class SweepReport(Callback):
         if not config.resume and any(folder.glob("*/train.log")):
             cli.fail(f"{folder}: already contains this sweep. To resume it: {resuming(folder)}; out=FOLDER starts anew")
         SweepReport.running = config
+        count = math.prod(map(len, swept_values(config).values()))
+        print(f"{count} run{'s' * (count != 1)} in {folder}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         SweepReport.running = None
