@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScaleTransformer
 from msae.data.ucr import ucr
-from msae.estimators import base as estimators
+from msae.estimators import base
 from msae.models.reconstructor import Reconstructor
 from msae.uses import anomaly
 
@@ -35,7 +35,7 @@ ALL = (MultiScaleTransformer, MultiScaleDetector, MultiScaleAugmenter)
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch is once through the samples."""
-    monkeypatch.setattr(estimators, "EPOCH_STEPS", 1)
+    monkeypatch.setattr(base, "EPOCH_STEPS", 1)
 
 
 CHECKED = {name: value for name, value in QUICK.items() if name != "latent_dim"}
@@ -87,7 +87,7 @@ def test_one_channel_of_three_dimensions_is_the_same(transformer: MultiScaleTran
     assert again.inverse_transform(again.transform(X[:, None])).shape == (40, 1, 24)
 
 
-@pytest.mark.parametrize("model", estimators.MODELS)
+@pytest.mark.parametrize("model", base.MODELS)
 def test_features_are_named_by_scale_and_index(model: str) -> None:
     fitted = (
         MultiScaleTransformer(**{**QUICK, "model": model, "normalize": "window"}).set_output(transform="pandas").fit(X)
@@ -298,7 +298,7 @@ def test_outliers_are_found() -> None:
 
 
 def test_a_tenth_of_new_samples_is_strange(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimators, "EPOCH_STEPS", 200)
+    monkeypatch.setattr(base, "EPOCH_STEPS", 200)
     x = RNG.normal(size=(240, 12)).cumsum(1)
     settings = {**QUICK, "model": "ae", "n_epochs": 3, "lr": 1e-2}
     found, of_fit = (MultiScaleDetector(share, **settings).fit(x[:40]).predict(x[40:]) for share in ("auto", 0.1))

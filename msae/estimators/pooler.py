@@ -13,7 +13,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from msae.errors import InputError, check_int
-from msae.estimators.base import MultiScaleTransformer, Samples, plain
+from msae.estimators.base import Samples, plain
+from msae.estimators.transformer import MultiScaleTransformer
 
 SHORTEST = 8
 """Steps in a window, at least, where a sample has as many."""
