@@ -14,7 +14,6 @@ from msae import plots
 from msae.data.module import DataModule
 from msae.models.reconstructor import Reconstructor
 
-
 TAGS = """
 - `reconstructions`: test windows, their reconstructions and the absolute errors. A model of several scales has a
   reconstruction for each: that from the coarsest scale up to this one.
