@@ -25,21 +25,35 @@ class MultiScaleAugmenter(Estimator):
 
     Args:
         change: `jitter`, `scaling`, `magnitude_warp`, `drift` or `mix`; see `msae.uses.augmentation.augment`.
-        strength: of the change, the same for all samples: in deviations of the latent over the samples in `fit`, for
-            `scaling` and `magnitude_warp` a share of the difference from their mean, for `mix` one of the way.
-        scales: names of the codes to change, of `model_.codes`; None for all.
-        distance: where given, in place of `strength`, how far each sample is changed: the root mean square, in
-            deviations of the samples in `fit`, or with `normalize="window"` of each sample.
-        copies: new samples for each old one.
+        strength: the strength of the change, the same for all samples: for `jitter` and `drift` in standard deviations
+            of the latent over the samples in `fit`, for `scaling` and `magnitude_warp` as a fraction of the
+            difference from their mean, for `mix` as a fraction of the way to the other sample.
+        scales: the names of the codes to change, from `model_.codes`; None changes all.
+        distance: if given, replaces `strength`: the root mean square difference between new and old sample, in
+            standard deviations of the samples in `fit`, or of each sample with `normalize="window"`.
+        copies: the number of new samples for each old one.
         model: this and the other arguments are those of `MultiScaleTransformer`.
 
     Attributes:
-        reference_: what strengths and distances are measured by.
-        classes_: labels in `fit`, where there were any.
-        model_: this and the others are those of `MultiScaleTransformer`.
+        reference_: the statistics in `fit` by which strengths and distances are measured.
+        classes_: the labels in `fit`, or None.
+        model_: this and the other attributes are those of `MultiScaleTransformer`.
 
     Raises:
-        InputError: as `MultiScaleTransformer`; or a label that was not in `fit`.
+        InputError: see `MultiScaleTransformer`; also for a label that was not in `fit`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from msae import MultiScaleAugmenter
+        >>> rng = np.random.default_rng(0)
+        >>> X = np.sin(np.arange(32) / 3 + rng.uniform(0, 6, (40, 1)))  # 40 series of 32 steps
+        >>> y = np.repeat(["up", "down"], 20)
+        >>> augmenter = MultiScaleAugmenter("jitter", 0.3, latent_dim=4, n_epochs=1, random_state=0, device="cpu")
+        >>> X_more, y_more = augmenter.fit_resample(X, y)
+        >>> X_more.shape, y_more.shape
+        ((80, 32), (80,))
+        >>> augmenter.augment(X[:5]).shape
+        (5, 32)
     """
 
     change: str = "jitter"
@@ -49,7 +63,7 @@ class MultiScaleAugmenter(Estimator):
     copies: int = 1
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:  # noqa: N803
-        """Train on samples `(n, time)` or `(n, channels, time)`, with labels `(n,)` that `mix` keeps apart."""
+        """Train on samples `(n, time)` or `(n, channels, time)`; `mix` mixes only samples of one label `y`, `(n,)`."""
         super().fit(X)
         x, labels = self._windows(X), None
         self.classes_ = None if y is None else np.unique(column_or_1d(y))
@@ -63,11 +77,11 @@ class MultiScaleAugmenter(Estimator):
         check_int("copies", plain(self.copies))
 
     def augment(self, X: ArrayLike, y: ArrayLike | None = None) -> NDArray[np.float64]:  # noqa: N803
-        """New samples `(copies * n, ...)`: one of each of the samples, in their order, then the next of each.
+        """New samples `(copies * n, ...)`: one for each old sample, in their order, then the second of each, and so on.
 
         Args:
             X: samples, of the shape of those in `fit`.
-            y: their labels `(n,)`, for `mix`, where there were any in `fit`.
+            y: their labels `(n,)`, which `mix` needs if `fit` had labels.
         """
         x = self._windows(X)
         labels = None if y is None else self._labels(x, y)
@@ -85,22 +99,24 @@ class MultiScaleAugmenter(Estimator):
             generator=generator,
         )
         if short := int((~made.reached).sum()):
-            warnings.warn(f"distance={self.distance}: {short} of {len(made.x)} new samples miss it", stacklevel=2)
+            warnings.warn(
+                f"distance={self.distance}: {short} of {len(made.x)} new samples do not reach it", stacklevel=2
+            )
         return self._samples(made.x)
 
     def fit_resample(self, X: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[Any]]:  # noqa: N803
-        """Fit, then the samples and the new ones after them, `((1 + copies) * n, ...)`, with their labels."""
+        """Fit; return the old samples followed by the new ones, `((1 + copies) * n, ...)`, and their labels."""
         made = self.fit(X, y).augment(X, y)
         x = self._samples(self._windows(X))
         return np.concatenate([x, made]), np.tile(column_or_1d(y), 1 + self.copies)
 
     def _labels(self, x: Tensor, y: ArrayLike) -> Tensor:
-        """Labels by their numbers in `classes_`."""
+        """The index in `classes_` of each label."""
         labels = column_or_1d(y)
         check_consistent_length(x, labels)
         known = [] if self.classes_ is None else self.classes_.tolist()
         if unknown := sorted({str(label) for label in labels.tolist() if label not in known}):
             raise InputError(
-                f"label {unknown[0]}: expected one of those in fit, {', '.join(map(str, known)) or 'none'}"
+                f"label {unknown[0]}: expected a label that was in fit: {', '.join(map(str, known)) or 'none'}"
             )
         return torch.tensor([known.index(label) for label in labels.tolist()])

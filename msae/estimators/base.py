@@ -27,19 +27,19 @@ from msae.models.pyramid import PyramidAutoEncoder
 from msae.models.reconstructor import Reconstructor
 
 EPOCH_STEPS = 50
-"""Optimizer steps that an epoch has at least."""
+"""The least number of optimizer steps in an epoch."""
 BATCH = 2048
-"""Samples that go through a fitted model at once."""
+"""The number of samples that a fitted model takes at once."""
 
 
 def _msae(shape: Sequence[int], latent_dim: int, lr: float) -> Reconstructor:
-    """The paper's model, its two codes of half of the latent each."""
+    """The paper's model, with half of the latent for each of its two codes."""
     small = check_int("latent_dim", latent_dim, 2) // 2
     return MultiScaleAutoEncoder(shape, small_dim=small, large_dim=latent_dim - small, lr=lr)
 
 
 def _lgta(shape: Sequence[int], latent_dim: int, lr: float) -> Reconstructor:
-    """L-GTA, two values a step, with `beta` as in its config; windows of few steps have a smaller latent."""
+    """L-GTA with two values a step and the `beta` of its config; short windows have a smaller latent."""
     return LGTA(shape, steps=check_int("latent_dim", latent_dim, 2) // 2, step_dim=2, lr=lr, beta=0.01)
 
 
@@ -53,14 +53,14 @@ MODELS: dict[str, Callable[..., Reconstructor]] = {
 
 
 class Samples(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Takes samples `(n, time)` or `(n, channels, time)`, all of the shape of those in `fit`."""
+    """Checks samples, `(n, time)` or `(n, channels, time)`, which all have the shape of those in `fit`."""
 
     sample_shape_: tuple[int, ...]
     _fitted = "model_"
-    """The attribute that `fit` sets last."""
+    """The attribute that `fit` sets at its end."""
 
     def _windows(self, X: Any, reset: bool = False) -> Tensor:  # noqa: N803
-        """Samples as float64 windows `(n, channels, length)`; ValueError unless they are as in `fit`."""
+        """Samples as float64 windows `(n, channels, length)`; ValueError if their shape is not that in `fit`."""
         if not reset:
             check_is_fitted(self, self._fitted)
         values = check_array(
@@ -73,17 +73,17 @@ class Samples(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
         )
         if values.ndim > 3 or 0 in values.shape:
             raise InputError(f"X of shape {values.shape}: expected (n, time) or (n, channels, time)")
-        several = values.ndim == 3 or (not reset and len(self.sample_shape_) == 2)  # else scikit-learn says it
+        several = values.ndim == 3 or (not reset and len(self.sample_shape_) == 2)  # otherwise scikit-learn raises
         if not reset and several and values.shape[1:] != self.sample_shape_:
-            raise InputError(f"X of shape {values.shape}: fitted to samples of shape {self.sample_shape_}")
+            raise InputError(f"X of shape {values.shape}: expected samples of shape {self.sample_shape_}, as in fit")
         validate_data(self, X, reset=reset, skip_check_array=True)  # number and names of features
         if reset:
             self.sample_shape_ = values.shape[1:]
-        x = torch.tensor(values)  # a copy: what is mapped read-only cannot be shared
+        x = torch.tensor(values)  # a copy, as a read-only memory map cannot be shared
         return x.unsqueeze(1) if x.ndim == 2 else x
 
     def _samples(self, windows: Tensor) -> NDArray[np.float64]:
-        """Windows in the shape of the samples in `fit`."""
+        """Windows as an array in the shape of the samples in `fit`."""
         return windows.double().reshape(-1, *self.sample_shape_).numpy()
 
     def __sklearn_tags__(self) -> Any:
@@ -136,26 +136,26 @@ class Estimator(Samples):
             model = build(data.shape, latent_dim=self._latent(value["latent_dim"], data.shape), lr=value["lr"])
             model.set_statistics(**data.statistics)
             model.initialize(lambda: sample(data))
-            self._check(model)  # the start may choose which scales there are
+            self._check(model)  # after the initialization, which may choose the scales
             self.history_ = train(model, data, value["n_epochs"], device, bool(value["verbose"]))
         self.model_ = model.cpu().eval()
         return self
 
     def _latent(self, latent_dim: Any, shape: Sequence[int]) -> Any:
-        """The latent's values for samples of a shape."""
+        """The `latent_dim` to use for samples of a shape."""
         return latent_dim
 
     def _check(self, model: Reconstructor) -> None:
-        """Raise InputError for what cannot be used with a model about to be trained."""
+        """Raise InputError for an argument that does not fit the model, before it is trained."""
 
     @property
     def _exact(self) -> Reconstructor:
-        """The model in float64: its results do not depend on which samples go through it together."""
+        """The model in float64, whose results do not depend on which samples share a batch."""
         return copy.deepcopy(self.model_).double()
 
     @torch.no_grad()
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-        """Minus the mean squared error of each sample's reconstruction, `(n,)`, in scaled units."""
+        """Minus the mean squared error of each sample's reconstruction, `(n,)`, in normalized units."""
         windows, model = self._windows(X), self._exact
         errors = []
         for x in windows.split(BATCH):
@@ -165,5 +165,5 @@ class Estimator(Samples):
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy's as Python's."""
+    """A NumPy number as a Python number; other values unchanged."""
     return value.item() if isinstance(value, np.generic) else value

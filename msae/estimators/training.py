@@ -29,7 +29,7 @@ def train(
         **device,
         max_epochs=n_epochs,
         callbacks=best,
-        plugins=LightningEnvironment(),  # alone, whatever started this process
+        plugins=LightningEnvironment(),  # one process, even inside a cluster job
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -37,15 +37,15 @@ def train(
         num_sanity_val_steps=0,
     )
     trainer.fit(model, datamodule=data)
-    model.trainer = None  # which holds the data
+    model.trainer = None  # it refers to the data
     return best.history
 
 
 class _Best(L.Callback):
-    """Keeps, in memory, the weights of the least `val/loss`, the start's among them, where samples are held out.
+    """Keeps the weights with the lowest `val/loss` in memory, if samples are held out; the initial ones count too.
 
     Raises:
-        InputError: the training loss is not finite.
+        InputError: for a training loss that is not finite.
     """
 
     def __init__(self, data: DataModule, verbose: bool) -> None:
@@ -66,7 +66,7 @@ class _Best(L.Callback):
             key: float(trainer.callback_metrics[key]) for key in ("train/loss", "val/loss")[: 1 + bool(self.weights)]
         }
         if not math.isfinite(values["train/loss"]):
-            raise InputError(f"the training loss is {values['train/loss']}: try an lr below {pl_module.hparams['lr']}")
+            raise InputError(f"the training loss is {values['train/loss']}; try an lr below {pl_module.hparams['lr']}")
         self.history.append(values)
         if self.verbose:
             losses = " ".join(f"{key}={value:.4g}" for key, value in values.items())
@@ -85,7 +85,7 @@ class _Best(L.Callback):
 
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Draws by a seed, and leaves torch's generators, warnings, loggers and Ctrl-C of the process as they were."""
+    """Seed torch inside the block; restore its generators, warnings, loggers and the SIGINT handler after it."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "msae")]
     levels = [logger.level for logger in loggers]
     handler = signal.getsignal(signal.SIGINT)
@@ -99,7 +99,7 @@ def isolated(seed: int) -> Iterator[None]:
         try:
             yield
         except SystemExit as end:
-            if isinstance(end.__context__, KeyboardInterrupt):  # of which Lightning makes it
+            if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning turns into SystemExit
                 raise KeyboardInterrupt from None
             raise
         finally:
@@ -110,14 +110,14 @@ def isolated(seed: int) -> Iterator[None]:
 
 
 def trainer_options(name: Any) -> dict[str, Any]:
-    """A Trainer's arguments for a device; InputError where there is no such."""
+    """The Trainer's arguments for a device; InputError if the device does not exist."""
     if name == "auto":
         return {"accelerator": "auto", "devices": 1}
     try:
         device = torch.device(name)
         there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
         if (device.index or 0) >= there.get(device.type, 0):
-            raise InputError(f"device={name}: there is none; expected auto, cpu, cuda, cuda:1 or mps")
+            raise InputError(f"device={name}: this machine has no such device; expected auto, cpu, cuda, cuda:1 or mps")
     except (RuntimeError, TypeError):
         raise InputError(f"device={name}: expected auto, cpu, cuda, cuda:1 or mps") from None
     return {"accelerator": device.type, "devices": 1 if device.type == "cpu" else [device.index or 0]}

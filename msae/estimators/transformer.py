@@ -19,44 +19,57 @@ from msae.estimators.base import BATCH, Estimator
 class MultiScaleTransformer(TransformerMixin, Estimator):  # type: ignore[misc]
     """Features of time series: the latent of a multi-scale autoencoder that `fit` trains.
 
-    Training and all results are in memory; no file is written.
+    Training and all results stay in memory; no file is written.
 
     Args:
-        model: `pyramid`, `single`, `ae`, `msae` or `lgta`; see the README's "When to use which".
-        latent_dim: values in the latent, of `lgta` at most; of `pyramid` and `single` also a share of a sample's values
-            below 1.
-        n_epochs: epochs of at least 50 optimizer steps: few samples are gone through several times in each.
+        model: `pyramid`, `single`, `ae`, `msae` or `lgta`; the documentation's page of models says when to use which.
+        latent_dim: the number of values in the latent. `lgta` may use fewer. `pyramid` and `single` also accept a
+            fraction below 1 of the number of values in a sample.
+        n_epochs: the number of epochs. An epoch has at least 50 optimizer steps, so that a small data set is passed
+            through several times in each.
         lr: Adam's learning rate.
-        batch_size: samples in a batch.
-        normalize: what samples are scaled by: `standard`, `minmax` or `none`, each channel alike in all samples; or
-            `window`, each sample by itself, whose mean and deviation are then values of the latent.
-        validation_fraction: share of the samples that only chooses the epoch whose weights are kept, the start among
-            them; of so few that it is less than one sample, or for 0, the last epoch's are kept.
+        batch_size: the number of samples in a batch.
+        normalize: `standard`, `minmax` or `none`, with the same statistics for all samples, channel by channel; or
+            `window`, which normalizes each sample by its own mean and standard deviation and adds both to the latent.
+        validation_fraction: the fraction of the samples that is held out to choose the epoch whose weights are kept;
+            the weights before training are a candidate too. If it amounts to less than one sample, the weights of the
+            last epoch are kept.
         random_state: a seed, a RandomState, or None.
-        device: to train on: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; a fitted model is on the CPU.
+        device: the device to train on: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. The fitted model is on the CPU.
         verbose: 1 prints a line for each epoch.
 
     Attributes:
-        model_: the trained model; `model_.codes` are the slices of the latent that each scale wrote.
-        history_: a dict for each epoch, with `train/loss` and, where samples were held out, `val/loss`.
+        model_: the trained model; `model_.codes` gives the slice of the latent that belongs to each scale.
+        history_: a dict for each epoch, with `train/loss` and, if samples were held out, `val/loss`.
         sample_shape_: (time,) or (channels, time).
 
     Raises:
-        InputError: a ValueError, of a parameter that cannot be used or samples that are not of the shape of those in
-            `fit`.
+        InputError: a ValueError, for an invalid parameter or for samples of another shape than in `fit`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from msae import MultiScaleTransformer
+        >>> rng = np.random.default_rng(0)
+        >>> X = np.sin(np.arange(32) / 3 + rng.uniform(0, 6, (40, 1)))  # 40 series of 32 steps
+        >>> features = MultiScaleTransformer(latent_dim=4, n_epochs=1, random_state=0, device="cpu").fit(X)
+        >>> Z = features.transform(X)
+        >>> Z.shape
+        (40, 4)
+        >>> features.inverse_transform(Z).shape
+        (40, 32)
     """
 
-    model: str = "pyramid"  # also by position
+    model: str = "pyramid"  # the one argument that may be given by position
 
     @torch.no_grad()
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-        """Latents `(n, latent)` of samples."""
+        """Encode samples; returns latents `(n, latent)`."""
         windows, model = self._windows(X), self._exact
         return torch.cat([model.encode(x) for x in windows.split(BATCH)]).numpy()
 
     @torch.no_grad()
     def inverse_transform(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-        """Reconstructions, in the shape and the units of the samples in `fit`, of latents `(n, latent)`."""
+        """Decode latents `(n, latent)`; returns reconstructions in the shape and units of the samples in `fit`."""
         check_is_fitted(self, "model_")
         z = torch.tensor(check_array(X, dtype=np.float64))
         model = self._exact
@@ -65,11 +78,11 @@ class MultiScaleTransformer(TransformerMixin, Estimator):  # type: ignore[misc]
         return self._samples(torch.cat([model.decode(part) for part in z.split(BATCH)]))
 
     def score(self, X: ArrayLike, y: Any = None) -> float:  # noqa: N803
-        """Mean of `score_samples`, by which a grid search can compare transformers; `y` is not used."""
+        """The mean of `score_samples`, by which a grid search compares transformers; `y` is not used."""
         return float(self.score_samples(X).mean())
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """Names of the latent's values, by scale and index, such as `1_0`; `input_features` is not used."""
+        """Names of the latent's values, scale and index, such as `1_0`; `input_features` is not used."""
         check_is_fitted(self, "model_")
         codes = self.model_.codes.items()
         names = [f"{scale}_{i}" for scale, code in codes for i in range(code.stop - code.start)]
