@@ -1,7 +1,13 @@
 """Multi-scale autoencoders for time series."""
 
+from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what editors and type checkers see; the names are imported when they are first used
+    from msae.errors import InputError
+    from msae.estimators import MultiScaleAugmenter, MultiScaleDetector, MultiScalePooler, MultiScaleTransformer
+    from msae.models.checkpoint import load
 
 __all__ = [
     "InputError",
@@ -15,21 +21,8 @@ __version__ = version("msae")
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `msae.load` needs torch and Lightning, `python -m msae.train --help` does not."""
-    if name == "load":
-        from msae.models.checkpoint import load
-
-        return load
-    if name == "InputError":
-        from msae.errors import InputError
-
-        return InputError
-    if name == "MultiScalePooler":
-        from msae.estimators.pooler import MultiScalePooler
-
-        return MultiScalePooler
-    if name.startswith("MultiScale") and name in __all__:
-        from msae.estimators import base
-
-        return getattr(base, name)
-    raise AttributeError(f"module 'msae' has no attribute {name!r}")
+    """Import a public name when it is first used: `load` needs torch and Lightning, `--help` does not."""
+    if name not in __all__:
+        raise AttributeError(f"module 'msae' has no attribute {name!r}")
+    homes = {"InputError": "msae.errors", "load": "msae.models.checkpoint"}
+    return getattr(import_module(homes.get(name, "msae.estimators")), name)

@@ -74,7 +74,7 @@ def augment(cfg: DictConfig) -> Path:
     else:
         made = {"prior": kept[: len(shown)]}
         shown = shown[: len(kept)]
-    figure = plots.variants(x[shown], made, model.grid if len(model.grid) == 2 else None)
+    figure = plots.variants(x[shown], made, model.grid if len(model.grid) == 2 else None, channels(model))
     write.picture(figure, out.with_name(f"{out.name}.png"))
     print(f"{table.rows} new samples{told}\n  {out}\n  {out}.png\n{comparison(model, x, kept)}")
     return out

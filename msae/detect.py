@@ -292,6 +292,7 @@ class Detector:
     def _show(self, part: Part, totals: np.ndarray, runs: list[Event]) -> None:
         """Keep what the picture shows, if its greatest score is above those before."""
         import numpy as np
+        import torch
 
         if np.isnan(totals).all():
             return
@@ -304,6 +305,8 @@ class Detector:
             first, stop, x = number * x.shape[2], (number + 1) * x.shape[2], x[number]
         spans = [(run.start - first, run.end - first) for run in runs if first <= run.start < stop]
         drawn = {"x": x.T.numpy(), "score": totals[first:stop], "events": spans, "names": part.channels}
+        times = part.place(torch.arange(len(totals))).get("time") if part.x.ndim == 2 else None
+        drawn["times"] = None if times is None else times.to_numpy(zero_copy_only=False)
         self.shown = float(totals[peak]), drawn, part.name if part.x.ndim == 2 else f"{part.name}, number {number}"
 
     def figure(self) -> Figure:

@@ -50,7 +50,8 @@ def forecast(cfg: DictConfig) -> Path:
     shown = write_forecasts(cfg, out, last, model, found)
     from msae import plots
 
-    write.picture(plots.forecast(*shown, tables[0].columns), out.with_name(f"{out.name}.png"))
+    x, y_hat, times = shown
+    write.picture(plots.forecast(x, y_hat, tables[0].columns, times), out.with_name(f"{out.name}.png"))
     print(f"\n{len(last)} series\n  {out}\n  {out}.png")
     return out
 
@@ -170,8 +171,12 @@ def write_forecasts(
     last: list[tuple[Table, str, int, int]],
     model: Reconstructor,
     found: dict[int, Forecaster],
-) -> tuple[Any, Any]:
-    """Write the forecasts; returns the end of the first series and its longest forecast, both `(time, channels)`."""
+) -> tuple[Any, Any, Any]:
+    """Write the forecasts; returns what the picture shows.
+
+    Returns:
+        The end of the first series and its longest forecast, both `(time, channels)`, and the times of all their steps.
+    """
     import numpy as np
     import torch
 
@@ -192,7 +197,11 @@ def write_forecasts(
                 rows.write(about | dict(zip(names, y_hat.contiguous(), strict=True)))
             if shown is None:
                 start = max(begin, stop - max(2 * model.length, *found))
-                shown = np.asarray(table.values[start:stop], np.float32), y_hat.T.numpy()
+                times = None
+                if table.times is not None:
+                    known = read.stamps(table.times[start:stop], table.origin)
+                    times = np.concatenate([np.asarray(known), np.asarray(following(table, stop, horizon))])
+                shown = np.asarray(table.values[start:stop], np.float32), y_hat.T.numpy(), times
     assert shown is not None
     return shown
 

@@ -1,6 +1,7 @@
 """Pictures of reconstructions, of latents, of forecasts and of learning curves."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,46 +9,74 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from torch import Tensor
+
+CHANNELS = 4
+"""Channels that a picture shows at most, the first ones."""
+STRETCHES = 1000
+"""Stretches of an envelope, about one for each column of a picture's pixels."""
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+"""The line styles of `curves`."""
 
 
 def reconstructions(
     x: Float[Tensor, "n channels length"],
     outputs: Mapping[str, Float[Tensor, "n channels length"]],
     image_shape: tuple[int, int] | None = None,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
 ) -> Figure:
-    """A column for each of the n windows: the input, then every model's output and absolute error.
+    """A row for the input, then two rows for each model: its output and its absolute error; a column for each window.
 
-    Windows are drawn as images where `image_shape`, (rows, columns), is given, else as lines, one a channel. Inputs and
-    outputs have one scale, images of errors too; lines of errors have one of their own.
+    Windows are drawn as images where `image_shape` is given, otherwise as lines, one for each channel. Inputs and
+    outputs share one scale. All errors share another, which starts at 0.
+
+    Args:
+        x: the windows, in raw units.
+        outputs: the reconstructions of each model, or up to each scale, by its name.
+        image_shape: (rows, columns) of a window that is an image.
+        names: of the channels, for the legend.
+        title: of the picture; by default it says how many windows there are.
     """
     greatest = max((float((x - x_hat).abs().nan_to_num().max()) for x_hat in outputs.values()), default=0.0) or 1.0
-    present = x[~x.isnan()]
-    low, high = (float(bound) for bound in present.aminmax()) if len(present) else (0.0, 1.0)
+    low, high = bounds(x)
     rows = [("input", x)]
     for name, x_hat in outputs.items():
         rows += [(name, x_hat), (f"{name}: error" if name else "error", (x - x_hat).abs())]
     height = 0.9 if image_shape else 1.2
-    figure = Figure(figsize=(1.6 + 0.9 * len(x), height * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.4 + 0.9 * len(x), 0.5 + height * len(rows)), layout="constrained")
     # an axis for each window would take eight times as long
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for (name, windows), axis in zip(rows, axes, strict=True):
         if image_shape:
             axis.imshow(side_by_side(windows.reshape(-1, *image_shape)), cmap="gray", vmin=low, vmax=high)
             axis.set_frame_on(False)
+            axis.set_yticks([])
         else:
             axis.plot(side_by_side(windows).T, linewidth=0.8)
-            width = windows.shape[2] + gap(windows.shape[2])
-            for edge in range(1, len(x)):
-                axis.axvline(edge * width - (gap(windows.shape[2]) + 1) / 2, color="0.8", linewidth=0.8)
-            bounds = (0.0, greatest) if name.endswith("error") else (low, high)
-            axis.set(xlim=(-gap(windows.shape[2]), len(x) * width - 1), ylim=bounds)
-        axis.set(xticks=[], yticks=[])
+            separate(axis, len(x), windows.shape[2])
+            axis.set_ylim((0.0, greatest) if name.endswith("error") else (low, high))
+            axis.yaxis.set_major_locator(MaxNLocator(3))
+            axis.tick_params(labelsize=7)
+        axis.set_xticks([])
         axis.set_ylabel(name or "output", rotation=0, ha="right", va="center", fontsize=8)
+    if not image_shape:
+        axes[-1].set_xlabel(f"{len(x)} windows side by side, {x.shape[2]} steps each", fontsize=8)
+        if names and 1 < len(names) <= 8:
+            figure.legend(axes[0].lines[: len(names)], names, loc="outside right upper", fontsize=7)
+    figure.suptitle(f"{len(x)} windows and their reconstructions" if title is None else title, fontsize=9)
     return figure
+
+
+def bounds(x: Float[Tensor, "..."]) -> tuple[float, float]:
+    """The least and the greatest value that is not NaN; 0 and 1 if there is none."""
+    present = x[~x.isnan()]
+    low, high = (float(bound) for bound in present.aminmax()) if len(present) else (0.0, 1.0)
+    return low, high
 
 
 def gap(length: int) -> int:
@@ -56,28 +85,40 @@ def gap(length: int) -> int:
 
 
 def side_by_side(windows: Float[Tensor, "n rows columns"]) -> Float[np.ndarray, "rows all"]:
-    """Windows, or images, in one, with a gap of NaN after each but the last."""
+    """Windows, or images, in one array, with a gap of NaN after each but the last."""
     apart = F.pad(windows, (0, gap(windows.shape[2])), value=torch.nan)
     return apart.movedim(0, 1).flatten(1)[:, : -gap(windows.shape[2])].numpy()
 
 
+def separate(axis: Axes, n: int, length: int) -> None:
+    """Draw a line between each two of n windows side by side, and end the axis where the last window ends."""
+    width = length + gap(length)
+    for edge in range(1, n):
+        axis.axvline(edge * width - (gap(length) + 1) / 2, color="0.8", linewidth=0.8)
+    axis.set_xlim(-gap(length), n * width - 1)
+
+
 def curves(runs: Mapping[str, Mapping[str, Float[np.ndarray, "seeds epochs"]]]) -> Figure:
-    """MSE per epoch, an axis a split: a line for each model's mean over seeds, in a band of one standard deviation."""
+    """MSE per epoch, an axis for each split: for each model the mean over seeds and a band of one standard deviation.
+
+    Models differ in colour, line style and width, so that curves that lie on each other can be told apart.
+    """
     splits = list(dict.fromkeys(split for model in runs.values() for split in model))
     figure = Figure(figsize=(5 * len(splits), 3.6), layout="constrained")
     axes: list[Axes] = list(figure.subplots(1, len(splits), squeeze=False)[0])
     for split, axis in zip(splits, axes, strict=True):
-        for name, model in runs.items():
+        for i, (name, model) in enumerate(runs.items()):
             if split not in model:
                 continue
             mean, spread = model[split].mean(0), model[split].std(0)
             epochs = np.arange(1, len(mean) + 1)
-            axis.plot(epochs, mean, label=f"{name} (n = {len(model[split])})", linewidth=1.2)
-            axis.fill_between(epochs, mean - spread, mean + spread, alpha=0.25, linewidth=0)
+            look = {"color": f"C{i % 10}", "linestyle": LINES[i % len(LINES)], "linewidth": max(1.2, 3.2 - 0.6 * i)}
+            axis.plot(epochs, mean, label=f"{name} (n = {len(model[split])})", **look)
+            axis.fill_between(epochs, mean - spread, mean + spread, color=f"C{i % 10}", alpha=0.2, linewidth=0)
         axis.set(yscale="log", xlabel="epoch", ylabel=f"{split} MSE", title=f"{split} split")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, handlelength=3)
     return figure
 
 
@@ -86,37 +127,96 @@ def series(
     x_hat: Float[np.ndarray, "time channels"] | Float[np.ndarray, "n channels length"],
     names: Sequence[str],
     length: int,
+    times: Shaped[np.ndarray, " time"] | None = None,
 ) -> Figure:
-    """A row for each of the first four channels: all of a series with its reconstruction, and four windows up close.
+    """A row for each of the first four channels: left a whole series with its reconstruction, right four windows of it.
 
-    The whole is drawn from the least and greatest value of each of up to 1,000 stretches. Windows already cut are
-    drawn one after the other.
+    A long series is drawn as its envelope: the least and the greatest value of each of up to 1,000 stretches.
+
+    Args:
+        x: the series, or windows, which are drawn one after the other; in raw units.
+        x_hat: the reconstruction.
+        names: of the channels, for the axes.
+        length: of a window, in steps.
+        times: of the rows: time stamps, or numbers; None for row numbers.
     """
     if x.ndim == 3:
         x, x_hat = (array.transpose(0, 2, 1).reshape(-1, array.shape[1]) for array in (x, x_hat))
-    shown = min(4, x.shape[1])
-    figure = Figure(figsize=(11, 0.6 + 2 * shown), layout="constrained")
-    axes = figure.subplots(shown, 2, squeeze=False, width_ratios=(3, 2))
+    shown = min(CHANNELS, x.shape[1])
+    figure = Figure(figsize=(11, 0.9 + 2 * shown), layout="constrained")
+    axes = figure.subplots(shown, 2, squeeze=False, sharex="col", width_ratios=(3, 2))
+    at, name = positions(len(x), times, "row")
     middle = slice(max(0, len(x) // 2 - 2 * length), len(x) // 2 + 2 * length)
     for channel, (whole, near) in enumerate(axes):
-        for array, label, width in ((x, "input", 1.4), (x_hat, "reconstruction", 0.8)):
-            whole.plot(*envelope(array[:, channel]), label=label, linewidth=width)
-            near.plot(np.arange(len(x))[middle], array[middle, channel], linewidth=width)
-        near.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        envelope(whole, at, x[:, channel], color="0.72", linewidth=2.2, label="input")
+        envelope(whole, at, x_hat[:, channel], color="tab:red", linewidth=0.7, label="reconstruction", outline=True)
+        near.plot(at[middle], x[middle, channel], color="0.72", linewidth=3)
+        near.plot(at[middle], x_hat[middle, channel], color="tab:red", linewidth=1)
         whole.set_ylabel(names[channel] if channel < len(names) else f"channel {channel}")
-    axes[0, 0].legend(fontsize=8)
+    long = len(x) > 2 * STRETCHES
+    axes[0, 0].set_title("whole series" + (": least and greatest values" if long else ""), fontsize=9)
+    axes[0, 1].set_title(f"four windows of {length} steps", fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
+    for axis in axes.flat:
+        ticks(axis, at)
     for axis in axes[-1]:
-        axis.set_xlabel("row")
+        axis.set_xlabel(name)
     return figure
 
 
+def envelope(
+    axis: Axes, at: np.ndarray, values: Float[np.ndarray, " time"], outline: bool = False, **look: Any
+) -> None:
+    """Draw values as a line or, where they are many, the band between the least and greatest value of each stretch.
+
+    Args:
+        axis: to draw on.
+        at: the positions of the values.
+        values: those of one channel; NaN is left out.
+        outline: whether to draw the two edges of the band instead of filling it.
+        look: colour, line width and label.
+    """
+    if len(values) <= 2 * STRETCHES:
+        axis.plot(at, values, **look)
+        return
+    edges = np.linspace(0, len(values), STRETCHES + 1).astype(int)
+    with np.errstate(all="ignore"):
+        low, high = (
+            np.array([bound.reduce(piece) for piece in np.split(values, edges[1:-1])]) for bound in (np.fmin, np.fmax)
+        )
+    x = at[(edges[:-1] + edges[1:]) // 2]
+    if outline:
+        axis.plot(x, low, **look)
+        axis.plot(x, high, **(look | {"label": None}))
+    else:
+        axis.fill_between(x, low, high, **(look | {"linewidth": 0.6}))
+
+
+def positions(n: int, times: Shaped[np.ndarray, " n"] | None, unit: str) -> tuple[np.ndarray, str]:
+    """The positions of n values and the label of their axis: times that never step back, otherwise counts of `unit`."""
+    if times is None or np.any(times[1:] < times[:-1]):
+        return np.arange(n), unit
+    return times, "" if times.dtype.kind == "M" else "time"
+
+
+def ticks(axis: Axes, at: np.ndarray) -> None:
+    """Give an axis few ticks: short dates where its positions are time stamps, otherwise numbers."""
+    axis.margins(x=0.01)
+    if at.dtype.kind == "M":
+        locator = AutoDateLocator(maxticks=7)  # type: ignore[no-untyped-call]
+        axis.xaxis.set_major_locator(locator)
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+
+
 def latents(z: Float[np.ndarray, "n latent"], by: Shaped[np.ndarray, " n"], name: str) -> Figure:
-    """Latents in two dimensions, by PCA; a colour for each of up to 20 texts or whole numbers, else a colour bar.
+    """Latents in two dimensions, by PCA, with a legend for up to 20 labels, otherwise with a colour bar.
 
     Args:
         z: the latents.
-        by: what they are coloured by, such as labels or times.
-        name: of that.
+        by: the values that colour them, such as labels or times.
+        name: of these values; a legend is drawn for `label`.
     """
     pca = PCA(min(2, *z.shape), svd_solver="full").fit(z)
     x, y = np.pad(pca.transform(z), ((0, 0), (0, 2 - pca.n_components_))).T
@@ -134,24 +234,42 @@ def latents(z: Float[np.ndarray, "n latent"], by: Shaped[np.ndarray, " n"], name
         bar = figure.colorbar(axis.scatter(x, y, s=6, c=values, cmap="viridis"), label=name)
         if stamps:
             bar.ax.yaxis.set_major_formatter(lambda second, _: str(np.datetime64(int(second), "s"))[:16])
-    axis.set(xlabel=f"first component, {share[0]:.0%} of the variance", ylabel=f"second, {share[1]:.0%}")
+    axis.set(
+        xlabel=f"first principal component, {share[0]:.0%} of the variance",
+        ylabel=f"second, {share[1]:.0%}",
+        title=f"latents of {len(z)} windows",
+    )
     return figure
 
 
 def forecast(
-    x: Float[np.ndarray, "time channels"], y_hat: Float[np.ndarray, "horizon channels"], names: Sequence[str]
+    x: Float[np.ndarray, "time channels"],
+    y_hat: Float[np.ndarray, "horizon channels"],
+    names: Sequence[str],
+    times: Shaped[np.ndarray, " all"] | None = None,
 ) -> Figure:
-    """A row for each of the first four channels: the end of a series, and the forecast of what follows it."""
-    shown = min(4, x.shape[1])
+    """A row for each of the first four channels: the end of a series, and the forecast of the steps after it.
+
+    Args:
+        x: the end of the series, in raw units.
+        y_hat: the forecast.
+        names: of the channels, for the axes.
+        times: of the steps of both: time stamps, or numbers; None for the number of steps after the end.
+    """
+    shown, n = min(CHANNELS, x.shape[1]), len(x)
     figure = Figure(figsize=(9, 0.6 + 1.8 * shown), layout="constrained")
     axes = figure.subplots(shown, squeeze=False, sharex=True)[:, 0]
+    at, name = positions(n + len(y_hat), times, "steps after the end")
+    at = at - (n - 1) if times is None else at
     for channel, axis in enumerate(axes):
-        axis.plot(np.arange(1 - len(x), 1), x[:, channel], linewidth=1, label="series")
-        axis.plot(np.arange(1, len(y_hat) + 1), y_hat[:, channel], linewidth=1, label="forecast")
-        axis.axvline(0.5, color="gray", linewidth=0.6)
+        axis.plot(at[:n], x[:, channel], linewidth=1, color="0.4", label="series")
+        axis.plot(at[n:], y_hat[:, channel], linewidth=1.6, color="tab:red", label="forecast")
+        axis.axvspan(at[n - 1], at[-1], color="tab:red", alpha=0.07, linewidth=0)
         axis.set_ylabel(names[channel])
-    axes[0].legend(fontsize=8)
-    axes[-1].set_xlabel("steps after the end")
+        ticks(axis, at)
+    axes[0].set_title(f"forecast of the {len(y_hat)} steps after the end", fontsize=9)
+    axes[0].legend(fontsize=8, loc="upper left")
+    axes[-1].set_xlabel(name)
     return figure
 
 
@@ -161,68 +279,86 @@ def anomalies(
     threshold: float,
     events: Sequence[tuple[int, int]],
     names: Sequence[str],
+    times: Shaped[np.ndarray, " time"] | None = None,
 ) -> Figure:
     """A row for each of the first four channels and one for the score, with the threshold; events are shaded.
 
     Args:
-        x: the series.
-        score: of each step, drawn on a logarithmic axis where it is above 0.
-        threshold: above which an event is.
-        events: first and last step of each.
-        names: of the channels.
+        x: the series, in raw units.
+        score: of each step, high where it is anomalous; drawn on a logarithmic axis where it is above 0.
+        threshold: scores above it are events.
+        events: the first and the last step of each.
+        names: of the channels, for the axes.
+        times: of the steps: time stamps, or numbers; None for step numbers.
     """
-    shown = min(4, x.shape[1])
+    shown = min(CHANNELS, x.shape[1])
     figure = Figure(figsize=(11, 2.2 + 1.4 * shown), layout="constrained")
     axes: list[Axes] = list(figure.subplots(shown + 1, 1, sharex=True, height_ratios=[*[1] * shown, 1.4]))
+    at, name = positions(len(x), times, "step")
     for channel, axis in enumerate(axes[:-1]):
-        axis.plot(*envelope(x[:, channel]), linewidth=0.8)
+        envelope(axis, at, x[:, channel], linewidth=0.8, color="tab:blue")
         axis.set_ylabel(names[channel])
-    axes[-1].plot(*envelope(score), linewidth=0.8, color="black", label="score")
+    envelope(axes[-1], at, score, linewidth=0.8, color="black", label="score")
     axes[-1].axhline(threshold, color="tab:red", linestyle="--", linewidth=1, label="threshold")
     if np.nanmax(score, initial=0) > 0:
         axes[-1].set_yscale("log", nonpositive="mask")
-    axes[-1].set(ylabel="score", xlabel="step")
-    axes[-1].legend(fontsize=8, loc="upper left")
-    bars = [(start - 0.5, end - start + 1) for start, end in events]
+    axes[-1].set(ylabel="score\n(high: anomalous)", xlabel=name)
     for axis in axes:
-        axis.broken_barh(bars, (0, 1), transform=axis.get_xaxis_transform(), color="tab:red", alpha=0.25, linewidth=1)
+        for start, end in events:
+            axis.axvspan(at[start], at[end], color="tab:red", alpha=0.25, linewidth=1)
+        ticks(axis, at)
+    handles, labels = axes[-1].get_legend_handles_labels()
+    if events:
+        handles, labels = [*handles, axes[-1].patches[0]], [*labels, "event"]
+    axes[-1].legend(handles, labels, fontsize=8, loc="upper left", ncols=3)
     return figure
-
-
-def envelope(values: Float[np.ndarray, " time"]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and values of a line that shows the least and greatest value of each of up to 1,000 stretches."""
-    if len(values) <= 2000:
-        return np.arange(len(values)), np.asarray(values)
-    edges = np.linspace(0, len(values), 1001).astype(int)
-    with np.errstate(all="ignore"):
-        bounds = [(np.fmin.reduce(piece), np.fmax.reduce(piece)) for piece in np.split(values, edges[1:-1])]
-    return np.repeat(edges[:-1], 2), np.array(bounds).reshape(-1)
 
 
 def variants(
     x: Float[Tensor, "n channels length"],
     made: Mapping[str, Float[Tensor, "n channels length"]],
     image_shape: tuple[int, ...] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Figure:
-    """A column for each of n old samples, first as it is, then what each of `made` has in its place, before it in grey.
+    """Old samples in a row, side by side, and the new samples that each of `made` holds in their place.
 
-    Samples are drawn as images where `image_shape`, (rows, columns), is given, else as lines, one a channel, four at
-    most.
+    Images, where `image_shape` is given, have a row for the old samples and one for each of `made`. Lines have a row
+    for each of `made` and each of the first four channels, with the old samples in grey behind the new ones.
+
+    Args:
+        x: the old samples, in raw units.
+        made: the new samples, by the name of the change.
+        image_shape: (rows, columns) of a sample that is an image.
+        names: of the channels, for the axes.
     """
-    rows = [("old", x), *made.items()]
-    height = 0.9 if image_shape else 1.2
-    figure = Figure(figsize=(1.6 + (0.9 if image_shape else 1.8) * len(x), height * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(x), squeeze=False)
-    present = x[~x.isnan()]
-    low, high = (float(bound) for bound in present.aminmax()) if len(present) else (0.0, 1.0)
-    for (name, samples), line in zip(rows, axes, strict=True):
-        for old, new, axis in zip(x, samples, line, strict=True):
-            if image_shape:
-                axis.imshow(new.reshape(image_shape).numpy(), cmap="gray", vmin=low, vmax=high)
-            else:
-                axis.plot(old[:4].T.numpy(), color="0.75", linewidth=0.8)
-                axis.set_prop_cycle(None)
-                axis.plot(new[:4].T.numpy(), linewidth=0.8)
+    if image_shape:
+        images = {"old": x, **made}
+        figure = Figure(figsize=(1.6 + 0.9 * len(x), 0.9 * len(images)), layout="constrained")
+        low, high = bounds(x)
+        for (name, samples), axis in zip(
+            images.items(), figure.subplots(len(images), squeeze=False)[:, 0], strict=True
+        ):
+            axis.imshow(side_by_side(samples.reshape(-1, *image_shape)), cmap="gray", vmin=low, vmax=high)
+            axis.set_frame_on(False)
             axis.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+            axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        return figure
+    shown = min(CHANNELS, x.shape[1])
+    rows = [(name, channel) for name in made for channel in range(shown)]
+    figure = Figure(figsize=(1.6 + 1.6 * len(x), 0.8 + 0.9 * len(rows)), layout="constrained")
+    for (name, channel), axis in zip(rows, figure.subplots(len(rows), squeeze=False)[:, 0], strict=True):
+        for samples, look in (
+            (x, {"color": "0.65", "linewidth": 2.2, "label": "old"}),
+            (made[name], {"color": f"C{channel}", "linewidth": 0.9, "label": "new"}),
+        ):
+            axis.plot(side_by_side(samples[:, channel : channel + 1])[0], **look)
+        separate(axis, len(x), x.shape[2])
+        axis.set_xticks([])
+        axis.tick_params(labelsize=7)
+        axis.yaxis.set_major_locator(MaxNLocator(3))
+        axis.set_ylabel(names[channel] if names else f"channel {channel}", fontsize=8)
+        if channel == 0:
+            axis.set_title(name, fontsize=9, loc="left")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
+    figure.axes[-1].set_xlabel(f"{len(x)} samples side by side, {x.shape[2]} steps each", fontsize=8)
     return figure

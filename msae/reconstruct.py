@@ -50,7 +50,8 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
         x_hat = of_table(table, model, cfg)
         output.mkdir(parents=True, exist_ok=True)
         write_reconstruction(table, form, x_hat, out)
-        figure = plots.series(table.values, x_hat, table.columns, model.length)
+        times = None if table.times is None else read.stamps(table.times, table.origin).to_numpy(zero_copy_only=False)
+        figure = plots.series(table.values, x_hat, table.columns, model.length, times)
         figure.savefig(out.with_name(f"{out.name}.png"), dpi=110)
         print(f"{path}: {len(x_hat)} rows, {summary(table.values, x_hat)}\n  {out}\n  {out}.png")
     return written

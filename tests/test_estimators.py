@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScaleTransformer
 from msae.data.ucr import ucr
-from msae.estimators import base as estimators
+from msae.estimators import base
 from msae.models.reconstructor import Reconstructor
 from msae.uses import anomaly
 
@@ -35,7 +35,7 @@ ALL = (MultiScaleTransformer, MultiScaleDetector, MultiScaleAugmenter)
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch is once through the samples."""
-    monkeypatch.setattr(estimators, "EPOCH_STEPS", 1)
+    monkeypatch.setattr(base, "EPOCH_STEPS", 1)
 
 
 CHECKED = {name: value for name, value in QUICK.items() if name != "latent_dim"}
@@ -76,7 +76,7 @@ def test_several_channels(cls: Any) -> None:
         assert estimator.augment(x).shape == x.shape
     for wrong in (x[:, :1], x[:, :, :20], x[:, 0]):
         with pytest.raises(
-            InputError, match=rf"X of shape \({', '.join(map(str, wrong.shape))}\): fitted to .*\(2, 24\)"
+            InputError, match=rf"X of shape \({', '.join(map(str, wrong.shape))}\): expected samples of shape \(2, 24\)"
         ):
             estimator.score_samples(wrong)
 
@@ -87,7 +87,7 @@ def test_one_channel_of_three_dimensions_is_the_same(transformer: MultiScaleTran
     assert again.inverse_transform(again.transform(X[:, None])).shape == (40, 1, 24)
 
 
-@pytest.mark.parametrize("model", estimators.MODELS)
+@pytest.mark.parametrize("model", base.MODELS)
 def test_features_are_named_by_scale_and_index(model: str) -> None:
     fitted = (
         MultiScaleTransformer(**{**QUICK, "model": model, "normalize": "window"}).set_output(transform="pandas").fit(X)
@@ -249,7 +249,7 @@ def test_samples_that_cannot_be_used(values: np.ndarray, message: str) -> None:
 def test_samples_of_another_length(transformer: MultiScaleTransformer) -> None:
     with pytest.raises(ValueError, match="X has 20 features, but MultiScaleTransformer is expecting 24 features"):
         transformer.transform(X[:, :20])
-    with pytest.raises(InputError, match=r"X of shape \(40, 1, 24\): fitted to samples of shape \(24,\)"):
+    with pytest.raises(InputError, match=r"X of shape \(40, 1, 24\): expected samples of shape \(24,\), as in fit"):
         transformer.transform(X[:, None])
     with pytest.raises(InputError, match=r"latents of shape \(40, 24\): expected \(n, 4\)"):
         transformer.inverse_transform(X)
@@ -271,7 +271,7 @@ def test_samples_of_another_length(transformer: MultiScaleTransformer) -> None:
         ({"normalize": "log"}, "normalize=log: expected one of"),
         ({"validation_fraction": 2}, "validation_fraction=2: expected a number from 0 to 1"),
         ({"device": "tpu9"}, "device=tpu9: expected auto"),
-        ({"device": "cuda:99"}, "device=cuda:99: there is none; expected auto"),
+        ({"device": "cuda:99"}, "device=cuda:99: this machine has no such device; expected auto"),
     ],
 )
 def test_parameters_that_cannot_be_used(parameter: dict[str, Any], message: str) -> None:
@@ -298,7 +298,7 @@ def test_outliers_are_found() -> None:
 
 
 def test_a_tenth_of_new_samples_is_strange(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimators, "EPOCH_STEPS", 200)
+    monkeypatch.setattr(base, "EPOCH_STEPS", 200)
     x = RNG.normal(size=(240, 12)).cumsum(1)
     settings = {**QUICK, "model": "ae", "n_epochs": 3, "lr": 1e-2}
     found, of_fit = (MultiScaleDetector(share, **settings).fit(x[:40]).predict(x[40:]) for share in ("auto", 0.1))
@@ -371,13 +371,13 @@ def test_a_distance_for_every_sample() -> None:
     augmenter = MultiScaleAugmenter(distance=0.2, scales=["1"], **QUICK).fit(X)
     moved = np.sqrt(np.mean((augmenter.augment(X) - X) ** 2, 1)) / X.std()
     np.testing.assert_allclose(moved, 0.2, rtol=0.03)
-    with pytest.warns(UserWarning, match="40 of 40 new samples miss it"):
+    with pytest.warns(UserWarning, match="40 of 40 new samples do not reach it"):
         augmenter.set_params(change="mix", distance=50.0).augment(X)
 
 
 def test_labels_and_changes_that_cannot_be_used() -> None:
     augmenter = MultiScaleAugmenter(**QUICK).fit(X, Y)
-    with pytest.raises(InputError, match="label c: expected one of those in fit, a, b"):
+    with pytest.raises(InputError, match="label c: expected a label that was in fit: a, b"):
         augmenter.augment(X[:2], ["a", "c"])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         augmenter.augment(X, Y[:3])

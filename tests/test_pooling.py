@@ -115,10 +115,10 @@ def test_grid_search_and_torchs_generator() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"scales": ()}, r"scales=\(\): expected whole numbers, at least one"),
+        ({"scales": ()}, r"scales=\(\): expected a sequence of one or more whole numbers"),
         ({"parts": (1, 0)}, "parts=0: expected a whole number, at least 1"),
         ({"scales": (1, 2.5)}, "scales=2.5: expected a whole number, at least 1"),
-        ({"scales": 4}, "scales=4: expected whole numbers, at least one"),
+        ({"scales": 4}, "scales=4: expected a sequence of one or more whole numbers"),
     ],
 )
 def test_mistakes(given: dict[str, Any], message: str) -> None:
@@ -128,5 +128,5 @@ def test_mistakes(given: dict[str, Any], message: str) -> None:
 
 def test_other_samples_than_in_fit() -> None:
     fitted = MultiScalePooler(LINEAR).fit(RNG.normal(size=(8, 2, 20)))
-    with pytest.raises(InputError, match=r"X of shape \(8, 2, 21\): fitted to samples of shape \(2, 20\)"):
+    with pytest.raises(InputError, match=r"X of shape \(8, 2, 21\): expected samples of shape \(2, 20\), as in fit"):
         fitted.transform(RNG.normal(size=(8, 2, 21)))

@@ -145,9 +145,11 @@ def test_what_each_scale_adds_is_shown(command: Command) -> None:
     run = run_folder(command("data=ucr", "trainer=cpu", *args, "trainer.max_epochs=1").out)
     events = EventAccumulator(str(run)).Reload()
     values = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
-    assert values["scale/1"] > values["scale/4"] > 0
-    assert values["share/1"] + values["share/4"] == pytest.approx(1, abs=1e-5)
-    assert values["share/1"] > values["share/4"] > 0
+    assert values["mse_up_to_scale/1"] > values["mse_up_to_scale/4"] > 0
+    explained = [values[f"explained_by_scale/{scale}"] for scale in (1, 4)]
+    assert sum(explained) == pytest.approx(1, abs=1e-5)
+    assert explained[0] > explained[1] > 0
+    assert "explained_by_scale" in events.Tensors("tags/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
 def test_the_history_is_whole_though_an_earlier_epoch_is_tested(command: Command) -> None:

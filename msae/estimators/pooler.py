@@ -1,4 +1,4 @@
-"""Features of whole series behind scikit-learn's interface: what happens at several scales, and roughly where."""
+"""Features of whole series at several scales, behind scikit-learn's interface."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from msae.errors import InputError, check_int
-from msae.estimators.base import MultiScaleTransformer, Samples, plain
+from msae.estimators.base import Samples, plain
+from msae.estimators.transformer import MultiScaleTransformer
 
 SHORTEST = 8
-"""Steps in a window, at least, where a sample has as many."""
+"""The least number of steps in a window, unless samples are shorter."""
 OVERLAP = 8
-"""Windows that hold a step, away from the ends of a sample, of those with so many steps."""
+"""The number of windows of one length that contain a step, away from the ends of a sample."""
 WINDOWS = 5000
-"""Windows that a coder is fitted to, at most, drawn at random."""
+"""The greatest number of windows that a coder is fitted to; if there are more, they are drawn at random."""
 BATCH = 1 << 16
-"""Windows that are coded at once, or those of one sample."""
+"""The number of windows that are encoded at once, but at least those of one sample."""
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 STATISTICS = (*(f"q{quantile:g}" for quantile in QUANTILES), "mean", "std")
 
 
 @final
 class MultiScalePooler(TransformerMixin, Samples):  # type: ignore[misc]
-    """Features of time series to classify them by: how the codes of short windows are distributed, at several scales.
+    """Features for classification of time series: the distribution of the codes of short windows, at several scales.
 
-    The latent of a whole sample tells what happens when; two samples with the same events at other times are far apart
-    in it. Here, for each scale, a coder is trained on the overlapping windows of a share of a sample's length; a
-    feature is a quantile, the mean or the deviation of one value of their codes, over the windows of the whole sample,
-    of a half of it, or of a quarter. Each scale has as many features. (Windows pooled by their distribution are a bag
-    of features, Baydogan et al. 2013; pooling parts as well is spatial pyramid matching, Lazebnik et al. 2006.)
+    The latent of a whole sample depends on when something happens: two samples with the same events at other times are
+    far apart in it. Here, each scale has windows of a length of its own, overlapping, and a coder that is trained on
+    them. A feature is a quantile, the mean or the standard deviation of one value of their codes, over the windows of
+    the whole sample, of a half of it, or of a quarter. Each scale has the same number of features. (Features from the
+    distribution of window codes are a bag of features, Baydogan et al. 2013; pooling parts too is spatial pyramid
+    matching, Lazebnik et al. 2006.)
 
     Args:
-        coder: makes codes `(n, values)` of windows, as `MultiScaleTransformer` does, and is fitted anew for each scale;
-            None for `MultiScaleTransformer("single", latent_dim=8, n_epochs=5)`.
-        scales: a window is a sample's length by each of these, but has at least 8 steps; scales whose windows are as
-            long as another's are left out.
-        parts: the windows of a sample are pooled all together for 1, in halves for 2, and so on.
-        random_state: of the coders, and of the 5,000 windows that each is fitted to where there are more: a seed, a
+        coder: a transformer that turns windows into codes `(n, values)`, as `MultiScaleTransformer` does; a clone is
+            fitted for each scale. None is `MultiScaleTransformer("single", latent_dim=8, n_epochs=5)`.
+        scales: the length of a sample is divided by each of these to give the length of a window, which is at least 8
+            steps; a length that occurs twice is used once.
+        parts: 1 pools the windows of a whole sample, 2 those of each half, and so on.
+        random_state: for the coders and for the 5,000 windows that each is fitted to if there are more: a seed, a
             RandomState, or None.
 
     Attributes:
@@ -51,8 +53,20 @@ class MultiScalePooler(TransformerMixin, Samples):  # type: ignore[misc]
         sample_shape_: (time,) or (channels, time).
 
     Raises:
-        InputError: a ValueError, of a parameter that cannot be used or samples that are not of the shape of those in
-            `fit`.
+        InputError: a ValueError, for an invalid parameter or for samples of another shape than in `fit`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from msae import MultiScalePooler, MultiScaleTransformer
+        >>> X = np.random.default_rng(0).normal(size=(20, 48))  # 20 series of 48 steps
+        >>> coder = MultiScaleTransformer("single", latent_dim=2, n_epochs=1, device="cpu")
+        >>> pooler = MultiScalePooler(coder, scales=(1, 4), parts=(1, 2), random_state=0).fit(X)
+        >>> list(pooler.coders_)  # the lengths of the windows
+        [48, 12]
+        >>> pooler.transform(X).shape  # 2 scales, 1 whole and 2 halves, 9 statistics of 2 values
+        (20, 108)
+        >>> str(pooler.get_feature_names_out()[-1])
+        'window12_part2of2_std_1_1'
     """
 
     _fitted = "coders_"
@@ -75,7 +89,7 @@ class MultiScalePooler(TransformerMixin, Samples):  # type: ignore[misc]
         for name in ("scales", "parts"):
             values = getattr(self, name)
             if np.ndim(values) != 1 or not len(values):
-                raise InputError(f"{name}={values}: expected whole numbers, at least one")
+                raise InputError(f"{name}={values}: expected a sequence of one or more whole numbers")
             for value in values:
                 check_int(name, plain(value))
         coder = MultiScaleTransformer("single", latent_dim=8, n_epochs=5) if self.coder is None else self.coder
@@ -92,7 +106,7 @@ class MultiScalePooler(TransformerMixin, Samples):  # type: ignore[misc]
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-        """Features `(n, features)` of samples."""
+        """Compute the features `(n, features)` of samples."""
         x = self._windows(X).numpy()
         return np.concatenate([self._pooled(x, length) for length in self.coders_], axis=1)
 
@@ -108,7 +122,7 @@ class MultiScalePooler(TransformerMixin, Samples):  # type: ignore[misc]
         return np.concatenate(found)
 
     def _parts(self, codes: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-        """The windows of each part, of which neighbours share one where there are fewer windows than parts."""
+        """The codes of each part; neighbouring parts share a window if there are fewer windows than parts."""
         n = codes.shape[1]
         bounds = [
             (i * n // parts, max(i * n // parts + 1, (i + 1) * n // parts))
@@ -118,7 +132,7 @@ class MultiScalePooler(TransformerMixin, Samples):  # type: ignore[misc]
         return [codes[:, start:stop] for start, stop in bounds]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """Names such as `window24_part2of4_q0.5_whole_0`; `input_features` is not used."""
+        """Names such as `window24_part2of4_q0.5_1_0`; `input_features` is not used."""
         check_is_fitted(self, self._fitted)
         names = []
         for length, coder in self.coders_.items():
@@ -135,6 +149,6 @@ def statistics(codes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def cut(x: NDArray[np.float64], length: int) -> NDArray[np.float64]:
-    """Overlapping windows `(n, positions, channels, length)` of samples `(n, channels, time)`, as a view."""
+    """A view of samples `(n, channels, time)` as overlapping windows `(n, positions, channels, length)`."""
     views = np.lib.stride_tricks.sliding_window_view(x, length, axis=2)[:, :, :: max(1, length // OVERLAP)]
     return views.transpose(0, 2, 1, 3)

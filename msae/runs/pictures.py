@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its curves: reconstructions, scales, the latent."""
+"""TensorBoard's pictures of a run: reconstructions, the part of each scale, the latent."""
 
 import shutil
 from pathlib import Path
@@ -14,12 +14,22 @@ from msae import plots
 from msae.data.module import DataModule
 from msae.models.reconstructor import Reconstructor
 
+TAGS = """
+- `reconstructions`: test windows, their reconstructions and the absolute errors. A model of several scales has a
+  reconstruction for each: that from the coarsest scale up to this one.
+- `mse_up_to_scale/NAME`: the mean squared error, in raw units, of that reconstruction.
+- `explained_by_scale/NAME`: how much of the explained error the code of this scale accounts for. Each code in turn is
+  replaced by its mean over windows; the rises of the error are divided by their sum, so that the shares add up to 1.
+- A scale's name is the number of segments that it cuts the window into: `4`, or `4x4` for an image.
+"""
+"""What TensorBoard's tags mean."""
+
 
 class Pictures(Callback):
-    """TensorBoard's pictures: reconstructions at epochs 1, 2, 5, 10, 20, 50, ... and the last; latents at the end.
+    """Reconstructions at epochs 1, 2, 5, 10, 20, 50, ... and the last; latents at the end of training.
 
-    Beside those of reconstructions, by as many scales as a model tells apart, is the MSE up to each scale, `scale/...`,
-    and what share of the explained error each code has, `share/...`.
+    The reconstructions come with two numbers for each scale, `mse_up_to_scale/...` and `explained_by_scale/...`, which
+    `TAGS` describes; TensorBoard shows that description under "Text".
     """
 
     shown = 8
@@ -41,16 +51,22 @@ class Pictures(Callback):
         assert isinstance(model, Reconstructor)
         x, _ = self.data.shown(self.shown)
         stages = {name: x_hat.cpu() for name, x_hat in model.stages(model.encode(x.to(model.device))).items()}
-        outputs = stages if len(stages) > 1 else {"": stages.popitem()[1]}
-        figure = plots.reconstructions(x, outputs, self.data.image_shape)
+        outputs = {f"up to {name}": x_hat for name, x_hat in stages.items()}
+        if len(outputs) == 1:
+            outputs = {"reconstruction": stages.popitem()[1]}
+        title = f"epoch {trainer.current_epoch + 1}: {len(x)} test windows"
+        title += ", reconstructed from the coarsest scale up to each scale" if len(outputs) > 1 else ""
+        figure = plots.reconstructions(x, outputs, self.data.image_shape, model.names, title)
         x = self.data.shown(self.embedded)[0].to(model.device)
         z = model.encode(x)
-        values = {f"share/{name}": share for name, share in code_shares(model, x, z).items()}
-        values |= {f"scale/{name}": float(squared_error(x_hat, x)) for name, x_hat in model.stages(z).items()}
+        values = {f"explained_by_scale/{name}": share for name, share in code_shares(model, x, z).items()}
+        values |= {f"mse_up_to_scale/{name}": float(squared_error(x_hat, x)) for name, x_hat in model.stages(z).items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("reconstructions", figure, trainer.global_step)
+                if trainer.current_epoch == 0:
+                    logger.experiment.add_text("tags", TAGS)
 
     @torch.no_grad()
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -66,20 +82,20 @@ class Pictures(Callback):
             sprites = ((x - low) / (high - low)).reshape(-1, 1, *self.data.image_shape).expand(-1, 3, -1, -1)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                # a run that is tested again writes it again, and torch would print a warning
+                # a run that is tested again writes the latents again, and torch would print a warning
                 shutil.rmtree(Path(logger.log_dir) / f"{trainer.global_step:05d}", ignore_errors=True)
                 logger.experiment.add_embedding(z, labels, sprites, trainer.global_step, tag="latent")
 
 
 def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Mean squared error; NaN in x is left out."""
+    """The mean squared error over the values of x that are not NaN."""
     return (x_hat - x).square().nanmean()
 
 
 def code_shares(
     model: Reconstructor, x: Float[Tensor, "n channels length"], z: Float[Tensor, "n latent"]
 ) -> dict[str, float]:
-    """For each code, how far the MSE rises where it is replaced by its mean over windows; the shares add up to 1."""
+    """The rise of the MSE when a code is replaced by its mean over windows, for each code, as shares of their sum."""
     least = squared_error(model.decode(z), x)
     rises = {}
     for name, code in model.codes.items():
