@@ -15,7 +15,7 @@ VALUES = 50_000_000
 
 
 def scaled(data: DataModule, x: Float[Tensor, "n channels length"]) -> tuple[Tensor, Tensor]:
-    """Windows as models see them, with 0 where a value is missing, and the scale they were divided by, in the same shape."""
+    """Normalized windows, 0 where a value is missing, and the scale they were divided by, in the same shape."""
     offset, scale = window_level(x) if data.per_window else (data.offset, data.scale)
     return ((x - offset) / scale).masked_fill_(x.isnan(), 0), scale.expand_as(x)
 
