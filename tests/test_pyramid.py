@@ -294,7 +294,7 @@ def test_passes_lower_the_error(tmp_path: Any) -> None:
                 default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
                 enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip
-            trainer.fit(pyramid, datamodule=DataModule(Windows(x), Windows(x[:10]), batch_size=50, epoch_steps=480))
+            trainer.fit(pyramid, datamodule=DataModule(Windows(x), Windows(x[:10]), batch_size=50, epoch_steps=160))
             ends.append(pyramid.errors(x)[0].item())
             assert ends[-1] < before
         found.append(sum(ends))

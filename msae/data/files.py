@@ -224,7 +224,7 @@ def chosen(path: Path, columns: Sequence[Any], names: Sequence[str]) -> list[str
 
 
 def check_finite(table: Table, numbers: np.ndarray, first: int) -> None:
-    """Raise InputError for the first value that is infinite or too large for float32; `first` numbers the first row."""
+    """Raise InputError for the first value that is infinite or too large for float32; row 0 is row `first`."""
     bad = np.argwhere(np.isinf(numbers) | (np.abs(numbers) > np.finfo(np.float32).max))
     if len(bad):
         row, column = bad[0][:2].tolist()
@@ -241,7 +241,7 @@ class Precision:
         self.low, self.high, self.lost = np.array(np.inf), np.array(-np.inf), np.array(0.0)
 
     def add(self, numbers: np.ndarray) -> None:
-        """Take rows, `(n, channels)`, into account; types that float32 holds exactly, and windows, are not checked."""
+        """Take rows `(n, channels)` into account; types that float32 holds exactly, and windows, are not checked."""
         if numbers.dtype.name in ("float64", "int64", "int32") and numbers.ndim == 2:
             numbers = numbers.astype(np.float64)
             lost = np.nanmax(np.abs(numbers - numbers.astype(np.float32)), axis=0, initial=0)
@@ -255,6 +255,6 @@ class Precision:
         if len(coarse):
             name, low, high = table.columns[coarse[0]], self.low[coarse[0]], self.high[coarse[0]]
             raise InputError(
-                f"{table.path}, column {name}: from {low:.10g} to {high:.10g}; models compute in float32, with 7 digits: "
-                "subtract a constant from the column, or leave it out with data.columns=[...]"
+                f"{table.path}, column {name}: from {low:.10g} to {high:.10g}; models compute in float32, with 7 "
+                "digits: subtract a constant from the column, or leave it out with data.columns=[...]"
             )

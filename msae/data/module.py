@@ -250,8 +250,8 @@ class DataModule(L.LightningDataModule):
         name = check_choice("normalize", normalize, NORMALIZATIONS) if isinstance(normalize, str) else "none"
         if self.per_window and value_range is not None:
             raise InputError(
-                f"normalize=window value_range={value_range}: windows that are normalized one by one have no common range; "
-                "expected normalize=none, minmax, standard or (offset, scale), or no value_range"
+                f"normalize=window value_range={value_range}: windows that are normalized each by itself have no "
+                "common range; expected normalize=none, minmax, standard or (offset, scale), or no value_range"
             )
         self.offset, self.scale, self.value_range = channel_statistics(self.train.x, name)
         if not isinstance(normalize, str):
@@ -306,7 +306,7 @@ class DataModule(L.LightningDataModule):
 
     @property
     def epoch_windows(self) -> int:
-        """Number of windows in an epoch, without a last batch that has too few windows for every process to get one."""
+        """Number of windows in an epoch, without a last batch of fewer windows than there are processes."""
         total = self.passes * len(self.train)
         rest = total % (self.batch_size * self.processes)
         return total - rest if rest < self.processes else total

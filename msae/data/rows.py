@@ -71,7 +71,7 @@ class Clock:
         self.stamps: bool | None = None
 
     def read(self, column: pa.Array, first: int) -> np.ndarray:
-        """Times of rows as float64, in seconds after the origin, or as they are; `first` numbers the first row."""
+        """Times of rows as float64, in seconds after the origin, or as they are; row 0 is row `first` of the file."""
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             column = pc.utf8_trim_whitespace(column)
             column = pc.replace_with_mask(column, pc.equal(column, ""), pa.scalar(None, column.type))

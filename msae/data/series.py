@@ -44,8 +44,9 @@ def series(
 ) -> DataModule:
     """Windows `(channels, window)` of the series in `.csv`, `.parquet`, `.npy` and `.npz` files.
 
-    Each series is split in time: the first part is for training, the next for validation, the last for the test. Windows
-    are cut within each part. Arrays `(n, channels, length)` are windows already, which `split=random` assigns to splits.
+    Each series is split in time: the first part is for training, the next for validation, the last for the test.
+    Windows are cut within each part. Arrays `(n, channels, length)` are windows already, which `split=random` assigns
+    to the splits.
 
     Args:
         path: a file, a folder of files, a glob, or a list of these.
@@ -76,7 +77,8 @@ def series(
     Examples:
         >>> import numpy, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     numpy.savetxt(f"{folder}/a.csv", numpy.random.rand(100, 2), "%.3f", ",", header="flow,heat", comments="")
+        ...     x = numpy.random.rand(100, 2)
+        ...     numpy.savetxt(f"{folder}/a.csv", x, delimiter=",", header="flow,heat", comments="")
         ...     data = series(f"{folder}/a.csv", window=5)
         >>> len(data.train), len(data.val), len(data.test), data.shape, data.names
         (66, 11, 11, (2, 5), ['flow', 'heat'])
