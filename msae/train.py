@@ -19,7 +19,8 @@ from msae.runs import folder, processes
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from msae.data.module import DataModule
-    from msae.models.reconstructor import Reconstructor, Stepper
+    from msae.models.reconstructor import Reconstructor
+    from msae.models.steps import Stepper
 
 log = logging.getLogger(__name__)
 

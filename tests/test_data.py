@@ -137,7 +137,7 @@ def test_the_range_is_that_of_the_training_split_alone() -> None:
         ({"seed": 2**32}, "seed=4294967296: expected"),
         (
             {"normalize": "window", "value_range": (0.0, 1.0)},
-            r"normalize=window value_range=\(0.0, 1.0\): expected none, minmax, standard or .* without value_range",
+            r"normalize=window value_range=\(0.0, 1.0\): windows .* expected normalize=none, .* or no value_range",
         ),
     ],
 )
@@ -151,7 +151,10 @@ def test_an_option_that_is_not_possible(options: dict[str, Any], message: str) -
     [
         (torch.zeros(4, 1, 8, dtype=torch.float64), r"test windows: expected float32 .* got torch.float64 \(4, 1, 8\)"),
         (torch.zeros(0, 1, 8), r"got torch.float32 \(0, 1, 8\)"),
-        (torch.tensor([[[1.0]], [[float("nan")]]]), "test windows: 1 hold NaN or infinity, the first is number 1"),
+        (
+            torch.tensor([[[1.0]], [[float("nan")]]]),
+            "test windows: 1 hold NaN or infinity, the first of them is window 1",
+        ),
         (torch.zeros(4, 2, 8), r"windows: \(1, 2\) in training, \(2, 8\) in test"),
     ],
 )

@@ -1,6 +1,7 @@
 """What holds for every Reconstructor, and for the two models of the paper."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,11 @@ import msae
 from msae import InputError
 from msae.data.module import DataModule, Windows
 from msae.models.ae import AutoEncoder
+from msae.models.checkpoint import find
+from msae.models.contract import check_model
+from msae.models.metrics import MeanPSNR, active_units
 from msae.models.msae import MultiScaleAutoEncoder
-from msae.models.reconstructor import MeanPSNR, Reconstructor, active_units
+from msae.models.reconstructor import Reconstructor
 
 
 @final
@@ -257,9 +261,9 @@ def test_the_small_scale_sees_half(small_scale: str, seen: list[int]) -> None:
 
 def test_one_batch_can_be_overfitted(tmp_path: Path) -> None:
     L.seed_everything(0, verbose=False)
-    data = DataModule(windows(16, length=8), windows(4, length=8), batch_size=16)
+    data = DataModule(windows(16, length=8), windows(4, length=8), batch_size=16, epoch_steps=600)
     model = MultiScaleAutoEncoder((1, 8), lr=3e-3)
-    fit(model, data, tmp_path, max_epochs=600)
+    fit(model, data, tmp_path)
     assert model.errors(data.train.x)[0] < 1e-4
 
 
@@ -350,7 +354,9 @@ class TestOptimizerSteps:
 
     def test_cosine_without_an_end(self, tmp_path: Path) -> None:
         model = AutoEncoder((1, 4), latent_dim=2, hidden_dims=[3], schedule="cosine")
-        with pytest.raises(InputError, match=r"schedule=cosine: expected trainer\.max_epochs or trainer\.max_steps"):
+        with pytest.raises(
+            InputError, match=r"schedule=cosine: needs .* set trainer\.max_epochs or trainer\.max_steps"
+        ):
             fit(model, DataModule(windows(8), windows(4)), tmp_path, max_epochs=-1, max_time="00:00:00:05")
 
     def test_as_one_step_a_call(self, tmp_path: Path) -> None:
@@ -407,12 +413,26 @@ class TestLoad:
             assert torch.equal(mine, theirs)
 
     def test_missing_file(self) -> None:
-        with pytest.raises(InputError, match=r"checkpoint nowhere\.ckpt: no such file"):
+        with pytest.raises(InputError, match=r"checkpoint nowhere\.ckpt: no such file; expected the folder of a run"):
             msae.load("nowhere.ckpt")
 
-    def test_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"a folder; expected its best\.ckpt or last\.ckpt"):
-            msae.load(tmp_path)
+    def test_folder(self, path: Path) -> None:
+        """A run's folder means its best.ckpt, or else its last.ckpt."""
+        with pytest.raises(
+            InputError, match=r"a folder without best\.ckpt or last\.ckpt; expected the folder of a run"
+        ):
+            msae.load(path.parent)
+        for name in ("last.ckpt", "best.ckpt"):
+            (path.parent / name).write_bytes(path.read_bytes())
+            assert find(path.parent) == path.parent / name
+        assert torch.equal(msae.load(path.parent).by, msae.load(path).by)
+
+    def test_older_file(self, path: Path) -> None:
+        """Before `data_options` were kept."""
+        checkpoint = torch.load(path, weights_only=True)
+        del checkpoint["state_dict"]["_extra_state"]["data_options"]
+        torch.save(checkpoint, path)
+        assert msae.load(path).data_options is None
 
     def test_windows_of_another_shape(self) -> None:
         with pytest.raises(InputError, match=r"x of shape \(8, 1, 4\): expected \(batch, 2, 4\)"):
@@ -485,22 +505,26 @@ class Wrong(Reconstructor):
 @pytest.mark.parametrize(
     ("mistake", "told"),
     [
-        ("hparams", "expected a call of save_hyperparameters(logger=False) in its constructor"),
-        ("no codes", "expected its constructor to fill `codes`"),
-        ("gap", "codes coarse 0:4, fine 5:64 for encode_scaled's (2, 64) of 2 windows"),
-        ("overlap", "codes coarse 0:4, fine 3:64 for"),
-        ("long", "codes coarse 0:4, fine 4:65 for"),
-        ("flat", "decode_scaled gives (2, 64) for windows (2, 1, 64)"),
-        ("none", "decode_scaled gives NoneType for windows (2, 1, 64); expected a tensor (2, 1, 64)"),
-        ("no stages", "expected dicts of tensors of stages_scaled, with one at least"),
-        ("vector", "penalties['own'] gives (2,) for windows (2, 1, 64); expected a tensor ()"),
-        ("float", "penalties['own'] gives float for"),
-        ("stage", "stages_scaled['coarse'] gives (2, 1, 4) for windows (2, 1, 64)"),
+        ("hparams", "call self.save_hyperparameters(logger=False) in its constructor"),
+        ("no codes", "set self.codes in its constructor, such as"),
+        ("gap", "encode_scaled returns (2, 64) for 2 windows, and its codes are coarse 0:4, fine 5:64; return"),
+        ("overlap", "its codes are coarse 0:4, fine 3:64; return"),
+        ("long", "its codes are coarse 0:4, fine 4:65; return"),
+        ("flat", "decode_scaled returns (2, 64) for windows (2, 1, 64)"),
+        ("none", "decode_scaled returns NoneType for windows (2, 1, 64); return a tensor (2, 1, 64)"),
+        ("no stages", "stages_scaled returns {}; return a dict of tensors by name"),
+        ("vector", "penalties['own'] returns (2,) for windows (2, 1, 64); return a tensor ()"),
+        ("float", "penalties['own'] returns float for"),
+        ("stage", "stages_scaled['coarse'] returns (2, 1, 4) for windows (2, 1, 64)"),
     ],
 )
-def test_a_mistake_in_a_new_model_is_told_before_it_trains(mistake: str, told: str, command: Command) -> None:
-    new = (f"model._target_={__name__}.Wrong", f"+model.mistake='{mistake}'")
+def test_a_mistake_in_a_new_model_is_named(mistake: str, told: str) -> None:
+    with pytest.raises(InputError, match=f"^model Wrong: .*{re.escape(told)}"):
+        check_model(Wrong((1, 64), mistake, 0, None), torch.rand(2, 1, 64))
+
+
+def test_a_new_model_is_checked_before_it_trains(command: Command) -> None:
+    new = (f"model._target_={__name__}.Wrong", "+model.mistake=flat")
     code, out, err = command("data=digits", "trainer=cpu", "model=ae", *new, "hydra.run.dir=run")
-    assert (code, err.count("\n"), err.startswith("error: model Wrong: ")) == (2, 1, True), out + err
-    assert told in err
+    assert (code, err.count("\n"), err.startswith("error: model Wrong: decode_scaled")) == (2, 1, True), out + err
     assert not Path("run").exists()

@@ -291,10 +291,10 @@ def test_passes_lower_the_error(tmp_path: Any) -> None:
             pyramid.initialize(lambda: x)
             before = pyramid.errors(x)[0].item()
             trainer = L.Trainer(
-                default_root_dir=tmp_path, max_epochs=60, accelerator="cpu", logger=False, enable_checkpointing=False,
+                default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
                 enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip
-            trainer.fit(pyramid, datamodule=DataModule(Windows(x), Windows(x[:10]), batch_size=50))
+            trainer.fit(pyramid, datamodule=DataModule(Windows(x), Windows(x[:10]), batch_size=50, epoch_steps=160))
             ends.append(pyramid.errors(x)[0].item())
             assert ends[-1] < before
         found.append(sum(ends))
@@ -304,17 +304,20 @@ def test_passes_lower_the_error(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"segments": [1, 3, 5]}, r"segments=\[1, 3, 5\] code_dims=\[4, 1\]: expected one for each"),
-        ({"latent_dim": 9}, r"code_dims=\[4, 1\]: make 7 latent values, 4 in .* expected latent_dim=9, and at least 1"),
+        ({"segments": [1, 3, 5]}, r"segments=\[1, 3, 5\] code_dims=\[4, 1\]: expected one number for each"),
+        (
+            {"latent_dim": 9},
+            r"code_dims=\[4, 1\]: 7 latent values in all, 4 for .* expected latent_dim=9 in all, and at least 1",
+        ),
         ({"latent_dim": 1.5}, "latent_dim=1.5: expected a whole number, at least 1"),
         ({"segments": [2, 3], "code_dims": None, "latent_dim": 9}, "latent_dim=9: expected a multiple of 2"),
         (
             {"segments": [3, 1]},
-            r"segments=\[3, 1\]: expected numbers that grow, the first at most the window's 12 steps",
+            r"segments=\[3, 1\]: expected growing numbers, the first at most the window's 12 steps",
         ),
-        ({"segments": [1, 7, 8]}, r"segments=\[1, 7, 8\]: two of them are the same segments"),
+        ({"segments": [1, 7, 8]}, r"segments=\[1, 7, 8\]: two of them give the same segments"),
         ({"segments": [13]}, "at most the window's 12 steps"),
-        ({"code_dims": [0, 1]}, "make 3 latent values, 0 in each of the coarsest segments"),
+        ({"code_dims": [0, 1]}, "3 latent values in all, 0 for a coarsest segment"),
         ({"code_dims": [4, -1]}, "code_dims=-1: expected a whole number, at least 0"),
         ({"passes": 0}, "passes=0: expected a whole number, at least 1"),
         ({"schedule": "step"}, "schedule=step: expected one of constant, cosine"),

@@ -159,7 +159,7 @@ class TestSplit:
         with caplog.at_level("INFO"):
             data = series(write(tmp_path / "a.csv", "gv", rows), 8, group_column="g", val_size=0.2, test_size=0.2)
         assert len(data.train) == 29
-        assert "training split: 1 of 2 stretches are shorter than a window: left out" in caplog.text
+        assert "training split: left out 1 of 2 stretches, which are shorter than a window" in caplog.text
 
 
 class TestFormats:
@@ -362,8 +362,9 @@ def stamped(n: int = 50, **changed: str) -> Callable[[Path], str]:
 NAN, INF = float("nan"), float("inf")
 BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (lines(line4="2,x,1"), {}, "line 4, column a: 'x' is not a number; leave the field empty if it is missing"),
-    (lines(line4='2,"1,5",1'), {}, r"line 4, column a: '1,5' is not a.*; is it a decimal comma\? then data.decimal"),
-    (lines(line4="2,,1"), {}, "line 4, column a: no value; data.missing=interpolate or data.missing=mask would do"),
+    (lines(line4='2,"1,5",1'), {},
+     r"line 4, column a: '1,5' is not a.*; is it a decimal comma\? then set data.decimal"),
+    (lines(line4="2,,1"), {}, "line 4, column a: no value; set data.missing=interpolate or"),
     (lines(line4="2,inf,1"), {}, "line 4, column a: inf: expected a finite number"),
     (lines(line4="2,1e39,1"), {}, r"line 4, column a: 1e\+39: expected a finite number"),
     (lines(line4='2,"5,827.0",1'), {}, "line 4, column a: '5,827.0' is not a.*; write numbers without thousands"),
@@ -372,35 +373,38 @@ BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (lines(line4="\n\n2,x,1"), {}, "line 6, column a: 'x' is not a number"),
     (lines(line4="0,1,1"), {"time_column": "t"}, "line 4: time 0 goes back from 1 of the row before; .*data.group"),
     (lines(line4="1,1,1"), {"time_column": "t"}, "line 4: time 1 repeats 1 of the row before; remove such rows"),
-    (lines(line51="90,1,1"), {"time_column": "t"}, "line 51: a gap of 42 after 48, where steps are of 1; data.max"),
-    (lines(line4=",1,1"), {"time_column": "t"}, "line 4, column t: no time; expected one in every row"),
+    (lines(line51="90,1,1"), {"time_column": "t"},
+     "line 51: a gap of 42 after 48, where the usual step is 1; data.max"),
+    (lines(line4=",1,1"), {"time_column": "t"}, "line 4, column t: no time; expected a time in every row"),
     (lines(line4="noon,1,1"), {"time_column": "t"}, "line 4, column t: 'noon' is neither a number nor an ISO 8601"),
-    (lines(line4="2020-01-01,1,1"), {"time_column": "t"}, "line 4, column t: '2020-01-01': numbers and time stamps in"),
+    (lines(line4="2020-01-01,1,1"), {"time_column": "t"}, "line 4, column t: '2020-01-01': the column mixes numbers"),
     (lines(line4="NaN,1,1"), {"time_column": "t", "missing": "mask"}, "line 4, column t: no time"),
     (lines(line4="x,1,1"), {"group_column": "t", "columns": ["t", "a"]}, "group_column: t is named twice"),
     (lines(), {"columns": ["a", "a"]}, "a is named twice"),
     (lines(line4=",1,1"), {"group_column": "t"}, "line 4, column t: empty; expected the name of a series"),
     (stamped(line9="soon"), {"time_column": "t"}, "line 9, column t: 'soon' is neither"),
     (stamped(line9="13/01/2020"), {"time_column": "t", "time_format": "%Y-%m-%d %H:%M"},
-     "line 9, column t: '13/01/2020' is not written as data.time_format='%Y-%m-%d %H:%M' says"),
+     "line 9, column t: '13/01/2020' does not match data.time_format='%Y-%m-%d %H:%M'"),
     (stamped(line51="2020-01-09 00:00"), {"time_column": "t"},
-     "line 51: a gap of 6d after 2020-01-03 00:00:00, where steps are of 1h; data.max_gap=1h breaks .*max_gap=6d lets"),
+     "line 51: a gap of 6d after .* where the usual step is 1h; data.max_gap=1h splits .*max_gap=6d lets"),
     (stamped(line3="2020-01-01 00:00"), {"time_column": "t"},
-     "line 3: time 2020-01-01 00:00:00 repeats 2020-01-01 00:00:00 of the row before; remove such rows, or tell"),
+     "line 3: time 2020-01-01 00:00:00 repeats 2020-01-01 00:00:00 of the row before; remove such rows, or name"),
     (lines(), {"max_gap": "5min", "time_column": "t"}, "max_gap=5min: .* has times that are plain numbers"),
     (lines(), {"header": "yes"}, "header=yes: expected true, false or null"),
-    (text("# logger\na,b\n1,2\n"), {}, "line 1: '# logger' is no header; remove lines above the table"),
+    (text("# logger\na,b\n1,2\n"), {}, "line 1: '# logger' is no header; remove the lines above the table"),
     (text("\n\n\n"), {}, "a.csv: empty file"),
-    (text("a b\n1 2\n"), {}, r"line 2, column a b: '1 2' .*is it separated by ' '\? then data.separator=' '"),
-    (text("1,5;2,5\n1,5;2,5\n"), {"columns": ["5;2"], "header": True}, r"line 2, .*'5;2' .*then data.separator=';'"),
-    (text("a;b\n1.5;2\n"), {"separator": ";", "decimal": ","}, r"'1.5' .*is it a decimal point\? then data.decimal"),
+    (text("a b\n1 2\n"), {}, r"line 2, column a b: '1 2' .*is the separator ' '\? then set data.separator=' '"),
+    (text("1,5;2,5\n1,5;2,5\n"), {"columns": ["5;2"], "header": True},
+     r"line 2, .*'5;2' .*then set data.separator=';'"),
+    (text("a;b\n1.5;2\n"), {"separator": ";", "decimal": ","},
+     r"'1.5' .*is it a decimal point\? then set data.decimal"),
     (text("a\n" + "1\n\n" * 40), {}, "line 3, column a: no value"),
     (lines(), {"time_column": "u"}, "no column u; it has 3, such as t, a, b"),
     (lines(), {"columns": ["aa"]}, "no column aa; it has 3, such as a"),
     (lines(), {"columns": "a"}, "columns=a: expected a list of names"),
-    (lines(), {"max_gap": "5min"}, "max_gap=5min: .* has no data.time_column"),
+    (lines(), {"max_gap": "5min"}, "max_gap=5min: gaps of .* are unknown; set data.time_column"),
     (lines(), {"max_gap": "soon", "time_column": "t"}, "max_gap=soon: expected a time such as 90s"),
-    (lines(), {"separator": ";"}, "one column, 't,a,b'; .*then data.separator=','"),
+    (lines(), {"separator": ";"}, "one column, 't,a,b'; .*then set data.separator=','"),
     (lines(), {"window": 20}, "no window of 20 steps in the validation split, whose longest stretch has 8 of 50 steps"),
     (lines(), {"window": 60}, "no window of 60 steps in the training split"),
     (lines(), {"window": None}, "window=null: expected"),
@@ -408,20 +412,21 @@ BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (lines(), {"stride": 0}, "stride=0: expected"),
     (lines(), {"missing": "skip"}, "missing=skip: expected one of error, interpolate, mask"),
     (lines(), {"normalize": "log"}, "normalize=log: expected one of none, minmax, standard, window"),
-    (lines(), {"split": "random"}, "split=random: windows of one series share values"),
-    (lines(), {"val_size": 0.5, "test_size": 0.5}, "test_size=0.5: expected a share above 0 that with val_size=0.5"),
+    (lines(), {"split": "random"}, "split=random: windows of one series overlap"),
+    (lines(), {"val_size": 0.5, "test_size": 0.5},
+     "test_size=0.5: expected a share above 0 whose sum with val_size=0.5"),
     (lines(), {"test_size": 0}, "test_size=0: expected a share above 0"),
     (lines(), {"val_size": 10}, "val_size=10: expected a share from 0 to 1"),
     (lines(), {"decimal": ""}, "decimal=: expected one character"),
-    (lines(), {"separator": "."}, "separator=.: is the decimal point too"),
+    (lines(), {"separator": "."}, "separator=.: is also the decimal point"),
     (lines(), {"test_path": "nowhere.csv"}, "test_path=nowhere.csv: no such file or folder"),
     (text(""), {}, "a.csv: empty file"),
     (text("a,b\n"), {}, "no rows; expected numbers below the header a, b"),
-    (text("a,a\n1,2\n"), {}, "columns of one name: a"),
+    (text("a,a\n1,2\n"), {}, "several columns have the name a"),
     (text(",a\n0,2\n"), {}, "a column without a name, perhaps an index"),
-    (text("a;b\n1;2\n"), {}, r"one column, 'a;b'; .*data.separator=';'"),
-    (text("2020-01-01,1.5\n2020-01-02,2.5\n"), {}, "line 1: '2020-01-01' is no name; expected numbers alone, or"),
-    (text("t,a\n2020-01-01,1.5\n2020-01-02,2.5\n"), {}, r"'2020-01-01' .*is it a time\? then data.time_column=t"),
+    (text("a;b\n1;2\n"), {}, r"one column, 'a;b'; .*set data.separator=';'"),
+    (text("2020-01-01,1.5\n2020-01-02,2.5\n"), {}, "line 1: '2020-01-01' is no name; expected numbers only, or"),
+    (text("t,a\n2020-01-01,1.5\n2020-01-02,2.5\n"), {}, r"'2020-01-01' .*is it a time\? then set data.time_column=t"),
     (text("a\n" + "\n".join(str(10**9 + i % 2) for i in range(50))), {}, "from 1000000000 to 1000000001; models"),
     (npy(np.array(["a", "b"])), {}, r"expected numbers \(time,\), .* got <U1"),
     (npy(np.zeros((2, 2, 2, 2))), {}, r"got float64 \(2, 2, 2, 2\)"),
@@ -430,13 +435,13 @@ BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (npy(np.array([None, 1])), {}, "not an array file of numbers"),
     (npy(np.r_[np.zeros(30), NAN, np.zeros(30)]), {}, "row 30, column 0: no value"),
     (npy(np.r_[np.zeros(30), INF, np.zeros(30)]), {}, "row 30, column 0: inf: expected a finite number"),
-    (npy(np.full((60, 1), NAN)), {"missing": "interpolate"}, "row 0, column 0: no value; data.missing=mask"),
+    (npy(np.full((60, 1), NAN)), {"missing": "interpolate"}, "row 0, column 0: no value; set data.missing=mask"),
     (npy(np.r_[np.zeros(60), np.full(40, NAN)]), {"missing": "mask"}, "no value at all in the validation split"),
     (npy(np.zeros((2, 50))), {}, r"longest stretch has 2 of 2 steps; it has 50 channels: is it transposed\?"),
-    (npy(np.zeros(50)), {"test_path": "a.npy"}, "test_path=a.npy: .*a.npy is among the files of data.path too"),
-    (npy(np.zeros((9, 1, 4))), {}, "split=time: .* holds windows already: data.split=random or data.test_path"),
+    (npy(np.zeros(50)), {"test_path": "a.npy"}, "test_path=a.npy: .*a.npy is also a file of data.path"),
+    (npy(np.zeros((9, 1, 4))), {}, "split=time: .* holds windows; set data.split=random or data.test_path"),
     (npy(np.zeros((9, 1, 4))), {"window": 5, "split": "random"}, "window=5 stride=1: .* holds windows of 4 steps"),
-    (npy(np.zeros((2, 1, 4))), {"window": None, "split": "random"}, "2 windows; too few to train, validate"),
+    (npy(np.zeros((2, 1, 4))), {"window": None, "split": "random"}, "2 windows; too few for a training, validation"),
     (npy(np.zeros(60)), {"time_column": "t"}, "time_column=t: .*a.npy is an array"),
 ]  # fmt: skip
 
@@ -467,11 +472,11 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"a": ["x"], "t": [pa.scalar(0, pa.timestamp("s")).as_py()]}), tmp_path / "c.parquet")
     with pytest.raises(InputError, match="column a: of type string, expected numbers"):
         series(str(tmp_path / "c.parquet"), 4)
-    with pytest.raises(InputError, match=r"column t: of type timestamp.*then data.time_column=t"):
+    with pytest.raises(InputError, match=r"column t: of type timestamp.*then set data.time_column=t"):
         series(str(tmp_path / "c.parquet"), 4, columns=["t"])
     ramp(tmp_path / "d.csv")
     write(tmp_path / "e.csv", "ac", [(1, 2)])
-    with pytest.raises(InputError, match=r"e.csv: \['a', 'c'\] .* where .*d.csv has \['a', 'b'\]"):
+    with pytest.raises(InputError, match=r"e.csv: \['a', 'c'\] .* but .*d.csv has \['a', 'b'\]"):
         series(str(tmp_path / "[de].csv"), 4)
     np.savez(tmp_path / "f.npz", a=np.zeros(3), b=np.zeros(4))
     with pytest.raises(InputError, match=r"expected one array, or columns of one length, got a \(3,\), b \(4,\)"):

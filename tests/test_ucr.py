@@ -82,7 +82,7 @@ def test_missing_values_and_padding_of_the_release(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"series of 2 to 3 steps; data.pad"):
         ucr("Holes", root)
     with pytest.raises(
-        InputError, match=r"series 0 of the training split: no value in channel 0 at step 1; data.missing"
+        InputError, match=r"series 0 of the training split: no value in channel 0 at step 1; set data.missing"
     ):
         ucr("Holes", root, pad="end")
     filled = ucr("Holes", root, pad="end", missing="interpolate", normalize="none").train.x[:]
@@ -177,7 +177,7 @@ def test_without_aeon(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"data=ucr needs the library aeon: pip install 'msae\[ucr\]'"):
+    with pytest.raises(InputError, match=r"data=ucr needs aeon: pip install aeon \(or msae's extra \[ucr\]\)"):
         ucr("GunPoint")
 
 

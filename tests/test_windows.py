@@ -49,7 +49,10 @@ def test_overlaps_are_averaged() -> None:
 
 @pytest.mark.parametrize(
     ("n", "time", "message"),
-    [(3, 10, "3, not the 4 of a series of 10 steps at stride 2"), (5, 10, "more than the 4 of a series of 10 steps")],
+    [
+        (3, 10, "expected the 4 of a series of 10 steps at stride 2, got 3"),
+        (5, 10, "expected the 4 of a series of 10 steps at stride 2, got more"),
+    ],
 )
 def test_another_number_of_windows(n: int, time: int, message: str) -> None:
     with pytest.raises(InputError, match=message):

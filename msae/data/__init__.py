@@ -1,1 +1,1 @@
-"""Data: windows in tensors, served by one LightningDataModule."""
+"""Data: readers of files and data sets, which all give windows as tensors in one LightningDataModule."""

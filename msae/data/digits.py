@@ -15,6 +15,11 @@ def digits(**loader: Any) -> DataModule:
 
     Args:
         loader: `batch_size`, `val_size`, `val_seed` and `seed` of `DataModule`.
+
+    Examples:
+        >>> data = digits(val_size=200)
+        >>> len(data.train), len(data.val), len(data.test), data.shape
+        (1237, 200, 360, (1, 64))
     """
     images, labels = load_digits(return_X_y=True)
     samples = Windows(torch.from_numpy(images / 16).float().unsqueeze(1), torch.from_numpy(labels).long())

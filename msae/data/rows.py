@@ -1,4 +1,4 @@
-"""The rows of a file: where they stand in it, their times, and what is missing in them."""
+"""The rows of a table: their place in the file, their times, gaps between them, and missing values."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Table:
 
     Attributes:
         path: of the file.
-        columns: the channels' names.
-        values: `(time, channels)`, sorted by group, memory-mapped; or windows already cut, `(n, channels, length)`.
-        times: of each row, in seconds after the first, or in the column's own units; None without a time column.
-        origin: the first row's time stamp, where times are stamps.
-        groups: name, first row and row after the last of each series; the name is empty without a group column.
+        columns: names of the channels.
+        values: `(time, channels)`, sorted by group, memory-mapped; or windows, `(n, channels, length)`.
+        times: of each row, in seconds after the first row, or in the column's units; None without a time column.
+        origin: the time stamp of the first row, if times are time stamps.
+        groups: name, first row and row after the last of each series; without a group column the name is empty.
         order: the row in the file of each row here, where they differ.
-        line: tells in which line of a text a row of the file stands.
+        line: gives the line of a row in a text file.
     """
 
     path: Path
@@ -45,12 +45,12 @@ class Table:
     line: Callable[[int], int] | None = None
 
     def where(self, row: int) -> str:
-        """The file and the line (of text) or row (of other files, from 0) of a row here."""
+        """The file and the line (of a text) or row (of other files, from 0) of a row of `values`."""
         row = int(row if self.order is None else self.order[row])
         return f"{self.path}, line {self.line(row)}" if self.line else f"{self.path}, row {row}"
 
     def when(self, row: int) -> str:
-        """The time of a row here."""
+        """The time of a row of `values`."""
         assert self.times is not None
         if self.origin is None:
             return f"{self.times[row]:g}"
@@ -59,7 +59,7 @@ class Table:
 
 
 class Clock:
-    """Reads a time column in pieces; `origin` is the first row's time where these are stamps and not plain numbers."""
+    """Reads a time column in pieces; `origin` is the first row's time if times are time stamps, and not numbers."""
 
     KINDS = (pa.float64(), *(pa.timestamp(unit, zone) for zone in (None, "UTC") for unit in ("us", "ns")))
 
@@ -71,7 +71,7 @@ class Clock:
         self.stamps: bool | None = None
 
     def read(self, column: pa.Array, first: int) -> np.ndarray:
-        """Times of rows, float64: seconds since the origin, or the numbers; `first` is the row of the first."""
+        """Times of rows as float64, in seconds after the origin, or as they are; row 0 is row `first` of the file."""
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             column = pc.utf8_trim_whitespace(column)
             column = pc.replace_with_mask(column, pc.equal(column, ""), pa.scalar(None, column.type))
@@ -93,10 +93,10 @@ class Clock:
         """Raise InputError for the first row that has no time."""
         if missing.any():
             where = self.table.where(first + int(np.flatnonzero(missing)[0]))
-            raise InputError(f"{where}, column {self.name}: no time; expected one in every row")
+            raise InputError(f"{where}, column {self.name}: no time; expected a time in every row")
 
     def _parsed(self, column: pa.Array) -> pa.Array | None:
-        """A column as float64 or as time stamps, or None."""
+        """A column as float64 or as time stamps; None if it is neither."""
         if pa.types.is_date(column.type):
             return column.cast(pa.timestamp("ms"))
         if pa.types.is_timestamp(column.type):
@@ -112,7 +112,7 @@ class Clock:
         return None
 
     def _unreadable(self, column: pa.Array, first: int) -> InputError:
-        """What to say of the first value that is not a time, or one of another kind than those before."""
+        """The error for the first value that is not a time, or not of the same kind as those before it."""
         stamps = self.stamps
         for row in range(len(column)):
             found = self._parsed(column[row : row + 1])
@@ -122,20 +122,20 @@ class Clock:
             stamps = is_stamp
         value = f"{self.table.where(first + row)}, column {self.name}: {column[row].as_py()!r}"
         if self.format is not None:
-            return InputError(f"{value} is not written as data.time_format={self.format!r} says")
+            return InputError(f"{value} does not match data.time_format={self.format!r}")
         if found is not None:
-            return InputError(f"{value}: numbers and time stamps in one column")
+            return InputError(f"{value}: the column mixes numbers and time stamps")
         return InputError(
-            f"{value} is neither a number nor an ISO 8601 time; data.time_format says how times are written, "
-            "such as '%d/%m/%Y %H:%M'"
+            f"{value} is neither a number nor an ISO 8601 time; give the format, such as "
+            "data.time_format='%d/%m/%Y %H:%M'"
         )
 
 
 def duration(text: Any, table: Table) -> float:
-    """`max_gap` in the units of a table's times: a text such as `90s`, `5min`, `1h`, `4d`, or a number.
+    """`max_gap` in the units of a table's times, from a text such as `90s`, `5min`, `1h`, `4d`, or a number.
 
     Raises:
-        InputError: anything else, or a unit where times are plain numbers.
+        InputError: any other value, or a unit where times are plain numbers.
     """
     match = re.fullmatch(r"([\d.]+(?:e[-+]?\d+)?)\s*(ms|s|min|h|d|w)?", str(text))
     try:
@@ -147,12 +147,14 @@ def duration(text: Any, table: Table) -> float:
             f"max_gap={text}: expected a time such as 90s, 5min, 1h, 4d, or a number in the column's units"
         )
     if match[2] and table.origin is None:
-        raise InputError(f"max_gap={text}: {table.path} has times that are plain numbers; expected one in their units")
+        raise InputError(
+            f"max_gap={text}: {table.path} has times that are plain numbers; expected a number in their units"
+        )
     return value * SECONDS[match[2] or "s"]
 
 
 def spelled(seconds: float, table: Table) -> str:
-    """A length of time as `duration` reads it."""
+    """A length of time as a text that `duration` reads."""
     if table.origin is None:
         return f"{seconds:g}"
     unit = next((unit for unit in ("d", "h", "min", "s") if seconds % SECONDS[unit] == 0), "ms")
@@ -160,14 +162,14 @@ def spelled(seconds: float, table: Table) -> str:
 
 
 def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
-    """Name, first row and row after the last of the series of a table, broken where time has a gap above `max_gap`.
+    """Name, first row and row after the last of each stretch of a table: its series, split at gaps above `max_gap`.
 
     Raises:
-        InputError: time goes backwards or repeats, or, without `max_gap`, has a step of more than 1.5 usual ones.
+        InputError: time goes backwards or repeats; or, without `max_gap`, a step is above 1.5 times the usual one.
     """
     if table.times is None:
         if max_gap is not None:
-            raise InputError(f"max_gap={max_gap}: {table.path} has no data.time_column to see gaps by")
+            raise InputError(f"max_gap={max_gap}: gaps of {table.path} are unknown; set data.time_column")
         return table.groups
     limit = None if max_gap is None else duration(max_gap, table)
     parts = []
@@ -181,17 +183,17 @@ def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
             if len(bad):
                 row, kind = first + int(bad[0]) + 1, "goes back from" if steps[bad[0]] < 0 else "repeats"
                 before = f"{table.when(row - 1)} of the row before" + (f" in {name}" if name else "")
-                hint = "remove such rows" if name else "remove such rows, or tell series apart by data.group_column"
+                hint = "remove such rows" if name else "remove such rows, or name the series with data.group_column"
                 raise InputError(
                     f"{table.where(row)}: time {table.when(row)} {kind} {before}; {hint}; "
-                    "without data.time_column rows count as even"
+                    "without data.time_column rows count as evenly spaced"
                 )
             gaps = np.flatnonzero(steps > (1.5 * usual if limit is None else limit))
             if limit is None and len(gaps):
                 step, row = steps[gaps[0]], first + int(gaps[0]) + 1
                 raise InputError(
-                    f"{table.where(row)}: a gap of {spelled(step, table)} after {table.when(row - 1)}, where steps are "
-                    f"of {spelled(usual, table)}; data.max_gap={spelled(usual, table)} breaks the series at gaps, "
+                    f"{table.where(row)}: a gap of {spelled(step, table)} after {table.when(row - 1)}, where the usual "
+                    f"step is {spelled(usual, table)}; data.max_gap={spelled(usual, table)} splits the series at gaps, "
                     f"data.max_gap={spelled(step, table)} lets windows cross this one"
                 )
             breaks += [first + int(gap) + 1 for gap in gaps]
@@ -211,23 +213,29 @@ def first_hole(values: np.ndarray, start: int, stop: int) -> tuple[int, int] | N
 
 
 def has_value(values: np.ndarray, start: int, stop: int) -> bool:
-    """Whether a value of these rows is not NaN."""
+    """Whether any value of these rows is not NaN."""
     step = max(1, BLOCK // math.prod(values.shape[1:]))
     return any(not np.isnan(values[first : min(first + step, stop)]).all() for first in range(start, stop, step))
 
 
 def interpolate(values: np.ndarray) -> None:
-    """Fill in NaN, in place: on straight lines between the values beside it, at an end with the nearest value.
+    """Replace NaN, in place, by values on straight lines between its neighbours, and at an end by the nearest value.
 
     Args:
-        values: `(time, channels)`, or windows `(n, channels, length)`; lines without any value stay as they are.
+        values: `(time, channels)`, or windows `(n, channels, length)`; a channel without any value stays as it is.
+
+    Examples:
+        >>> x = np.array([[np.nan], [1.0], [np.nan], [np.nan], [4.0]])
+        >>> interpolate(x)
+        >>> x[:, 0].tolist()
+        [1.0, 1.0, 2.0, 3.0, 4.0]
     """
     for line in values.T if values.ndim == 2 else (line for window in values for line in window):
         rows = np.flatnonzero(np.isnan(line))
         if not 0 < len(rows) < len(line):
             continue
         starts = np.diff(rows, prepend=-2) > 1
-        hole = np.cumsum(starts) - 1  # which one each row belongs to
+        hole = np.cumsum(starts) - 1  # the number of the hole that each row belongs to
         before, after = rows[starts] - 1, np.append(rows[:-1][starts[1:]], rows[-1]) + 1
         left, right = (line[side.clip(0, len(line) - 1)].astype(np.float64) for side in (before, after))
         left, right = np.where(before < 0, right, left), np.where(after == len(line), left, right)

@@ -1,4 +1,4 @@
-"""A user's own series as windows: split in time first, then cut, then scaled by the training split's statistics."""
+"""A user's own series as windows: split in time, cut into windows, normalized by the training split's statistics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from msae.errors import InputError, check_choice, check_int
 log = logging.getLogger(__name__)
 MISSING = ("error", "interpolate", "mask")
 Span = tuple[int, int, int]
-"""Number of the table, first row, row after the last."""
+"""A stretch of rows: number of the table, first row, row after the last."""
 
 
 def series(
@@ -44,49 +44,59 @@ def series(
 ) -> DataModule:
     """Windows `(channels, window)` of the series in `.csv`, `.parquet`, `.npy` and `.npz` files.
 
-    Each series is split in time, the first part to train on, then validation, then test; each part is cut into windows
-    of its own. Arrays `(n, channels, length)` are windows already, which `split=random` deals out.
+    Each series is split in time: the first part is for training, the next for validation, the last for the test.
+    Windows are cut within each part. Arrays `(n, channels, length)` are windows already, which `split=random` assigns
+    to the splits.
 
     Args:
-        path: a file, a folder of files, a glob, or a list of such.
-        window: time steps of a window.
-        stride: time steps from the start of a window to that of the next.
-        columns: the channels, in this order; by default all but the next two.
-        time_column: name of the column of times, which have to grow.
-        group_column: name of the column that tells the series of a long table apart.
-        max_gap: longest step in time that a window may cross, such as `90s` or `4d`, or in the units of a time column
-            of numbers; without it, a step of more than 1.5 usual ones is an error.
+        path: a file, a folder of files, a glob, or a list of these.
+        window: number of time steps of a window.
+        stride: number of time steps from the start of a window to the start of the next.
+        columns: names of the columns that become channels, in this order; None for all but the next two.
+        time_column: name of the column of times, which have to increase.
+        group_column: name of the column that names the series of each row, in one long table of several series.
+        max_gap: longest step in time within a window, such as `90s` or `4d`, or a number in the units of the time
+            column; None to refuse steps longer than 1.5 times the usual one.
         missing: what to do about NaN and empty fields: `error`; `interpolate`, on straight lines and never from one
-            split to another; or `mask`, out of loss and metrics.
-        normalize: see `msae.data.module.DataModule`.
-        split: `time`, or `random` for windows already cut.
+            split into another; or `mask`, which leaves them out of loss and metrics.
+        normalize: see `DataModule`.
+        split: `time`, or for arrays of windows `random`.
         split_seed: of the random split.
         val_size: share of the validation split; 0 for none.
         test_size: share of the test split; unused with `test_path`.
         test_path: files that are the test split.
         separator: between the columns of a .csv.
-        decimal: point or comma, in a .csv.
-        header: whether the first line of a .csv is the columns' names; by default, unless it is numbers alone.
-        time_format: of times that are not ISO 8601, as for `strptime`.
+        decimal: decimal point or comma of a .csv.
+        header: whether the first line of a .csv names the columns; None: it does unless it is numbers only.
+        time_format: format of times that are not ISO 8601, as for `strptime`.
         loader: `batch_size` and `seed` of `DataModule`.
 
     Raises:
-        InputError: files or values that cannot be used, or too few rows for a window in each split.
+        InputError: a file or value that cannot be used, or too few rows for a window in each split.
+
+    Examples:
+        >>> import numpy, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     x = numpy.random.rand(100, 2)
+        ...     numpy.savetxt(f"{folder}/a.csv", x, delimiter=",", header="flow,heat", comments="")
+        ...     data = series(f"{folder}/a.csv", window=5)
+        >>> len(data.train), len(data.val), len(data.test), data.shape, data.names
+        (66, 11, 11, (2, 5), ['flow', 'heat'])
     """
     shares = check_options(window, stride, missing, normalize, split, split_seed, val_size, test_size, test_path)
     form = Format(columns, time_column, group_column, separator, decimal, header, time_format)
     paths, test_paths = files.find(path), files.find(test_path, "test_path") if test_path else []
     if both := {file.resolve() for file in paths} & {file.resolve() for file in test_paths}:
-        raise InputError(f"test_path={test_path}: {min(both)} is among the files of data.path too; test on others")
+        raise InputError(f"test_path={test_path}: {min(both)} is also a file of data.path; expected other files")
     tables = [files.read(file, form) for file in [*paths, *test_paths]]
     check_alike(tables)
     if tables[0].values.ndim == 3:
         check_cut(tables[0], window, stride, split, test_path)
         window, spans = None, deal(tables[: len(paths)], shares, split_seed)
     elif split == "random":
-        raise InputError("split=random: windows of one series share values; expected split=time, or data.test_path")
+        raise InputError("split=random: windows of one series overlap; expected data.split=time, or data.test_path")
     elif window is None:
-        raise InputError("window=null: expected the time steps of a window, such as data.window=96")
+        raise InputError("window=null: expected the number of time steps of a window, such as data.window=96")
     else:
         spans = in_time([stretches(table, max_gap) for table in tables[: len(paths)]], shares)
     for number, table in enumerate(tables[len(paths) :], len(paths)):
@@ -119,7 +129,7 @@ def check_options(
     test_size: Any,
     test_path: Any,
 ) -> tuple[float, float]:
-    """Raise InputError for options that cannot be used with any file; returns the shares of validation and test."""
+    """The shares of validation and test; raises InputError for options that are wrong for any file."""
     check_choice("missing", missing, MISSING)
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("split", split, ("time", "random"))
@@ -129,39 +139,43 @@ def check_options(
         check_int("window", window, 2)
     shares = (check_share("val_size", val_size), 0.0 if test_path else check_share("test_size", test_size))
     if (not test_path and not shares[1]) or sum(shares) >= 1:
-        raise InputError(f"test_size={test_size}: expected a share above 0 that with val_size={val_size} is below 1")
+        raise InputError(
+            f"test_size={test_size}: expected a share above 0 whose sum with val_size={val_size} is below 1"
+        )
     return shares
 
 
 def check_cut(table: Table, window: Any, stride: Any, split: str, test_path: Any) -> None:
-    """Raise InputError for options that do not go with windows already cut."""
+    """Raise InputError for options that do not fit a file of windows."""
     length = table.values.shape[2]
     if window not in (None, length) or stride != 1:
-        raise InputError(f"window={window} stride={stride}: {table.path} holds windows of {length} steps already")
+        raise InputError(
+            f"window={window} stride={stride}: {table.path} holds windows of {length} steps; leave both out"
+        )
     if split != "random" and not test_path:
-        raise InputError(f"split={split}: {table.path} holds windows already: data.split=random or data.test_path")
+        raise InputError(f"split={split}: {table.path} holds windows; set data.split=random or data.test_path")
 
 
 def check_share(name: str, value: Any) -> float:
-    """Return `value` if it is a number from 0 to 1, 1 excluded; raises InputError otherwise."""
+    """Return `value` if it is a number from 0 to below 1; raises InputError otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise InputError(f"{name}={value}: expected a share from 0 to 1, such as 0.15")
     return float(value)
 
 
 def check_alike(tables: list[Table]) -> None:
-    """Raise InputError unless all tables have the same channels, and are all series or all windows of one length."""
+    """Raise InputError unless all tables have the same channels, and all are series, or windows of one length."""
     first = tables[0]
     for table in tables[1:]:
         if table.columns != first.columns or table.values.shape[1:] != first.values.shape[1:]:
             theirs, ours = (f"{t.columns[:8] or 'windows'} {t.values.shape[1:]}" for t in (table, first))
             raise InputError(
-                f"{table.path}: {theirs}, where {first.path} has {ours}; data.columns chooses common columns"
+                f"{table.path}: {theirs}, but {first.path} has {ours}; choose common columns with data.columns=[...]"
             )
 
 
 def in_time(tables: list[list[tuple[str, int, int]]], shares: tuple[float, float]) -> dict[str, list[Span]]:
-    """Each series split at the same shares of its rows; its stretches between gaps go to the split they lie in."""
+    """Split each series at the same shares of its rows; each stretch between gaps is in the split that it lies in."""
     spans: dict[str, list[Span]] = {"training": [], "validation": [], "test": []}
     for number, parts in enumerate(tables):
         rows: dict[str, tuple[int, int]] = {}
@@ -178,24 +192,24 @@ def in_time(tables: list[list[tuple[str, int, int]]], shares: tuple[float, float
 
 
 def deal(tables: list[Table], shares: tuple[float, float], seed: int) -> dict[str, list[Span]]:
-    """Windows already cut, dealt out to the splits at random."""
+    """Assign windows to the splits at random."""
     every = [(number, row, row + 1) for number, table in enumerate(tables) for row in range(len(table.values))]
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed)).tolist()
     val, test = (max(1, round(share * len(every))) if share else 0 for share in shares)
     if val + test >= len(every):
-        raise InputError(f"{tables[0].path}: {len(every)} windows; too few to train, validate and test on")
+        raise InputError(f"{tables[0].path}: {len(every)} windows; too few for a training, validation and test split")
     cuts = {"training": order[test + val :], "validation": order[test : test + val], "test": order[:test]}
     return {name: [every[i] for i in sorted(cut)] for name, cut in cuts.items()}
 
 
 def long_enough(tables: list[Table], spans: dict[str, list[Span]], window: int) -> dict[str, list[Span]]:
-    """The stretches that hold a window; InputError where a split has stretches, but none that does."""
+    """The stretches that are long enough for a window; InputError where all stretches of a split are too short."""
     kept = {split: [span for span in parts if span[2] - span[1] >= window] for split, parts in spans.items()}
     for split, parts in spans.items():
         longest = max((stop - start for _, start, stop in parts), default=0)
         if not kept[split] and (parts or split != "validation"):
             rows = max(stop - start for table in tables for _, start, stop in table.groups)
-            hint = "expected a shorter data.window, or other data.val_size and data.test_size"
+            hint = "expected a shorter data.window, or a larger data.val_size or data.test_size"
             if rows < tables[0].values.shape[1]:
                 hint = f"it has {tables[0].values.shape[1]} channels: is it transposed? expected (time, channels)"
             raise InputError(
@@ -204,16 +218,16 @@ def long_enough(tables: list[Table], spans: dict[str, list[Span]], window: int) 
             )
         if len(kept[split]) < len(parts):
             few = len(parts) - len(kept[split])
-            log.info("%s split: %d of %d stretches are shorter than a window: left out", split, few, len(parts))
+            log.info("%s split: left out %d of %d stretches, which are shorter than a window", split, few, len(parts))
     return kept
 
 
 def fill(tables: list[Table], spans: dict[str, list[Span]], missing: str) -> bool:
-    """Fill in what is missing in each stretch by itself, if asked to; returns whether NaN is left, to be masked.
+    """Interpolate missing values within each stretch, if asked to; returns whether there is NaN left, to be masked.
 
     Raises:
-        InputError: a value is missing and `missing` is `error`, or all of a channel's are and no line can be drawn, or
-            all of a split's.
+        InputError: a value is missing and `missing` is `error`; a channel has no value in a stretch, so that there is
+            nothing to interpolate; or a split has no value at all.
     """
     left = False
     whole = {n for n, table in enumerate(tables) if first_hole(table.values, 0, len(table.values)) is None}
@@ -227,7 +241,7 @@ def fill(tables: list[Table], spans: dict[str, list[Span]], missing: str) -> boo
 
 
 def fill_stretch(table: Table, start: int, stop: int, missing: str) -> bool:
-    """The same for one stretch."""
+    """`fill` for one stretch."""
     hole = first_hole(table.values, start, stop)
     if hole is not None and missing == "interpolate":
         interpolate(table.values[start:stop])
@@ -235,5 +249,5 @@ def fill_stretch(table: Table, start: int, stop: int, missing: str) -> bool:
     if hole is not None and missing != "mask":
         row, column = hole
         hint = "data.missing=interpolate or data.missing=mask" if missing == "error" else "data.missing=mask"
-        raise InputError(f"{table.where(row)}, column {table.columns[column]}: no value; {hint} would do")
+        raise InputError(f"{table.where(row)}, column {table.columns[column]}: no value; set {hint}")
     return hole is not None

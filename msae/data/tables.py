@@ -1,4 +1,4 @@
-"""Tables in files, read and written in pieces: `.csv` and `.parquet`."""
+"""Tables in `.csv` and `.parquet` files, read and written in pieces."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from pyarrow import parquet
 from msae.errors import InputError
 
 BLOCK = 1 << 22
-"""Bytes of text, or values, read at a time."""
+"""Number of bytes of text, or of values, read at a time."""
 NULLS = frozenset(pa_csv.ConvertOptions().null_values)
-"""Texts that stand for a missing number in a .csv, such as an empty field, NA and NaN."""
+"""Texts that mean a missing number in a .csv, such as an empty field, NA and NaN."""
 INDEX = re.compile(r"__index_level_\d+__")
-"""Columns in which pandas keeps a table's index in a .parquet."""
+"""Names of the columns in which pandas stores an index in a .parquet."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How tables are written.
+    """How tables are written in files.
 
     Args:
-        columns: names of the columns that become channels, in this order; by default all but the next two.
-        time_column: name of the column of time stamps or numbers that grow.
-        group_column: name of the column that tells the series of a long table apart.
+        columns: names of the columns that become channels, in this order; None for all but the next two.
+        time_column: name of the column of time stamps, or of numbers, that increase.
+        group_column: name of the column that names the series of each row.
         separator: between the columns of a .csv.
-        decimal: point or comma, in a .csv.
-        header: whether the first line of a .csv is the columns' names; by default, unless it is numbers alone.
-        time_format: of time stamps that are not ISO 8601, as for `strptime`, such as "%d/%m/%Y %H:%M".
+        decimal: decimal point or comma of a .csv.
+        header: whether the first line of a .csv names the columns; None: it does unless it is numbers only.
+        time_format: format of time stamps that are not ISO 8601, as for `strptime`, such as "%d/%m/%Y %H:%M".
     """
 
     columns: Sequence[str | int] | None = None
@@ -57,7 +57,7 @@ class Format:
                 raise InputError(f"{name}={value}: expected one character")
         if self.separator == self.decimal:
             raise InputError(
-                f"separator={self.separator}: is the decimal point too; set data.decimal or data.separator"
+                f"separator={self.separator}: is also the decimal point; set data.decimal or data.separator"
             )
         if isinstance(self.columns, str) or (self.columns is not None and not self.columns):
             raise InputError(
@@ -71,12 +71,12 @@ class Format:
 
     @property
     def others(self) -> list[str]:
-        """The columns of times and of names of series, where there are such."""
+        """The columns of times and of the names of series, if there are any."""
         return [str(name) for name in (self.time_column, self.group_column) if name is not None]
 
 
 class Csv:
-    """A text table; a first line of numbers alone is data, and its columns are then called 0, 1, ...."""
+    """A .csv file. A first line of numbers only is data, and the columns are then named 0, 1, ...."""
 
     def __init__(self, path: Path, form: Format) -> None:
         self.path = path
@@ -93,26 +93,28 @@ class Csv:
         if not line:
             raise InputError(f"{path}: empty file")
         if line[0].startswith("#"):
-            raise InputError(f"{path}, line {reader.line_num}: {line[0]!r} is no header; remove lines above the table")
+            raise InputError(
+                f"{path}, line {reader.line_num}: {line[0]!r} is no header; remove the lines above the table"
+            )
         numbers = all(is_number(text, form.decimal) or text.strip() in NULLS for text in line)
-        counted = len(line) > 1 and line == [str(i) for i in range(len(line))]  # pandas' names of nameless columns
+        counted = len(line) > 1 and line == [str(i) for i in range(len(line))]  # how pandas names columns without names
         self.header = form.header if form.header is not None else not numbers or counted
         self.skipped = reader.line_num if self.header else reader.line_num - 1
         data = [text for text in line if re.match(r"[-+]?\d+[-/.,:]\d", text)]
         if self.header and form.header is None and data:
             raise InputError(
-                f"{path}, line {reader.line_num}: {data[0]!r} is no name; expected numbers alone, or a header: "
+                f"{path}, line {reader.line_num}: {data[0]!r} is no name; expected numbers only, or a header: "
                 "add a first line such as date,a,b, or set data.header=true, or false for columns 0, 1, ..."
             )
         self.names = [text.strip() for text in line] if self.header else [str(i) for i in range(len(line))]
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
-            raise InputError(f"{path}: columns of one name: {', '.join(twice)}")
+            raise InputError(f"{path}: several columns have the name {', '.join(twice)}")
         others = [sign for sign in ",;\t|" if len(line) == 1 and sign in line[0]]
         if others:
             sign = others[0].replace("\t", "\\t")
             raise InputError(
-                f"{path}: one column, {line[0]!r}; is it separated by {sign!r}? then data.separator='{sign}'"
+                f"{path}: one column, {line[0]!r}; is the separator {sign!r}? then set data.separator='{sign}'"
             )
 
     def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -124,7 +126,7 @@ class Csv:
             raise self._explain(columns, error) from None
 
     def line(self, row: int) -> int:
-        """The line in which a row, counted from 0, stands."""
+        """The line of a row, which is counted from 0."""
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             for _ in range(self.skipped):
                 next(file)
@@ -133,7 +135,7 @@ class Csv:
             return self.skipped + reader.line_num
 
     def write(self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray) -> None:
-        """A table like this one of its `kept` columns as they are, and new values `(rows, columns)`; NaN is empty."""
+        """Write a table with the `kept` columns of this one and new values `(rows, columns)`; NaN is an empty field."""
         names = [name for name in self.names if name in kept or name in columns]
         with path.open("w", encoding="utf-8", newline="") as file:
             out, row = csv.writer(file, delimiter=self.form.separator, lineterminator="\n"), 0
@@ -155,7 +157,7 @@ class Csv:
     def _read(
         self, columns: Sequence[str], types: dict[str, pa.DataType], nulls: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        alone = len(self.names) == 1  # a blank line is a missing value, unless the file ends with it
+        alone = len(self.names) == 1  # a blank line is a missing value, except at the end of the file
         batches = pa_csv.open_csv(
             self.path,
             pa_csv.ReadOptions(block_size=BLOCK, column_names=self.names, skip_rows=self.skipped, use_threads=False),
@@ -167,14 +169,14 @@ class Csv:
         yield from without_last(batches, self._blank_end()) if alone else batches
 
     def _blank_end(self) -> int:
-        """How many blank lines the file ends with."""
+        """The number of blank lines at the end of the file."""
         with self.path.open("rb") as file:
             file.seek(max(0, self.path.stat().st_size - 4096))
             tail = file.read().replace(b"\r\n", b"\n")
         return max(0, len(tail) - len(tail.rstrip(b"\n")) - 1)
 
     def _explain(self, columns: Sequence[str], error: pa.ArrowInvalid) -> InputError:
-        """Where the first value stands that is not a number."""
+        """The error that says where the first value is that is not a number."""
         rows = 0
         try:
             for batch in self._read(columns, dict.fromkeys(columns, pa.string())):
@@ -197,23 +199,23 @@ class Csv:
         hint = "leave the field empty if it is missing, or the column out with data.columns=[...]"
         others = [sign for sign in ";\t| ," if sign in text.strip()]
         if self.form.decimal == "." and is_number(text, ","):
-            hint = "is it a decimal comma? then data.decimal=','"
+            hint = "is it a decimal comma? then set data.decimal=','"
         elif self.form.decimal == "," and is_number(text, "."):
-            hint = "is it a decimal point? then data.decimal='.'"
+            hint = "is it a decimal point? then set data.decimal='.'"
         elif re.fullmatch(r"[-+]?\d{1,3}([,.' ]\d{3})+([.,]\d*)?", text):
             hint = "write numbers without thousands separators"
         elif others and all(is_number(part, self.form.decimal) for part in text.split(others[0])):
             sign = others[0].replace("\t", "\\t")
-            hint = f"is it separated by {sign!r}? then data.separator='{sign}'"
+            hint = f"is the separator {sign!r}? then set data.separator='{sign}'"
         elif re.match(r"\d+[-/.]\d+[-/.]\d+", text):
-            hint = f"is it a time? then data.time_column={name}"
+            hint = f"is it a time? then set data.time_column={name}"
         elif self.form.columns is None and self.form.group_column is None:
-            hint = f"{hint}, or if it names series: data.group_column={name}"
+            hint = f"{hint}; if it names series, set data.group_column={name}"
         return InputError(f"{self.path}, line {line}, column {name}: {text!r} is not a number; {hint}")
 
 
 class Parquet:
-    """A parquet file, of which a row group at a time is read."""
+    """A .parquet file, read one row group at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -229,7 +231,7 @@ class Parquet:
         for name in columns:
             kind = self.schema.field(name).type
             if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
-                hint = f"; is it a time? then data.time_column={name}" if pa.types.is_temporal(kind) else ""
+                hint = f"; is it a time? then set data.time_column={name}" if pa.types.is_temporal(kind) else ""
                 raise InputError(f"{self.path}, column {name}: of type {kind}, expected numbers{hint}")
         wanted = [*columns, *others]
         for batch in self._read(wanted):
@@ -237,12 +239,12 @@ class Parquet:
             yield pa.RecordBatch.from_arrays([*numbers, *(batch.column(name) for name in others)], wanted)
 
     def _read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """A row group at a time: pyarrow's own batches, across row groups, keep what they have read."""
+        """Batches of one row group after another; pyarrow's own iterator keeps all row groups that it has read."""
         for number in range(self.file.num_row_groups):
             yield from self.file.read_row_group(number, columns).to_batches(max(1, BLOCK // (8 * len(columns))))
 
     def write(self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray) -> None:
-        """A table like this one of its `kept` columns as they are, and new values `(rows, columns)`; NaN is null."""
+        """Write a table with the `kept` columns of this one and new values `(rows, columns)`; NaN is null."""
         names = [name for name in self.names if name in kept or name in columns]
         floats = {name: pa.field(name, pa.float32()) for name in columns}
         schema, row = pa.schema([floats.get(name) or self.schema.field(name) for name in names]), 0
@@ -258,7 +260,7 @@ class Parquet:
 
 
 def without_last(batches: Iterable[pa.RecordBatch], n: int) -> Iterator[pa.RecordBatch]:
-    """The batches without the last n rows of all."""
+    """The batches, without the last n rows."""
     held: list[pa.RecordBatch] = []
     for batch in batches:
         held.append(batch)

@@ -28,22 +28,23 @@ def ucr(
     normalize: str = "standard",
     **loader: Any,
 ) -> DataModule:
-    """The official training and test split of a set, windows `(channels, length)`, with labels.
+    """The official training and test split of a data set of the archive, windows `(channels, length)`, with labels.
 
-    Labels are the numbers, from 0, of the class names in sorted order, which are `classes`.
+    Labels count from 0 in the sorted order of the class names, which are `classes`.
 
     Args:
-        name: of the set, such as GunPoint.
-        root: folder of a local archive, `NAME/NAME_TRAIN.ts` or `NAME_TRAIN.ts`, or the same with `.tsv`; by default a
-            set that comes with aeon, or else aeon's download into the user's cache.
-        pad: `end` or `start`, where windows shorter than the longest are padded; the padding is masked.
-        missing: `error`; `interpolate`, on straight lines; or `mask`, out of loss and metrics.
-        normalize: see `msae.data.module.DataModule`.
-        loader: `batch_size`, `val_size`, `val_seed` and `seed` of `DataModule`.
+        name: of the data set, such as GunPoint.
+        root: folder of a local archive, with `NAME/NAME_TRAIN.ts` or `NAME_TRAIN.ts`, or the same with `.tsv`; None for
+            a data set that aeon includes, or else aeon's download into the user's cache.
+        pad: `end` or `start`: where windows shorter than the longest one are padded; the padding is masked.
+        missing: what to do about missing values: `error`; `interpolate`, on straight lines; or `mask`, which leaves
+            them out of loss and metrics.
+        normalize: see `DataModule`.
+        loader: `batch_size`, `val_size`, `val_seed`, `seed` and `epoch_steps` of `DataModule`.
 
     Raises:
-        InputError: no such set, aeon is not installed or cannot download, or lengths that differ and values that are
-            missing where no option says what to do with them.
+        InputError: there is no such data set; aeon is not installed or cannot download it; or series differ in length
+            or have missing values, and no option says what to do about it.
     """
     check_choice("pad", pad, (None, "end", "start"))
     check_choice("missing", missing, ("error", "interpolate", "mask"))
@@ -70,33 +71,33 @@ def ucr(
 
 
 def padded(window: np.ndarray, length: int, pad: str | None, name: str, missing: str) -> np.ndarray:
-    """A window `(channels, time)`, its missing values dealt with, as `(channels, length)` with NaN for padding."""
+    """A window `(channels, time)` as `(channels, length)`, with NaN as padding, and missing values interpolated."""
     window = window.astype(np.float32)
     if missing == "interpolate":
         interpolate(window[None])
     if missing != "mask" and (hole := first_hole(window[None], 0, 1)) is not None:
         step = int(np.flatnonzero(np.isnan(window[hole[1]]))[0])
         hint = "data.missing=interpolate or data.missing=mask" if missing == "error" else "data.missing=mask"
-        raise InputError(f"{name}: no value in channel {hole[1]} at step {step}; {hint} would do")
+        raise InputError(f"{name}: no value in channel {hole[1]} at step {step}; set {hint}")
     extra = length - window.shape[1]
     before, after = (extra, 0) if pad == "start" else (0, extra)
     return np.pad(window, ((0, 0), (before, after)), constant_values=np.nan)
 
 
 def read(name: str, root: str | None) -> dict[str, tuple[list[np.ndarray], list[str]]]:
-    """Windows `(channels, time)` and class names, none where there are no classes, of the two splits."""
+    """Windows `(channels, time)` and class names of the two splits; no names where there are no classes."""
     try:
         import aeon  # noqa: F401  (before anything is looked for)
     except ImportError:
-        raise InputError("data=ucr needs the library aeon: pip install 'msae[ucr]'") from None
+        raise InputError("data=ucr needs aeon: pip install aeon (or msae's extra [ucr])") from None
     folder = archive(name) if root is None else Path(root).expanduser()
     return {split: read_file(path) for split, path in in_folder(name, folder).items()}
 
 
 def archive(name: str) -> Path:
-    """The folder that has a set: that of aeon's wheel, or the user's cache, into which it is fetched once.
+    """The folder of a data set: in aeon itself, or in the user's cache, into which it is downloaded once.
 
-    Processes that fetch at once wait for the first; a set appears whole or not at all.
+    If several processes call it at once, one downloads and the others wait. A data set appears only when complete.
     """
     from aeon import datasets
     from aeon.datasets import tsc_datasets
@@ -124,7 +125,7 @@ def archive(name: str) -> Path:
 
 
 def in_folder(name: str, root: Path) -> dict[str, Path]:
-    """The files of a set in a local archive."""
+    """The files of a data set in a local archive."""
     if not root.is_dir():
         raise InputError(f"root={root}: no such folder")
     for suffix in SUFFIXES:
@@ -137,7 +138,7 @@ def in_folder(name: str, root: Path) -> dict[str, Path]:
 
 
 def read_file(path: Path) -> tuple[list[np.ndarray], list[str]]:
-    """A `.ts` or `.tsv` file; NaN that ends all channels of a `.tsv` series is the release's padding, and cut off."""
+    """Read a `.ts` or `.tsv` file. NaN at the end of all channels of a `.tsv` series is padding, and is cut off."""
     from aeon.datasets import load_from_ts_file, load_from_tsv_file
 
     try:
@@ -154,7 +155,7 @@ def read_file(path: Path) -> tuple[list[np.ndarray], list[str]]:
 
 
 def nearest(name: str, names: set[str]) -> str:
-    """`; nearest: ...`, whatever the case of the letters, or nothing."""
+    """The text `; nearest: ...` with similar names, upper or lower case alike, or an empty one."""
     lower = {known.lower(): known for known in sorted(names)}
     near = difflib.get_close_matches(name.lower(), lower, n=5, cutoff=0.5)
     return f"; nearest: {', '.join(lower[key] for key in near)}" if near else ""

@@ -1,4 +1,4 @@
-"""Windows of series: cut without a copy, and stitched back into a series."""
+"""Windows of series: cut without a copy, and stitched to a series again."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from torch import Tensor
 from msae.errors import InputError, check_int
 
 PIECE = 1 << 22
-"""Values read at a time where all of the data is gone through."""
+"""Number of values read at a time where all data are gone through."""
 
 
 class Views:
-    """Windows that are read when they are asked for, out of series or arrays that may be memory-mapped.
+    """Windows that are read on request, from series or arrays that may be memory-mapped.
 
     Args:
         blocks: series `(time, channels)`; or, without `length`, arrays of windows `(n, channels, length)`.
-        spans: stretches (block, first row, row after the last), which no window leaves; each holds a window at least.
-        length: time steps of a window, or None for blocks that are windows.
-        stride: time steps from the start of a window to that of the next.
+        spans: stretches (block, first row, row after the last); windows lie within one stretch, and each stretch holds
+            at least one window.
+        length: number of time steps of a window, or None where blocks are windows.
+        stride: number of time steps from the start of a window to the start of the next.
+
+    Examples:
+        >>> series = torch.arange(10.0)[:, None]
+        >>> views = Views([series], spans=[(0, 0, 6), (0, 7, 10)], length=3)
+        >>> views[:][:, 0].tolist()
+        [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [3.0, 4.0, 5.0], [7.0, 8.0, 9.0]]
     """
 
     def __init__(
@@ -35,7 +42,7 @@ class Views:
         self.spans = spans
         self.length = length
         self.stride = stride
-        # (start, channels, length): every window that a block has, as a view
+        # (start, channels, length): all windows of a block, as a view
         self.views = [block.unfold(0, length, 1) if length and len(block) >= length else block for block in blocks]
         self.block, self.start, stop = torch.tensor(spans, dtype=torch.int64).reshape(-1, 3).unbind(1)
         counts = (stop - self.start - length) // stride + 1 if length else stop - self.start
@@ -48,15 +55,15 @@ class Views:
 
     @property
     def nbytes(self) -> int:
-        """Of the blocks."""
+        """Size of the blocks."""
         return sum(block.nbytes for block in self.blocks)
 
     def to(self, device: torch.device, like: Views | None = None) -> Views:
-        """The same windows on a device, where all blocks are one, so that any windows are read at once.
+        """The same windows on a device, in one block, so that any windows are read at once.
 
         Args:
-            device: where to.
-            like: what `to` gave of other windows of the same blocks, which then are there once.
+            device: the device.
+            like: what `to` returned for other windows of the same blocks; their copy on the device is then shared.
         """
         joined = like.blocks if like else [torch.cat([block.to(device) for block in self.blocks])]
         ends = torch.tensor([0, *map(len, self.blocks)]).cumsum(0).tolist()
@@ -64,7 +71,7 @@ class Views:
         return Views(joined, spans, self.length, self.stride)
 
     def __getitem__(self, index: Int[Tensor, " m"] | slice) -> Float[Tensor, "m channels length"]:
-        """A copy of the windows of these numbers."""
+        """A copy of the windows at these indices."""
         if isinstance(index, slice):
             index = torch.arange(*index.indices(len(self)))
         index = index.long()
@@ -94,7 +101,12 @@ def values(x: Float[Tensor, "n channels length"] | Views) -> Iterator[Shaped[Ten
 
 
 def starts(time: int, length: int, stride: int) -> Int[Tensor, " n"]:
-    """Where the windows of a series of `time` steps start: every `stride` steps, and one that ends with the series."""
+    """The starts of a series' windows: every `stride` steps, and a last window that ends with the series.
+
+    Examples:
+        >>> starts(time=10, length=4, stride=4)
+        tensor([0, 4, 6])
+    """
     for name, value in (("length", length), ("stride", stride)):
         check_int(name, value)
     check_int("time", time, length)
@@ -105,10 +117,24 @@ def starts(time: int, length: int, stride: int) -> Int[Tensor, " n"]:
 def cut(
     series: Shaped[Tensor, "channels time"], length: int, stride: int, size: int | None = None
 ) -> Iterator[Shaped[Tensor, "m channels length"]]:
-    """The windows of a series that `stitch` makes a series of again, in batches of `size`, or all at once.
+    """Cut a series into overlapping windows, from which `stitch` makes the series again.
+
+    Args:
+        series: the series.
+        length: number of time steps of a window.
+        stride: number of time steps from the start of a window to the start of the next.
+        size: number of windows in a batch; None for all windows at once.
 
     Raises:
-        InputError: a length or stride that is not a whole number above 0, or a series shorter than a window.
+        InputError: a length or stride that is not a positive whole number, or a series shorter than a window.
+
+    Examples:
+        >>> series = torch.arange(10.0)[None]
+        >>> [windows] = cut(series, length=4, stride=4)
+        >>> windows.tolist()
+        [[[0.0, 1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0, 7.0]], [[6.0, 7.0, 8.0, 9.0]]]
+        >>> torch.equal(stitch(windows, time=10, stride=4), series)
+        True
     """
     where, views = starts(series.shape[1], length, stride), series.unfold(1, length, 1)
     for batch in where.split(size or len(where)):
@@ -118,18 +144,23 @@ def cut(
 def stitch(
     windows: Float[Tensor, "n channels length"] | Iterable[Float[Tensor, "m channels length"]], time: int, stride: int
 ) -> Float[Tensor, "channels time"]:
-    """One series out of the windows that `cut` gives of a series of `time` steps: the mean where they overlap.
+    """The series whose windows `cut` gives: the mean where windows overlap.
 
-    Sums are of float64, so that windows that agree give back their values exactly. Time steps that no window holds, as
-    a stride longer than a window leaves them, are NaN.
+    Sums are in float64, so that windows which agree give back their values exactly. Time steps that are in no window,
+    as with a stride longer than a window, are NaN.
 
     Args:
-        windows: all of them, or batches of them, in order.
-        time: time steps of the series.
-        stride: time steps from the start of a window to that of the next.
+        windows: all windows, or batches of them, in order.
+        time: number of time steps of the series.
+        stride: number of time steps from the start of a window to the start of the next.
 
     Raises:
-        InputError: not as many windows as such a series has.
+        InputError: the number of windows is not that of such a series.
+
+    Examples:
+        >>> windows = torch.tensor([[[1.0, 1.0, 1.0]], [[3.0, 3.0, 3.0]]])
+        >>> stitch(windows, time=4, stride=1)
+        tensor([[1., 2., 2., 3.]])
     """
     total, count, where, done = torch.empty(0), torch.zeros(time), torch.empty(0), 0
     for batch in [windows] if isinstance(windows, Tensor) else windows:
@@ -138,10 +169,14 @@ def stitch(
             total = torch.zeros(batch.shape[1], time, dtype=torch.float64)
         steps = (where[done : done + len(batch), None] + torch.arange(batch.shape[2])).flatten()
         if len(steps) != len(batch) * batch.shape[2]:
-            raise InputError(f"windows: more than the {len(where)} of a series of {time} steps at stride {stride}")
+            raise InputError(
+                f"windows: expected the {len(where)} of a series of {time} steps at stride {stride}, got more"
+            )
         total.index_add_(1, steps, batch.movedim(0, 1).flatten(1).double())
         count.index_add_(0, steps, torch.ones(len(steps)))
         done += len(batch)
     if done != len(where):
-        raise InputError(f"windows: {done}, not the {len(where)} of a series of {time} steps at stride {stride}")
+        raise InputError(
+            f"windows: expected the {len(where)} of a series of {time} steps at stride {stride}, got {done}"
+        )
     return (total / count).float()

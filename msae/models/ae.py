@@ -13,13 +13,20 @@ from msae.models.reconstructor import Reconstructor
 
 @final
 class AutoEncoder(Reconstructor):
-    """One encoder, one latent, one decoder (paper III-A): length - hidden - latent - hidden - length, ReLU.
+    """One encoder, one latent, one decoder (paper III-A): length - hidden - latent - hidden - length, with ReLU.
 
     Args:
         shape: (channels, length) of a window.
-        latent_dim: values in the latent.
-        hidden_dims: sizes of the encoder's hidden layers; the decoder mirrors them.
+        latent_dim: number of values in the latent.
+        hidden_dims: sizes of the encoder's hidden layers; the decoder has them in reverse order.
         training: `lr` and the other arguments of `Reconstructor`.
+
+    Examples:
+        >>> import torch
+        >>> model = AutoEncoder((2, 16), latent_dim=4, hidden_dims=[32])
+        >>> x_hat, z = model(torch.zeros(5, 2, 16))
+        >>> x_hat.shape, z.shape
+        (torch.Size([5, 2, 16]), torch.Size([5, 4]))
     """
 
     def __init__(

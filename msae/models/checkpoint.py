@@ -1,4 +1,18 @@
-"""Checkpoints: what they hold, and `load`."""
+"""Checkpoints: the format of the files, and `load`.
+
+A run's folder holds `best.ckpt`, of the epoch with the least validation loss, and `last.ckpt`, of the last epoch. Both
+are files of `torch.save` that load with `weights_only=True`: a dict of plain values and tensors. A model needs these
+keys; the others are Lightning's (states of the optimizer, the loops and the callbacks) and serve to resume training:
+
+- `model_class`: the model's class as `module:class`, which has to be importable.
+- `hyper_parameters`: the arguments of its constructor, `shape` among them.
+- `state_dict`: weights, the statistics of the training data (`offset`, `scale`, `value_range`), and as `_extra_state` a
+  dict of further facts about these data, see `Reconstructor`: `per_window`, `missing`, `bounded`, `names` and
+  `data_options`. The last one is the resolved `data` section of the run's config, by which a use reads new files in the
+  same way: plain values by name such as `_target_`, `path`, `window`, `time_column`, or None after training without a
+  config. Checkpoints of older versions lack it.
+- `epoch`, `global_step`: the number of epochs and of optimizer steps before this checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +31,7 @@ from msae.models.reconstructor import Reconstructor
 
 
 def find(path: str | PathLike[str]) -> Path:
-    """The checkpoint that a path means: a file, or of the folder of a run best.ckpt, else last.ckpt.
+    """The checkpoint that a path names: the file itself, or in a run's folder its best.ckpt, else its last.ckpt.
 
     Raises:
         InputError: there is no such file or folder, or no checkpoint in the folder.
@@ -35,15 +49,16 @@ def find(path: str | PathLike[str]) -> Path:
 def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     """The content of a checkpoint of a Reconstructor, on the CPU, read with `weights_only=True`.
 
-    `path` is a file, or the folder of a run.
+    Args:
+        path: a checkpoint, or a run's folder.
 
     Raises:
         InputError: the file is missing, or is not such a checkpoint.
     """
     path = find(path)
     checkpoint = None
-    if zipfile.is_zipfile(path):  # as all checkpoints of torch are
-        with contextlib.suppress(pickle.UnpicklingError, RuntimeError):  # of another program, or damaged
+    if zipfile.is_zipfile(path):  # every file of torch.save is one
+        with contextlib.suppress(pickle.UnpicklingError, RuntimeError):  # written by another program, or damaged
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     keys = {"model_class", "hyper_parameters", "state_dict", "epoch", "global_step"}
     if not isinstance(checkpoint, dict) or not keys <= checkpoint.keys():
@@ -54,10 +69,33 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def load(path: str | PathLike[str]) -> Reconstructor:
-    """The model of a checkpoint, on the CPU and in evaluation mode; raw units in, raw units out.
+    """The model of a checkpoint, on the CPU and in evaluation mode; it takes and gives windows in raw units.
+
+    Args:
+        path: a checkpoint, or a run's folder, whose best.ckpt (else last.ckpt) is read.
 
     Raises:
         InputError: the file is missing, is not a checkpoint, or its model's class cannot be imported.
+
+    Examples:
+        Train for an epoch, save, and load; no data set and no config are needed to use a model again:
+
+        >>> import logging, tempfile, lightning, msae
+        >>> logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        >>> from msae.data.digits import digits
+        >>> from msae.models.ae import AutoEncoder
+        >>> data = digits()
+        >>> model = AutoEncoder(data.shape, latent_dim=8)
+        >>> model.set_statistics(**data.statistics)
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = lightning.Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **quiet)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer.fit(model, datamodule=data)
+        ...     trainer.save_checkpoint(f"{folder}/last.ckpt")
+        ...     model = msae.load(folder)
+        >>> x_hat, z = model(data.test.x)
+        >>> x_hat.shape, z.shape
+        (torch.Size([360, 1, 64]), torch.Size([360, 8]))
     """
     checkpoint = read_checkpoint(path)
     module, _, name = checkpoint["model_class"].partition(":")

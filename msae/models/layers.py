@@ -1,4 +1,4 @@
-"""Plain `nn.Module` parts; they know nothing of training."""
+"""Parts of the models: plain `nn.Module`s and functions that know nothing of training."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers through `sizes`, ReLU between them and none after the last (paper, appendix)."""
+    """Linear layers of these sizes with ReLU between them, and none after the last (paper, appendix)."""
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
@@ -21,9 +21,9 @@ def mlp(*sizes: int) -> nn.Sequential:
 def window_level(
     x: Float[Tensor, "batch channels length"],
 ) -> tuple[Float[Tensor, "batch channels 1"], Float[Tensor, "batch channels 1"]]:
-    """Mean and deviation of each channel of each window; NaN is left out.
+    """Mean and standard deviation of each channel of each window, without the values that are NaN.
 
-    A deviation is at least a millionth of the mean, since float32 keeps no less; of a window of zeros it is 1.
+    The deviation is at least a millionth of the mean, below which float32 has no digits; for a window of zeros it is 1.
     """
     mean = x.nanmean(2, keepdim=True).nan_to_num()
     deviation = (x - mean).square().nanmean(2, keepdim=True).sqrt().nan_to_num()
@@ -32,22 +32,24 @@ def window_level(
 
 
 class Scale(nn.Module):
-    """A window cut into segments, all of which share one encoder and one decoder.
+    """An autoencoder of the segments of a window; all segments share one encoder and one decoder.
 
-    Each has a linear path and, beside it, a hidden layer that starts without an effect. Where a window has several
-    segments, the hidden layers see half a segment more at each side, the decoder's in what coarser scales made; no
-    gradient flows into what is seen so, since coarser scales are trained by what they add themselves.
+    Each of the two has a linear path and a hidden layer beside it, which has no effect before training. Where a window
+    has several segments, the hidden layers also see half a segment on either side: the encoder's of its input, the
+    decoder's of the reconstruction by the coarser scales. No gradient flows through these margins, so that a coarser
+    scale is trained by its own reconstruction only.
 
     Args:
         shape: (channels, length) or (channels, rows, columns) of a window.
-        segments: number of segments along each axis; the last is filled up with zeros.
-        code_dim: values in the code of a segment; 0 for a scale that refines what the coarser ones made.
+        segments: number of segments along each axis; the last segment is padded with zeros.
+        code_dim: number of values in the code of a segment; 0 for a scale that only refines the reconstruction of the
+            coarser scales.
         hidden_dim: size of the hidden layers.
 
     Attributes:
-        grid: number of segments, (n,) or (rows, columns).
-        dim: values in the codes of all segments.
-        name: the grid, such as 4 or 7x7.
+        grid: number of segments: (n,) or (rows, columns).
+        dim: number of values in the codes of all segments.
+        name: the grid as a text, such as 4 or 7x7.
     """
 
     def __init__(self, shape: Sequence[int], segments: int, code_dim: int, hidden_dim: int) -> None:
@@ -62,7 +64,9 @@ class Scale(nn.Module):
         size = self.channels * math.prod(self.steps)
         wide = self.channels * math.prod(step + 2 * m for step, m in zip(self.steps, self.margins, strict=True))
         self.expand = nn.Linear(code_dim + (0 if self.whole else wide), hidden_dim)
-        self.synthesis = nn.Linear(code_dim + hidden_dim, size)  # of the code, the linear path, and of hidden values
+        self.synthesis = nn.Linear(
+            code_dim + hidden_dim, size
+        )  # its first columns are the linear path of the code, the others that of the hidden values
         nn.init.zeros_(self.synthesis.weight[:, code_dim:])
         if code_dim:
             self.analysis = nn.Linear(size, code_dim)
@@ -74,7 +78,7 @@ class Scale(nn.Module):
             nn.init.zeros_(self.synthesis.bias)
 
     def cut(self, x: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch *grid size"]:
-        """Windows as segments."""
+        """Cut windows into segments."""
         pairs = list(zip(self.grid, self.steps, self.sides, strict=True))
         padding = [length for n, step, side in reversed(pairs) for length in (0, n * step - side)]
         x = F.pad(x, padding) if any(padding) else x
@@ -84,7 +88,7 @@ class Scale(nn.Module):
         return x.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
     def join(self, segments: Float[Tensor, "batch *grid size"]) -> Float[Tensor, "batch channels *sides"]:
-        """Segments as windows."""
+        """Put segments together to windows; the inverse of `cut`."""
         x = segments.reshape(*segments.shape[:-1], self.channels, *self.steps)
         if len(self.sides) == 1:
             return x.movedim(2, 1).flatten(2)[..., : self.sides[0]]
@@ -92,7 +96,7 @@ class Scale(nn.Module):
         return x[..., : self.sides[0], : self.sides[1]]
 
     def around(self, x: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch *grid wide"]:
-        """Segments of windows with their margins, zeros beyond the ends; without a gradient."""
+        """Cut windows into segments with their margins, which are 0 beyond the ends; without a gradient."""
         sizes = list(zip(self.grid, self.steps, self.margins, self.sides, strict=True))
         x = F.pad(x.detach(), [n for g, step, m, side in reversed(sizes) for n in (m, g * step - side + m)])
         for axis, (_, step, margin, _) in enumerate(sizes, 2):
@@ -100,7 +104,7 @@ class Scale(nn.Module):
         return x.movedim(1, len(sizes) + 1).flatten(len(sizes) + 1)
 
     def encode(self, rest: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch *grid code"]:
-        """Codes of the segments of what coarser scales left."""
+        """Codes of the segments of a residual: the window minus the reconstruction by the coarser scales."""
         segments = self.cut(rest)
         if not self.code_dim:
             return segments[..., :0]
@@ -110,7 +114,7 @@ class Scale(nn.Module):
     def decode(
         self, code: Float[Tensor, "batch *grid code"], made: Float[Tensor, "batch channels *sides"]
     ) -> tuple[Float[Tensor, "batch channels *sides"], Float[Tensor, "batch *grid hidden"]]:
-        """What this scale adds to what coarser scales made, clipped, and its hidden values."""
+        """What this scale adds to `made`, the clipped reconstruction by the coarser scales, and its hidden values."""
         line = made
         if self.code_dim and not self.whole:
             line = made + self.join(F.linear(code, self.synthesis.weight[:, : self.code_dim], self.synthesis.bias))
@@ -120,7 +124,7 @@ class Scale(nn.Module):
     def adjoint(
         self, rest: Float[Tensor, "batch channels *sides"], hidden: Float[Tensor, "batch *grid hidden"]
     ) -> Float[Tensor, "batch *grid code"]:
-        """Gradient by the code of the product of what `decode` adds and `rest`."""
+        """The gradient, with respect to the code, of the scalar product of `rest` and what `decode` adds."""
         line, bent = (self.cut(rest) @ self.synthesis.weight).tensor_split([self.code_dim], dim=-1)
         bent = torch.ops.aten.gelu_backward(bent, hidden)
         gradient: Tensor = line + bent @ self.expand.weight[:, : self.code_dim]
@@ -128,9 +132,9 @@ class Scale(nn.Module):
 
     @torch.no_grad()
     def initialize(self, rest: Float[Tensor, "n channels *sides"]) -> None:
-        """Start the linear path at the principal axes of segments.
+        """Set the linear path to the principal axes of the segments of a residual.
 
-        Where a code has more values than there are axes, the others start without an effect.
+        Where a code has more values than there are axes, the other values have no effect before training.
         """
         if not self.code_dim:
             return
@@ -144,14 +148,20 @@ class Scale(nn.Module):
 
 
 def beside(code: Float[Tensor, "*batch code"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch both"]:
-    """Both in one, without a copy where there is no code."""
+    """Concatenate both along the last axis; without a copy where the code is empty."""
     return torch.cat([code, x], dim=-1) if code.shape[-1] else x
 
 
 def principal_axes(x: Float[Tensor, "n values"], k: int) -> tuple[Float[Tensor, " values"], Float[Tensor, "values m"]]:
-    """Mean and the first k principal axes, of the most variance first; n windows have no more than n - 1.
+    """Mean and the first k principal axes, in order of falling variance; n windows have at most n - 1 axes.
 
-    Exact, or of a random projection (Halko et al., arXiv 0909.4061) where few are wanted of many.
+    They are exact, or where there are few of many, computed by random projection (Halko et al., arXiv 0909.4061).
+
+    Examples:
+        >>> mean, axes = principal_axes(torch.tensor([[0.0, 0.0], [2.0, 2.0], [4.0, 4.0]]), k=1)
+        >>> mean, axes.abs()
+        (tensor([2., 2.]), tensor([[0.7071],
+                [0.7071]]))
     """
     x = x.double()
     mean = x.mean(0)
@@ -160,7 +170,7 @@ def principal_axes(x: Float[Tensor, "n values"], k: int) -> tuple[Float[Tensor, 
         axes = torch.pca_lowrank(x, q=min(k + 20, *x.shape), niter=8)[2][:, :k]
     elif x.shape[0] > x.shape[1]:
         axes = torch.linalg.eigh((x - mean).T @ (x - mean))[1].flip(1)[:, :k]
-    else:  # by the windows' products, of which there are fewer
+    else:  # from the scalar products of windows, a smaller matrix
         weights = torch.linalg.eigh((x - mean) @ (x - mean).T)[1].flip(1)[:, :k]
         axes = torch.linalg.qr((x - mean).T @ weights)[0]
     return mean.float(), axes.float()

@@ -1,4 +1,4 @@
-"""The peer that the paper builds on, and its extension by a global code."""
+"""L-GTA, with which the paper compares its proposal, and an extension of it by a global code."""
 
 import math
 from collections.abc import Sequence
@@ -13,47 +13,54 @@ from msae.errors import InputError, check_int, check_number
 from msae.models.reconstructor import Reconstructor
 
 HEADS = 4
-"""Of the attention."""
+"""Number of attention heads."""
 CYCLES = (0.5, 1, 2, 4)
-"""Of the sines and cosines that tell the position in the window."""
+"""Frequencies, in cycles per window, of the sines and cosines that encode the position in the window."""
 COARSE = 0.1
-"""Weight of what the global code alone is to make."""
+"""Weight of the loss of the reconstruction by the global code alone."""
 STRENGTH = 0.5
-"""Greatest deviation of the changes that the decoder is to follow."""
+"""Greatest standard deviation of the perturbations in the equivariance loss."""
 KNOTS = 4
-"""Of the curves by which magnitudes are warped."""
+"""Number of knots of the curves of magnitude warping."""
 
 
 @final
 class LGTA(Reconstructor):
     """L-GTA (arXiv 2507.23615): a conditional variational autoencoder with a latent for each time step.
 
-    A bidirectional LSTM reads the window and its condition, self-attention looks at all of its states, and a linear map
-    makes the mean of each step's latent. A second bidirectional LSTM reads latents and condition, and a linear map of
-    its states and of the latents makes the values. With `global_dim` there is, beside the steps' code, one of the whole
-    window, a linear map of the mean of the attention's outputs, which the decoder sees at every step, and which is to
-    make alone as much as it can.
+    The encoder is a bidirectional LSTM over the window and its condition, self-attention over all of its states, and a
+    linear map to the mean of each step's latent. The decoder is a second bidirectional LSTM over latents and condition,
+    and a linear map of its states and of the latents to the values. With `global_dim` there is a second code, of the
+    whole window: a linear map of the mean of the attention's outputs. The decoder sees it at every step, and a loss
+    term makes it reconstruct as much as it can by itself.
 
-    Departures from the paper: the condition is the position in the window, since windows come without a calendar; a
-    long window's steps are stretches of it, since an LSTM takes them one by one; the log variance is linear in the
-    mean, as in every model here with `regularizer=kl`.
+    Differences from the paper: the condition is the position in the window, since windows have no calendar; the steps
+    of a long window are stretches of it, since an LSTM processes them one after another; the log variance is linear in
+    the mean, as in every model of this package with `regularizer=kl`.
 
     Args:
         shape: (channels, length) of a window, or (channels, rows, columns) of one whose steps are rows.
-        steps: latent steps at most; longer windows have stretches of equal length, the last filled up with zeros.
-        step_dim: values in the latent of a step.
-        global_dim: values in the code of the whole window; 0 for L-GTA as it is.
-        hidden_dim: states of each direction of the LSTMs, an even number.
-        equivariance: weight of the equivariance loss, see `penalties`; 0 for none.
+        steps: greatest number of latent steps; a longer window is divided into stretches of equal length, the last
+            padded with zeros.
+        step_dim: number of values in the latent of a step.
+        global_dim: number of values in the code of the whole window; 0 is L-GTA as published.
+        hidden_dim: size of the state of each direction of the LSTMs, an even number.
+        equivariance: weight of the equivariance loss, see `penalties`; 0 to leave it out.
         regularizer: of the latent, as in `Reconstructor`.
         training: `lr` and the other arguments of `Reconstructor`.
 
     Attributes:
-        stretch: time steps in a latent step.
-        steps: latent steps, at most as many as were asked for; the code `steps` has them one after another.
+        stretch: number of time steps in a latent step.
+        steps: number of latent steps, at most the argument; the code `steps` is their latents in order.
 
     Raises:
         InputError: a size that is not a positive whole number, or an odd `hidden_dim`.
+
+    Examples:
+        >>> model = LGTA((1, 24), steps=8, step_dim=2, global_dim=3, hidden_dim=4)
+        >>> x_hat, z = model(torch.zeros(5, 1, 24))
+        >>> x_hat.shape, model.codes
+        (torch.Size([5, 1, 24]), {'global': slice(0, 3, None), 'steps': slice(3, 19, None)})
     """
 
     def __init__(
@@ -92,7 +99,7 @@ class LGTA(Reconstructor):
         self.codes = ({"global": slice(0, global_dim)} if global_dim else {}) | steps_code
 
     def encode_scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
-        """Latents of scaled windows, the global code first."""
+        """Latents of normalized windows, the global code first."""
         x = F.pad(x, (0, self.steps * self.stretch - self.length)).unflatten(2, (self.steps, self.stretch))
         states, _ = self.encoder(torch.cat([x.movedim(1, 2).flatten(2), self._condition(x)], dim=2))
         states = self.attention(states)
@@ -100,7 +107,7 @@ class LGTA(Reconstructor):
         return torch.cat([self.to_global(states.mean(1)), steps], dim=1) if self.global_dim else steps
 
     def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
-        """Scaled reconstructions of latents."""
+        """Normalized reconstructions of latents."""
         whole, steps = self._parts(z)
         code = torch.cat([steps, whole[:, None].expand(-1, self.steps, -1)], dim=2)
         states, _ = self.decoder(torch.cat([code, self._condition(z)], dim=2))
@@ -108,20 +115,20 @@ class LGTA(Reconstructor):
         return x.movedim(2, 1).flatten(2)[..., : self.length]
 
     def stages_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels length"]]:
-        """Scaled reconstructions of latents, by the global code alone, where there is one, and by all."""
+        """Normalized reconstructions by the global code alone, where there is one, and by both codes."""
         alone = {"global": self.decode_scaled(self._alone(z))} if self.global_dim else {}
         return alone | {"steps": self.decode_scaled(z)}
 
     def penalties(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, ""]]:
-        """What the global code alone leaves of dec(z), and the equivariance loss, each times its weight.
+        """The error of the global code alone against dec(z), and the equivariance loss, each times its weight.
 
-        Without the first the steps' code, which can hold all, would leave the global one without use.
+        Without the first term the steps' code, which can hold everything, would leave the global code unused.
 
-        The second is ||dec(T(z)) - T(dec(z))||^2 over the values of a window. T is, for each window by chance, one of
-        three of random strength: scaling, of all codes; jitter, one number added to all values of a step; or magnitude
-        warp by a smooth curve. The last two change the steps' code, and so of the window jitter adds the numbers, and
-        warp multiplies what the steps add to the global code's part. As in the authors' code the decoder alone learns
-        from it, towards T(dec(z)).
+        The equivariance loss is ||dec(T(z)) - T(dec(z))||^2 over the values of a window. T is drawn for each window
+        from three transformations of random strength: scaling, of all codes; jitter, which adds one random number to
+        all values of a step; and magnitude warping by a smooth curve. The last two change the steps' code only. In the
+        window, jitter therefore adds the numbers to the values, and warping multiplies the difference between the
+        reconstruction and the part of the global code. As in the authors' code, the gradient reaches dec(T(z)) only.
         """
         found = {}
         with torch.no_grad():
@@ -149,21 +156,21 @@ class LGTA(Reconstructor):
     def _parts(
         self, z: Float[Tensor, "batch latent"]
     ) -> tuple[Float[Tensor, "batch global"], Float[Tensor, "batch steps step"]]:
-        """The global code, and that of the steps."""
+        """The global code, and the code of the steps."""
         return z[:, : self.global_dim], z[:, self.global_dim :].unflatten(1, (self.steps, self.step_dim))
 
     def _alone(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch latent"]:
-        """Latents with the steps' code at the prior's mean."""
+        """Latents whose steps' code is the mean of the prior, 0."""
         return torch.cat([z[:, : self.global_dim], torch.zeros_like(z[:, self.global_dim :])], dim=1)
 
 
 def perturbation(
     batch: int, steps: int, device: torch.device
 ) -> tuple[Float[Tensor, "batch steps"], Float[Tensor, "batch steps"], Bool[Tensor, "batch 1"]]:
-    """A change of each window, by chance scaling, jitter or magnitude warp (arXiv 2507.23615).
+    """A random transformation for each window: scaling, jitter or magnitude warping (arXiv 2507.23615).
 
     Returns:
-        What multiplies each step, what is then added to it, and whether it is scaling.
+        The factor of each step, the number then added to each step, and whether the transformation is scaling.
     """
     kind, strength = torch.randint(3, (batch, 1), device=device), STRENGTH * torch.rand(batch, 1, device=device)
     curve = F.interpolate(torch.randn(batch, 1, 1, KNOTS, device=device), (1, steps), mode="bicubic")[:, 0, 0]

@@ -14,17 +14,23 @@ from msae.models.reconstructor import Reconstructor
 
 @final
 class MultiScaleAutoEncoder(Reconstructor):
-    """A small-scale encoder of half of the input, a large-scale one of all of it, one decoder (paper III-B, appendix).
+    """A small-scale encoder of half of the window, a large-scale one of all of it, one decoder (paper III-B, appendix).
 
     Args:
         shape: (channels, length) of a window.
-        small_scale: what "half of the input" is: `first_half` of the time steps, or `strided`, every second one; an odd
-            length gives the small scale one step more than half.
-        small_dim: values in the small-scale code.
-        large_dim: values in the large-scale code.
+        small_scale: which half the small scale sees: `first_half` of the time steps, or `strided`, every second one. Of
+            an odd length it sees the larger half.
+        small_dim: number of values in the small-scale code.
+        large_dim: number of values in the large-scale code.
         small_hidden_dim: size of the small-scale encoder's hidden layer.
         large_hidden_dim: size of the hidden layers of the large-scale encoder and of the decoder.
         training: `lr` and the other arguments of `Reconstructor`.
+
+    Examples:
+        >>> model = MultiScaleAutoEncoder((1, 16), small_dim=2, large_dim=3)
+        >>> z = model.encode(torch.zeros(5, 1, 16))
+        >>> z.shape, model.codes
+        (torch.Size([5, 5]), {'small': slice(0, 2, None), 'large': slice(2, 5, None)})
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Scales from coarse to fine: the window, and ever shorter segments of it."""
+"""Scales from coarse to fine: the whole window, and ever shorter segments of it."""
 
 from __future__ import annotations
 
@@ -18,42 +18,53 @@ from msae.models.reconstructor import Reconstructor
 
 log = logging.getLogger(__name__)
 FOLDS = 10
-"""Parts into which training windows are cut to choose shares of the latent."""
+"""Number of parts into which training windows are divided for cross-validation."""
 COMPARED = 2**22
-"""Values of the windows by which shares are chosen, at most."""
+"""Greatest number of values in the windows by which the shares of the latent are chosen."""
 
 
 @final
 class PyramidAutoEncoder(Reconstructor):
-    """Scales from coarse to fine, each of which codes what the coarser ones left.
+    """Scales from coarse to fine; each encodes the residual that the coarser scales leave.
 
     A scale cuts the window into segments that share one encoder and one decoder, so that a fine scale has few
-    parameters and learns from as many examples as there are segments. Each has a linear path, which starts at the
-    principal axes of what is left at that scale, and hidden layers beside it, which start at zero: training starts at
-    PCA. Where data has a range, reconstructions are clipped to it, and the gradient passes straight through.
+    parameters, and learns from as many examples as there are segments. Each scale has a linear path, which starts at
+    the principal axes of the residual, and hidden layers beside it, which start at zero: before training the model is a
+    PCA. Where the data are bounded, reconstructions are clipped to their range, and the gradient ignores the clipping.
 
-    How the latent is shared among the scales follows from the training windows, see `choose_shares`: where they are
-    many the whole window's axes serve best, where they are few the axes of its segments do.
+    The training windows decide how the latent is shared among the scales (`choose_shares`). With many windows the axes
+    of the whole window are best, with few the axes of its segments.
 
-    The encoders' codes are a first guess. Each further pass decodes them and adds the decoder's adjoint of what is
-    left, times a learned matrix, as in learned iterative inference (Gregor and LeCun 2010; arXiv 1807.09356).
+    The encoders give a first estimate of the codes. Each further pass decodes it and corrects it by the decoder's
+    adjoint of the reconstruction error, times a learned matrix, as in learned iterative inference (Gregor and LeCun
+    2010; arXiv 1807.09356).
 
     Args:
         shape: (channels, length) of a window, or (channels, rows, columns) of one that is cut along both axes.
-        latent_dim: values in the latent, all scales together; or a share of a window's values, at least 8 of them,
-            rounded down to a multiple of the coarsest segments.
-        segments: number of segments along each axis, a scale each, from coarse to fine; [1] is a model of one scale.
-            Those that are more than the window has steps are left out.
-        hidden_dim: size of the hidden layers of a model of one scale. Of several, the finer ones have a quarter of it,
-            and the coarsest as much as leaves the number of parameters as it is: scales cost none.
-        code_dims: values in the code of a segment, for each scale, 0 for one that only refines what the others made;
-            None to choose them by the training windows, before which the coarsest scale has all.
-        passes: guesses of the codes, 1 for the encoders' alone.
+        latent_dim: number of values in the latent, all scales together; or below 1, a share of the number of values in
+            a window, at least 8 values and rounded down to a multiple of the number of the coarsest segments.
+        segments: number of segments along each axis, for each scale from coarse to fine; [1] is a model of one scale.
+            Numbers above the window's number of steps are left out.
+        hidden_dim: size of the hidden layers of a model of one scale. In a model of several, the finer scales have a
+            quarter of it, and the coarsest as many as give the same number of parameters.
+        code_dims: number of values in the code of a segment, for each scale; 0 for a scale that only refines the
+            reconstruction of the others. None to choose them by the training windows in `initialize`; until then the
+            coarsest scale has the whole latent.
+        passes: number of estimates of the codes; 1 for the encoders alone.
         training: `lr` and the other arguments of `Reconstructor`.
 
     Raises:
-        InputError: numbers of segments that do not grow or that all exceed the window's steps, or codes that are not of
-            `latent_dim` values together.
+        InputError: numbers of segments that do not grow or are all above the window's number of steps, or codes whose
+            sizes do not add up to `latent_dim`.
+
+    Examples:
+        >>> model = PyramidAutoEncoder((1, 16), latent_dim=6, segments=[1, 4], code_dims=[2, 1])
+        >>> x = torch.zeros(5, 1, 16)
+        >>> z = model.encode(x)
+        >>> z.shape, model.codes
+        (torch.Size([5, 6]), {'1': slice(0, 2, None), '4': slice(2, 6, None)})
+        >>> {name: tuple(x_hat.shape) for name, x_hat in model.stages(z).items()}
+        {'1': (5, 1, 16), '4': (5, 1, 16)}
     """
 
     def __init__(
@@ -72,10 +83,10 @@ class PyramidAutoEncoder(Reconstructor):
         self.segments = [n for n in counts if n <= min(self.grid)]
         if counts != sorted(set(counts)) or not self.segments:
             raise InputError(
-                f"segments={counts}: expected numbers that grow, the first at most the window's {min(self.grid)} steps"
+                f"segments={counts}: expected growing numbers, the first at most the window's {min(self.grid)} steps"
             )
         if len({self._scale(i, 1, 1).grid for i in range(len(self.segments))}) < len(self.segments):
-            raise InputError(f"segments={counts}: two of them are the same segments of the window's {self.grid} steps")
+            raise InputError(f"segments={counts}: two of them give the same segments of the window's {self.grid} steps")
         coarsest = self._scale(0, 1, 1).dim
         if isinstance(latent_dim, float) and 0 < latent_dim < 1:
             latent_dim = max(8, int(latent_dim * self.channels * self.length))
@@ -83,7 +94,9 @@ class PyramidAutoEncoder(Reconstructor):
         self.hparams["latent_dim"] = check_int("latent_dim", latent_dim)
         self.passes = check_int("passes", passes)
         if code_dims is None and latent_dim % coarsest:
-            raise InputError(f"latent_dim={latent_dim}: expected a multiple of {coarsest}, the segments of segments[0]")
+            raise InputError(
+                f"latent_dim={latent_dim}: expected a multiple of {coarsest}, the number of the coarsest segments"
+            )
         dims = [latent_dim // coarsest, *[0] * len(self.segments[1:])] if code_dims is None else code_dims
         self._build(check_ints("code_dims", dims, 0))
 
@@ -91,15 +104,15 @@ class PyramidAutoEncoder(Reconstructor):
         return Scale((self.channels, *self.grid), self.segments[i], code_dim, hidden_dim)
 
     def _build(self, dims: list[int]) -> None:
-        """The nets for codes of `dims` values a segment."""
+        """Build the nets for codes of `dims` values a segment."""
         if len(dims) != len(self.segments):
-            raise InputError(f"segments={self.segments} code_dims={dims}: expected one for each scale")
+            raise InputError(f"segments={self.segments} code_dims={dims}: expected one number for each scale")
         finer = [self._scale(i, dim, max(1, self.hidden_dim // 4)) for i, dim in enumerate(dims[1:], 1)]
         total = dims[0] * self._scale(0, 1, 1).dim + sum(scale.dim for scale in finer)
         if total != self.hparams["latent_dim"] or not dims[0]:
             raise InputError(
-                f"code_dims={dims}: make {total} latent values, {dims[0]} in each of the coarsest segments; expected "
-                f"latent_dim={self.hparams['latent_dim']}, and at least 1"
+                f"code_dims={dims}: {total} latent values in all, {dims[0]} for a coarsest segment; expected "
+                f"latent_dim={self.hparams['latent_dim']} in all, and at least 1 for a coarsest segment"
             )
         scales = [self._scale(0, dims[0], self._hidden(dims[0], finer)), *finer]
         self.scales: Any = nn.ModuleList(scales)
@@ -108,7 +121,7 @@ class PyramidAutoEncoder(Reconstructor):
             for scale, stop in zip(scales, accumulate(scale.dim for scale in scales), strict=True)
             if scale.dim
         }
-        self.coded = max(i for i, dim in enumerate(dims, 1) if dim)  # finer ones refine, in the last pass alone
+        self.coded = max(i for i, dim in enumerate(dims, 1) if dim)  # the finer scales refine, in the last pass only
         self.steps: Any = nn.ModuleList(
             nn.ModuleList(nn.Linear(dim, dim) if dim else nn.Identity() for dim in dims) for _ in range(self.passes - 1)
         )
@@ -116,7 +129,7 @@ class PyramidAutoEncoder(Reconstructor):
             nn.init.zeros_(parameter)
 
     def _hidden(self, dim: int, finer: list[Scale]) -> int:
-        """Size of the coarsest scale's hidden layers that gives as many parameters as one scale would have."""
+        """Size of the coarsest scale's hidden layers that gives the number of parameters of a model of one scale."""
 
         def size(*scales: Scale) -> int:
             return sum(p.numel() for scale in scales for p in scale.parameters()) + sum(
@@ -129,10 +142,10 @@ class PyramidAutoEncoder(Reconstructor):
 
     @torch.no_grad()
     def initialize(self, windows: Callable[[], Float[Tensor, "n channels length"]]) -> None:
-        """Choose the shares of the latent, and start the linear paths at the principal axes of what is left.
+        """Choose the shares of the latent, and set the linear paths to the principal axes of the residuals.
 
-        What a scale leaves is that of windows its axes were not fitted to, fold by fold: where windows are few, axes
-        explain all of those they are fitted to, and finer scales would find nothing.
+        The residual of a scale is cross-validated: each window's is by axes that were fitted to other windows. Where
+        windows are few, axes explain the windows they are fitted to completely, and finer scales would find nothing.
         """
         x = windows().unflatten(2, self.grid)
         dims = [scale.code_dim for scale in self.scales]
@@ -142,7 +155,7 @@ class PyramidAutoEncoder(Reconstructor):
             log.info("choosing the scales' shares of the latent by %d windows", n)
             dims = choose_shares(some, list(self.scales), self.hparams["latent_dim"])
             self._build(dims)
-            log.info("latent values of a segment, by scale: %s", dims)
+            log.info("latent values of a segment, for each scale: %s", dims)
         self.hparams["code_dims"] = dims
         for i, scale in enumerate(self.scales):
             scale.initialize(x)
@@ -150,7 +163,7 @@ class PyramidAutoEncoder(Reconstructor):
                 [x] = held_out(x, scale, [scale.code_dim])
 
     def encode_scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
-        """Latents of scaled windows."""
+        """Latents of normalized windows."""
         x = x.unflatten(2, self.grid)
         codes: list[Tensor] = []
         made = torch.zeros_like(x)
@@ -168,24 +181,24 @@ class PyramidAutoEncoder(Reconstructor):
         return torch.cat([code.flatten(1) for code in codes], dim=1)
 
     def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
-        """Scaled reconstructions of latents."""
+        """Normalized reconstructions of latents."""
         return self._bounded(self._made(z)[-1])
 
     def stages_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels length"]]:
-        """Scaled reconstructions by the coarsest scale alone, by the two coarsest, and so on to all, by their names."""
+        """Normalized reconstructions by the coarsest scale alone, by the two coarsest, and so on to all scales."""
         return {scale.name: self._bounded(x) for scale, x in zip(self.scales, self._made(z), strict=True)}
 
     def _made(self, z: Float[Tensor, "batch latent"]) -> list[Tensor]:
-        """What the scales up to each make together of latents, before it is clipped at last."""
+        """Reconstructions of latents by the scales up to each one, before the last clipping."""
         parts = z.split([scale.dim for scale in self.scales], dim=1)
         return self._decode([part.unflatten(1, (*s.grid, -1)) for part, s in zip(parts, self.scales, strict=True)])[0]
 
     def _bounded(self, x: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch channels length"]:
-        """Windows within the data's range; the gradient passes straight through."""
+        """Windows clipped to the range of the data; the gradient ignores the clipping."""
         return (self.clip(x).detach() + (x - x.detach())).flatten(2)
 
     def _decode(self, codes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """What the scales up to each make together, before it is clipped at last, and the hidden values of each."""
+        """Reconstructions by the scales up to each one, before the last clipping, and the hidden values of each."""
         made, hidden = [codes[0].new_zeros(codes[0].shape[0], self.channels, *self.grid)], []
         for scale, code in zip(self.scales, codes, strict=False):
             added, values = scale.decode(code, self.clip(made[-1]))
@@ -197,10 +210,13 @@ class PyramidAutoEncoder(Reconstructor):
 def held_out(
     x: Float[Tensor, "n channels *sides"], scale: Scale, dims: Sequence[int]
 ) -> Iterator[Float[Tensor, "n channels *sides"]]:
-    """What the principal axes of a scale's segments leave of windows, for each number of axes, fold by fold.
+    """Cross-validated residuals of windows: what the principal axes of a scale's segments leave.
 
-    Each window is explained by axes of the windows of other folds. A fold is every tenth of a hundred stretches of the
-    windows, so that neither windows that overlap nor classes in order fall into a fold of their own.
+    The axes for a window are fitted to the windows of other folds. A fold is every tenth of a hundred stretches of the
+    windows, so that overlapping windows, and classes in order, are not a fold by themselves.
+
+    Yields:
+        The residuals, for each number of axes in `dims`.
     """
     fold = torch.arange(len(x)) * min(len(x), 10 * FOLDS) // len(x) % FOLDS
     fitted = [principal_axes(scale.cut(x[fold != i]).flatten(0, -2), max(dims)) for i in range(min(FOLDS, len(x)))]
@@ -213,11 +229,11 @@ def held_out(
 
 
 def choose_shares(x: Float[Tensor, "n channels *sides"], scales: list[Scale], latent_dim: int) -> list[int]:
-    """Values in the code of a segment, for each scale, by which linear paths leave the least of held-out windows.
+    """The number of values in the code of a segment, for each scale, with the least cross-validated linear error.
 
-    Compared are all ways to give the finer scales quarters of the latent, in whole values a segment; the
-    coarsest has the rest, at least 1 value a segment. It has all unless the gain is above its standard error (the rule
-    of Breiman et al., 1984).
+    All ways to give quarters of the latent to the finer scales are compared, in whole values a segment; the coarsest
+    scale has the rest, at least 1 value a segment. It has all unless the gain is above its standard error (the rule of
+    Breiman et al., 1984).
     """
     coarsest, *counts = (math.prod(scale.grid) for scale in scales)
     found = set()
@@ -237,10 +253,10 @@ def choose_shares(x: Float[Tensor, "n channels *sides"], scales: list[Scale], la
 def least(
     x: Float[Tensor, "n channels *sides"], scales: list[Scale], candidates: list[tuple[int, ...]]
 ) -> tuple[float, tuple[int, ...], Float[Tensor, " n"]]:
-    """The least held-out error of `candidates`, sorted tuples of values a segment for each scale.
+    """The least cross-validated error of `candidates`, sorted tuples of the number of values a segment for each scale.
 
     Returns:
-        That error, the candidate, and its error in each window.
+        The error, its candidate, and the error of that candidate in each window.
     """
     if not scales:
         error = x.flatten(1).square().mean(1)

@@ -15,7 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from msae.models.reconstructor import active_units
+from msae.models.metrics import active_units
 from msae.runs.folder import UNNAMED, flat, own_overrides
 from msae.runs.trainer import device_name
 

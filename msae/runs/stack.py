@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from msae.models.reconstructor import Reconstructor
+from msae.models.steps import MultiStepModule
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Run(Thread):
     def __init__(self, name: str, task: Callable[[Run], None]) -> None:
         super().__init__(name=name, daemon=True)
         self.task = task
-        self.model: Reconstructor
+        self.model: MultiStepModule
         self.batches: list[Tensor] = []
         self.noise: list[Tensor | None] = []
         self.asks: Queue[bool] = Queue()
@@ -48,8 +48,10 @@ class Run(Thread):
         finally:
             self.asks.put(False)
 
-    def make_steps(self, model: Reconstructor, batches: list[Tensor], noise: list[Tensor | None]) -> dict[str, Tensor]:
-        """As `Reconstructor.make_steps`, by the stack."""
+    def make_steps(
+        self, model: MultiStepModule, batches: list[Tensor], noise: list[Tensor | None]
+    ) -> dict[str, Tensor]:
+        """As `MultiStepModule.make_steps`, by the stack."""
         self.model, self.batches, self.noise = model, batches, noise
         devices = [model.device] if model.device.type == "cuda" else []
         started = time.perf_counter()
@@ -161,7 +163,7 @@ class Stacked:
         models: within `training_step`, all at the same step of the same schedule.
     """
 
-    def __init__(self, models: Sequence[Reconstructor]) -> None:
+    def __init__(self, models: Sequence[MultiStepModule]) -> None:
         self.models = list(models)
         self.owners = [owner for model in models if isinstance(owner := model.optimizers(False), torch.optim.Optimizer)]
         for owner in self.owners:
@@ -244,10 +246,10 @@ class Stacked:
 class Objective(nn.Module):
     """A model's `objective` as a forward, which `functional_call` wants."""
 
-    def __init__(self, model: Reconstructor) -> None:
+    def __init__(self, model: MultiStepModule) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor, noise: Tensor | None, weight: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `Reconstructor.objective`."""
+        """As `MultiStepModule.objective`."""
         return self.model.objective(x, noise, weight)
