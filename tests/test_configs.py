@@ -14,7 +14,6 @@ import msae
 from msae.cli import CONF
 from msae.help import options
 
-
 PRESETS = {name for name in options("data") if "defaults" in OmegaConf.load(CONF / "data" / f"{name}.yaml")}
 """Data sets that are another one with other options: one model will do."""
 PAIRS = [
