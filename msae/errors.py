@@ -5,7 +5,16 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """A value that the user gave and can mend; commands print it without a traceback."""
+    """A value that the user gave and can correct; commands print it in one line, without a traceback.
+
+    Examples:
+        >>> from msae import InputError, load
+        >>> try:
+        ...     load("no/such/run")
+        ... except InputError as error:
+        ...     print(error)
+        checkpoint no/such/run: no such file; expected the folder of a run, or its best.ckpt
+    """
 
 
 def check_int(name: str, value: Any, low: int = 1, high: int | None = None) -> int:

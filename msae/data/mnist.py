@@ -43,6 +43,15 @@ def mnist(root: str | None = None, units: str = "unit", **loader: Any) -> DataMo
 
     Raises:
         InputError: a root that is not a folder, unknown units, or files that are missing and cannot be downloaded.
+
+    Examples:
+        `mnist().shape` is `(1, 784)`, once the files are downloaded. A folder that is given has to exist:
+
+        >>> from msae.data.mnist import mnist
+        >>> mnist(root="no/such/folder")
+        Traceback (most recent call last):
+            ...
+        msae.errors.InputError: root=no/such/folder: no such folder; make it first, or leave root out for the cache folder
     """
     scale = UNITS[check_choice("units", units, UNITS)]
     if root is None:

@@ -45,6 +45,13 @@ def ucr(
     Raises:
         InputError: there is no such data set; aeon is not installed or cannot download it; or series differ in length
             or have missing values, and no option says what to do about it.
+
+    Examples:
+        A data set that aeon includes (msae's extra `ucr`):
+
+        >>> from msae.data.ucr import ucr
+        >>> ucr("GunPoint").shape
+        (1, 150)
     """
     check_choice("pad", pad, (None, "end", "start"))
     check_choice("missing", missing, ("error", "interpolate", "mask"))

@@ -210,7 +210,18 @@ def scores(
 ) -> Iterator[Scores]:
     """The scores of a whole series, or of windows that do not overlap, `size` time steps at a time.
 
-    What is memory-mapped is read when its turn comes.
+    Memory-mapped data are read piece by piece.
+
+    Examples:
+        >>> import torch
+        >>> from msae.models.ae import AutoEncoder
+        >>> from msae.uses.anomaly import Scorer, joined, learn, scores
+        >>> model = AutoEncoder((1, 32), latent_dim=4).eval()
+        >>> series = torch.sin(torch.arange(400) / 5)[None]
+        >>> known = learn(model, [series])
+        >>> found = joined(list(scores(Scorer(model, known.codes), series)))
+        >>> found.total.shape, found.channels.shape
+        (torch.Size([400]), torch.Size([1, 400]))
     """
     if x.ndim == 3:
         for batch in torch.split(x, max(1, size // x.shape[2])):
@@ -275,7 +286,7 @@ Data = Float[Tensor, "channels _"] | Float[Tensor, "_ channels length"]
 def learn(
     model: Reconstructor, data: Iterable[Data], stride: int = 1, seen: Callable[[int], object] = lambda _: None
 ) -> Reference:
-    """What is usual in training series, each at least a window long, or windows, in raw units.
+    """The distribution of training scores of series, each at least a window long, or windows, in raw units.
 
     Args:
         model: in evaluation mode.
@@ -285,6 +296,14 @@ def learn(
 
     Raises:
         InputError: fewer than two windows, or no value in any.
+
+    Examples:
+        >>> import torch
+        >>> from msae.models.ae import AutoEncoder
+        >>> from msae.uses.anomaly import learn
+        >>> model = AutoEncoder((1, 32), latent_dim=4).eval()
+        >>> sorted(learn(model, [torch.sin(torch.arange(400) / 5)[None]]).usual)
+        ['code_whole']
     """
     kept = Thinned(WINDOWS)
     for x in data:

@@ -121,6 +121,15 @@ def augment(
 
     Raises:
         InputError: a change, scale, strength or distance that cannot be used.
+
+    Examples:
+        >>> import torch
+        >>> from msae.models.ae import AutoEncoder
+        >>> from msae.uses.augmentation import Reference, augment
+        >>> model = AutoEncoder((1, 32), latent_dim=4).eval()
+        >>> x = torch.randn(8, 1, 32)
+        >>> augment(model, x, Reference.of(model, x), "jitter", strength=0.5).x.shape
+        torch.Size([8, 1, 32])
     """
     most = check(model, change, strength, scales, distance)
     z = model.encode(x)
@@ -280,6 +289,12 @@ def sample(
 
     Raises:
         InputError: another regularizer, or windows with a level and no reference.
+
+    Examples:
+        >>> from msae.models.ae import AutoEncoder
+        >>> from msae.uses.augmentation import sample
+        >>> sample(AutoEncoder((1, 32), latent_dim=4, regularizer="kl").eval(), n=3).shape
+        torch.Size([3, 1, 32])
     """
     check_int("n", n)
     check_prior(model)

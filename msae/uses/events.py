@@ -33,6 +33,12 @@ def threshold(totals: Float[Tensor, " n"], probability: float, method: str = "ev
 
     Raises:
         InputError: a probability that is not between 0 and 1, another method, too few scores.
+
+    Examples:
+        >>> import torch
+        >>> from msae.uses.events import threshold
+        >>> threshold(torch.arange(1000.0), probability=0.1, method="quantile")
+        899.1
     """
     check_choice("method", method, METHODS)
     if not 0 < check_number("probability", probability, 1) < 1:
@@ -92,7 +98,16 @@ def events(
         above: the threshold.
         scale: number of the strangest scale at each step.
         first: number of the first step.
-        length: of windows that stand alone, one after the other, from one to the next of which no run goes on.
+        length: of windows that stand alone, one after the other; no event extends from one to the next.
+
+    Examples:
+        >>> import torch
+        >>> from msae.uses.anomaly import Scores
+        >>> from msae.uses.events import events
+        >>> total = torch.tensor([0.0, 5.0, 6.0, 0.0])
+        >>> [event] = events(Scores(total, total[None], {}), above=2)
+        >>> event.start, event.end, event.peak
+        (1, 2, 2)
     """
     length = length or max(1, len(found))
     edges = torch.diff(F.pad((found.total > above).int().reshape(-1, length), (1, 1)))

@@ -89,6 +89,15 @@ def fit(
 
     Raises:
         InputError: a split without a window that has such a future.
+
+    Examples:
+        >>> import torch
+        >>> from msae.uses.forecasting import evaluate, fit
+        >>> series = torch.sin(torch.arange(600.0).double() / 7)[None]
+        >>> training, validation, test = (series[:, :400], 0), (series[:, 400:500], 0), (series[:, 500:], 0)
+        >>> found = fit(lambda x: x.flatten(1), [training], [validation], length=32, horizons=[8])
+        >>> bool(evaluate(lambda x: x.flatten(1), found, [test], length=32)[8].mse < 1e-6)
+        True
     """
     check_horizons("training", training, length, horizons)
     check_horizons("validation", validation, length, horizons)
@@ -105,7 +114,16 @@ def fit(
 def evaluate(
     encode: Encode, forecasters: dict[int, Forecaster], parts: Sequence[Part], length: int, stride: int = 1
 ) -> dict[int, Errors]:
-    """The errors of each horizon's forecaster on the windows of a split; InputError where there are none."""
+    """The errors of each horizon's forecaster on the windows of a split; InputError where there are none.
+
+    Examples:
+        >>> import torch
+        >>> from msae.uses.forecasting import evaluate, fit
+        >>> part = (torch.sin(torch.arange(200.0).double() / 7)[None], 0)
+        >>> found = fit(lambda x: x.flatten(1), [part], [part], length=32, horizons=[8])
+        >>> evaluate(lambda x: x.flatten(1), found, [part], length=32)[8].n
+        161
+    """
     check_horizons("test", parts, length, list(forecasters))
     n = dict.fromkeys(forecasters, 0)
     channels = len(parts[0][0])
