@@ -107,7 +107,7 @@ def dashes(_: Sphinx, document: nodes.document) -> None:
         text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001
 
 
-def links_inside(_: Sphinx, page: str, source: list[str]) -> None:
+def links_inside(_: Sphinx, __: str, source: list[str]) -> None:
     """Links to studies and to files of the repository, which work on a code host, as links to pages of the site."""
     source[0] = re.sub(r"\]\((?:\.\./)+studies/(\w+)/README\.md", r"](/studies/_generated/\1/index.md", source[0])
     source[0] = re.sub(r"\[([^]]+)\]\((?:\.\./)+conf/[^)]*\)", r"`\1`", source[0])
