@@ -63,7 +63,7 @@ def detect(cfg: DictConfig) -> Path:
         like = detector.row(part, events.Event(0, 0, 0, 0.0, 0, 0))  # there may be no event, but the table has columns
         for row in [{name: write.column(values, text=False)[:0] for name, values in like.items()}, *detector.events]:
             found.write(row)
-    write.picture(detector.figure(), out.with_name(f"{out.name}.png"))
+    write.picture(detector.figure(cfg.data.get("time_column")), out.with_name(f"{out.name}.png"))
     print(
         f"{table.rows} time steps, {len(detector.events)} events above {above:.6g}"
         f"\n  {out}\n  {out}.events.csv\n  {out}.png"
@@ -309,13 +309,13 @@ class Detector:
         drawn["times"] = None if times is None else times.to_numpy(zero_copy_only=False)
         self.shown = float(totals[peak]), drawn, part.name if part.x.ndim == 2 else f"{part.name}, number {number}"
 
-    def figure(self) -> Figure:
-        """The picture."""
+    def figure(self, clock: str | None) -> Figure:
+        """The picture; `clock` is the name of the time column."""
         from msae import plots
 
         assert self.shown is not None, "something was scored"
         _, drawn, name = self.shown
-        figure = plots.anomalies(**drawn, threshold=self.above)
+        figure = plots.anomalies(**drawn, threshold=self.above, clock=clock)
         figure.suptitle(name, fontsize=9)
         return figure
 

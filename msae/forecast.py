@@ -51,7 +51,9 @@ def forecast(cfg: DictConfig) -> Path:
     from msae import plots
 
     x, y_hat, times = shown
-    write.picture(plots.forecast(x, y_hat, tables[0].columns, times), out.with_name(f"{out.name}.png"))
+    write.picture(
+        plots.forecast(x, y_hat, tables[0].columns, times, cfg.data.time_column), out.with_name(f"{out.name}.png")
+    )
     print(f"\n{len(last)} series\n  {out}\n  {out}.png")
     return out
 

@@ -32,13 +32,12 @@ def reconstructions(
 ) -> Figure:
     """A row for the input, then two rows for each model: its output and its absolute error; a column for each window.
 
-    Windows are drawn as images where `image_shape` is given, otherwise as lines, one for each channel. Inputs and
-    outputs share one scale. All errors share another, which starts at 0.
+    Inputs and outputs share one axis range; all errors share another, which starts at 0.
 
     Args:
         x: the windows, in raw units.
         outputs: the reconstructions of each model, or up to each scale, by its name.
-        image_shape: (rows, columns) of a window that is an image.
+        image_shape: (rows, columns) of windows to draw as images; None draws a line for each channel.
         names: of the channels, for the legend.
         title: of the picture; by default it says how many windows there are.
     """
@@ -73,10 +72,9 @@ def reconstructions(
 
 
 def bounds(x: Float[Tensor, "..."]) -> tuple[float, float]:
-    """The least and the greatest value that is not NaN; 0 and 1 if there is none."""
+    """The least and the greatest value that is not NaN; 0 and 1 if all are."""
     present = x[~x.isnan()]
-    low, high = (float(bound) for bound in present.aminmax()) if len(present) else (0.0, 1.0)
-    return low, high
+    return (float(present.min()), float(present.max())) if len(present) else (0.0, 1.0)
 
 
 def gap(length: int) -> int:
@@ -128,6 +126,7 @@ def series(
     names: Sequence[str],
     length: int,
     times: Shaped[np.ndarray, " time"] | None = None,
+    clock: str | None = None,
 ) -> Figure:
     """A row for each of the first four channels: left a whole series with its reconstruction, right four windows of it.
 
@@ -139,13 +138,14 @@ def series(
         names: of the channels, for the axes.
         length: of a window, in steps.
         times: of the rows: time stamps, or numbers; None for row numbers.
+        clock: the name of the times.
     """
     if x.ndim == 3:
         x, x_hat = (array.transpose(0, 2, 1).reshape(-1, array.shape[1]) for array in (x, x_hat))
     shown = min(CHANNELS, x.shape[1])
     figure = Figure(figsize=(11, 0.9 + 2 * shown), layout="constrained")
     axes = figure.subplots(shown, 2, squeeze=False, sharex="col", width_ratios=(3, 2))
-    at, name = positions(len(x), times, "row")
+    at, name = positions(np.arange(len(x)), times, clock, "row")
     middle = slice(max(0, len(x) // 2 - 2 * length), len(x) // 2 + 2 * length)
     for channel, (whole, near) in enumerate(axes):
         envelope(whole, at, x[:, channel], color="0.72", linewidth=2.2, label="input")
@@ -153,8 +153,7 @@ def series(
         near.plot(at[middle], x[middle, channel], color="0.72", linewidth=3)
         near.plot(at[middle], x_hat[middle, channel], color="tab:red", linewidth=1)
         whole.set_ylabel(names[channel] if channel < len(names) else f"channel {channel}")
-    long = len(x) > 2 * STRETCHES
-    axes[0, 0].set_title("whole series" + (": least and greatest values" if long else ""), fontsize=9)
+    axes[0, 0].set_title("whole series" + ", least and greatest values" * (len(x) > 2 * STRETCHES), fontsize=9)
     axes[0, 1].set_title(f"four windows of {length} steps", fontsize=9)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
     for axis in axes.flat:
@@ -164,27 +163,17 @@ def series(
     return figure
 
 
-def envelope(
-    axis: Axes, at: np.ndarray, values: Float[np.ndarray, " time"], outline: bool = False, **look: Any
-) -> None:
-    """Draw values as a line or, where they are many, the band between the least and greatest value of each stretch.
+def envelope(axis: Axes, at: np.ndarray, values: Float[np.ndarray, " n"], outline: bool = False, **look: Any) -> None:
+    """Draw values at positions: a line or, for a long series, the band between each stretch's least and greatest value.
 
-    Args:
-        axis: to draw on.
-        at: the positions of the values.
-        values: those of one channel; NaN is left out.
-        outline: whether to draw the two edges of the band instead of filling it.
-        look: colour, line width and label.
+    With `outline` the two edges of the band are drawn instead of the band; `look` is colour, line width and label.
     """
     if len(values) <= 2 * STRETCHES:
         axis.plot(at, values, **look)
         return
     edges = np.linspace(0, len(values), STRETCHES + 1).astype(int)
-    with np.errstate(all="ignore"):
-        low, high = (
-            np.array([bound.reduce(piece) for piece in np.split(values, edges[1:-1])]) for bound in (np.fmin, np.fmax)
-        )
     x = at[(edges[:-1] + edges[1:]) // 2]
+    low, high = (bound.reduceat(values, edges[:-1]) for bound in (np.fmin, np.fmax))
     if outline:
         axis.plot(x, low, **look)
         axis.plot(x, high, **(look | {"label": None}))
@@ -192,11 +181,11 @@ def envelope(
         axis.fill_between(x, low, high, **(look | {"linewidth": 0.6}))
 
 
-def positions(n: int, times: Shaped[np.ndarray, " n"] | None, unit: str) -> tuple[np.ndarray, str]:
-    """The positions of n values and the label of their axis: times that never step back, otherwise counts of `unit`."""
+def positions(steps: np.ndarray, times: np.ndarray | None, clock: str | None, unit: str) -> tuple[np.ndarray, str]:
+    """The positions of steps and the label of their axis: the times if they never step back, otherwise the steps."""
     if times is None or np.any(times[1:] < times[:-1]):
-        return np.arange(n), unit
-    return times, "" if times.dtype.kind == "M" else "time"
+        return steps, unit
+    return times, clock or "time"
 
 
 def ticks(axis: Axes, at: np.ndarray) -> None:
@@ -211,12 +200,9 @@ def ticks(axis: Axes, at: np.ndarray) -> None:
 
 
 def latents(z: Float[np.ndarray, "n latent"], by: Shaped[np.ndarray, " n"], name: str) -> Figure:
-    """Latents in two dimensions, by PCA, with a legend for up to 20 labels, otherwise with a colour bar.
+    """Latents in two dimensions, by PCA, coloured `by` labels or times, which `name` names.
 
-    Args:
-        z: the latents.
-        by: the values that colour them, such as labels or times.
-        name: of these values; a legend is drawn for `label`.
+    There is a legend for up to 20 values of `label`, otherwise a colour bar.
     """
     pca = PCA(min(2, *z.shape), svd_solver="full").fit(z)
     x, y = np.pad(pca.transform(z), ((0, 0), (0, 2 - pca.n_components_))).T
@@ -247,6 +233,7 @@ def forecast(
     y_hat: Float[np.ndarray, "horizon channels"],
     names: Sequence[str],
     times: Shaped[np.ndarray, " all"] | None = None,
+    clock: str | None = None,
 ) -> Figure:
     """A row for each of the first four channels: the end of a series, and the forecast of the steps after it.
 
@@ -255,12 +242,12 @@ def forecast(
         y_hat: the forecast.
         names: of the channels, for the axes.
         times: of the steps of both: time stamps, or numbers; None for the number of steps after the end.
+        clock: the name of the times, for the axis.
     """
     shown, n = min(CHANNELS, x.shape[1]), len(x)
     figure = Figure(figsize=(9, 0.6 + 1.8 * shown), layout="constrained")
     axes = figure.subplots(shown, squeeze=False, sharex=True)[:, 0]
-    at, name = positions(n + len(y_hat), times, "steps after the end")
-    at = at - (n - 1) if times is None else at
+    at, name = positions(np.arange(1 - n, len(y_hat) + 1), times, clock, "steps after the end")
     for channel, axis in enumerate(axes):
         axis.plot(at[:n], x[:, channel], linewidth=1, color="0.4", label="series")
         axis.plot(at[n:], y_hat[:, channel], linewidth=1.6, color="tab:red", label="forecast")
@@ -280,6 +267,7 @@ def anomalies(
     events: Sequence[tuple[int, int]],
     names: Sequence[str],
     times: Shaped[np.ndarray, " time"] | None = None,
+    clock: str | None = None,
 ) -> Figure:
     """A row for each of the first four channels and one for the score, with the threshold; events are shaded.
 
@@ -290,11 +278,12 @@ def anomalies(
         events: the first and the last step of each.
         names: of the channels, for the axes.
         times: of the steps: time stamps, or numbers; None for step numbers.
+        clock: the name of the times, for the axis.
     """
     shown = min(CHANNELS, x.shape[1])
     figure = Figure(figsize=(11, 2.2 + 1.4 * shown), layout="constrained")
     axes: list[Axes] = list(figure.subplots(shown + 1, 1, sharex=True, height_ratios=[*[1] * shown, 1.4]))
-    at, name = positions(len(x), times, "step")
+    at, name = positions(np.arange(len(x)), times, clock, "step")
     for channel, axis in enumerate(axes[:-1]):
         envelope(axis, at, x[:, channel], linewidth=0.8, color="tab:blue")
         axis.set_ylabel(names[channel])
@@ -304,13 +293,10 @@ def anomalies(
         axes[-1].set_yscale("log", nonpositive="mask")
     axes[-1].set(ylabel="score\n(high: anomalous)", xlabel=name)
     for axis in axes:
-        for start, end in events:
-            axis.axvspan(at[start], at[end], color="tab:red", alpha=0.25, linewidth=1)
+        for i, (start, end) in enumerate(events):  # a label that starts with "_" is not in the legend
+            axis.axvspan(at[start], at[end], color="tab:red", alpha=0.25, linewidth=1, label="_" * i + "event")
         ticks(axis, at)
-    handles, labels = axes[-1].get_legend_handles_labels()
-    if events:
-        handles, labels = [*handles, axes[-1].patches[0]], [*labels, "event"]
-    axes[-1].legend(handles, labels, fontsize=8, loc="upper left", ncols=3)
+    axes[-1].legend(fontsize=8, loc="upper left", ncols=3)
     return figure
 
 

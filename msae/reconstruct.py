@@ -51,7 +51,7 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
         output.mkdir(parents=True, exist_ok=True)
         write_reconstruction(table, form, x_hat, out)
         times = None if table.times is None else read.stamps(table.times, table.origin).to_numpy(zero_copy_only=False)
-        figure = plots.series(table.values, x_hat, table.columns, model.length, times)
+        figure = plots.series(table.values, x_hat, table.columns, model.length, times, cfg.data.time_column)
         figure.savefig(out.with_name(f"{out.name}.png"), dpi=110)
         print(f"{path}: {len(x_hat)} rows, {summary(table.values, x_hat)}\n  {out}\n  {out}.png")
     return written
