@@ -48,10 +48,10 @@ def mnist(root: str | None = None, units: str = "unit", **loader: Any) -> DataMo
         `mnist().shape` is `(1, 784)`, once the files are downloaded. A folder that is given has to exist:
 
         >>> from msae.data.mnist import mnist
-        >>> mnist(root="no/such/folder")
+        >>> mnist(root="no/such")
         Traceback (most recent call last):
             ...
-        msae.errors.InputError: root=no/such/folder: no such folder; make it first, or leave root out for the cache folder
+        msae.errors.InputError: root=no/such: no such folder; make it first, or leave root out for the cache folder
     """
     scale = UNITS[check_choice("units", units, UNITS)]
     if root is None:
