@@ -104,7 +104,7 @@ def test_processes_share_the_batches_of_one(windows: int, batch_size: int, epoch
 def test_fewer_windows_than_processes() -> None:
     data = DataModule(Windows(torch.zeros(2, 1, 4)), Windows(torch.zeros(2, 1, 4)))
     data.trainer = _Trainer(0, 3)  # type: ignore[assignment]
-    with pytest.raises(InputError, match="2 training windows: expected one for each of 3 processes"):
+    with pytest.raises(InputError, match="2 training windows: expected at least one for each of 3 processes"):
         data.train_dataloader()
 
 
