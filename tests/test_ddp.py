@@ -14,9 +14,9 @@ import torch
 from conftest import FAST, Command
 from test_cli import error_line
 
-from msae import cli
 from msae.data.module import DataModule, Windows
 from msae.errors import InputError
+from msae.runs import processes
 
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=2", "data.batch_size=16")
 ONE = ("trainer=cpu", "trainer.max_epochs=2", "data.batch_size=32")
@@ -104,7 +104,7 @@ def test_processes_share_the_batches_of_one(windows: int, batch_size: int, epoch
 def test_fewer_windows_than_processes() -> None:
     data = DataModule(Windows(torch.zeros(2, 1, 4)), Windows(torch.zeros(2, 1, 4)))
     data.trainer = _Trainer(0, 3)  # type: ignore[assignment]
-    with pytest.raises(InputError, match="2 training windows: expected one for each of 3 processes"):
+    with pytest.raises(InputError, match="2 training windows: expected at least one for each of 3 processes"):
         data.train_dataloader()
 
 
@@ -143,7 +143,7 @@ def test_runs_on_slurm_have_one_size(sizes: str, command: Command) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     code, _, err = command("data=digits", "-m", "seed=0,1", "hydra/launcher=slurm", sizes)
     assert code == 2
-    assert "as of hydra.launcher.tasks_per_node and nodes" in error_line(err)
+    assert "the values of hydra.launcher.tasks_per_node and hydra.launcher.nodes" in error_line(err)
 
 
 def test_several_seeds_as_one(command: Command) -> None:
@@ -153,9 +153,10 @@ def test_several_seeds_as_one(command: Command) -> None:
 
 
 def test_slurms_launcher_is_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda _: None)
+    monkeypatch.setattr(processes, "find_spec", lambda _: None)
     code, _, err = command("data=digits", "-m", "seed=0,1", "hydra/launcher=slurm")
-    assert (code, error_line(err)) == (2, "hydra/launcher=slurm: expected its package; pip install 'msae[slurm]'")
+    message = "hydra/launcher=slurm: expected the package hydra-submitit-launcher (msae's extra [slurm])"
+    assert (code, error_line(err)) == (2, message)
 
 
 @pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is None, reason="msae[ray] is not installed")
@@ -187,7 +188,7 @@ class TestStartedAsSeveral:
         code, _, err = command(*FAST)
         assert code == 2
         assert error_line(err) == (
-            "trainer.devices=1 trainer.num_nodes=1: expected trainer=ddp and as many as processes were started, 2"
+            "trainer.devices=1 trainer.num_nodes=1: expected trainer=ddp and as many processes as were started, 2"
         )
 
     def test_a_sweep(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,9 +334,12 @@ class TestCommand:
         code, _, err = command("sweep", module="report")
         assert (code, err.startswith("error: data.root=data: no such folder")) == (2, True)
 
-    def test_an_error_of_our_own_is_not_swallowed(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_error_of_our_own_is_not_swallowed(
+        self, command: Command, made: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made(*SWEEP)
         monkeypatch.setattr(report, "compare", lambda _: 1 / 0)
-        code, _, err = command(*SWEEP)
+        code, _, err = command("resume=sweep")
         assert code == 2
         assert "error: no report of sweep: division by zero" in err
         assert "Traceback" in err
