@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -65,9 +64,9 @@ def augment(cfg: DictConfig) -> Path:
     generator = torch.Generator().manual_seed(cfg.seed)
     with write.Writer(out) as table:
         if cfg.sample is None:
-            kept, told = changed(cfg, model, source, reference, options, generator, table)
+            kept, note = changed(cfg, model, source, reference, options, generator, table)
         else:
-            kept, told = sampled(cfg.sample, model, reference, generator, table)
+            kept, note = sampled(cfg.sample, model, reference, generator, table)
     shown = torch.linspace(0, len(x) - 1, min(SHOWN, len(x))).long()
     if cfg.sample is None:
         made = variants(model, x[shown], reference, None if y is None else y[shown], options, cfg)
@@ -76,7 +75,7 @@ def augment(cfg: DictConfig) -> Path:
         shown = shown[: len(kept)]
     figure = plots.variants(x[shown], made, model.grid if len(model.grid) == 2 else None, channels(model))
     write.picture(figure, out.with_name(f"{out.name}.png"))
-    print(f"{table.rows} new samples{told}\n  {out}\n  {out}.png\n{comparison(model, x, kept)}")
+    print(f"{table.rows} new samples{note}\n  {out}\n  {out}.png\n{comparison(model, x, kept)}")
     return out
 
 
@@ -184,12 +183,12 @@ def changed(
                 alone += int(((made.distance == 0) & (made.strength > 0)).sum())
                 changes += float(made.distance.sum())
                 progress.update(len(x))
-    told = f" by {cfg.change}, at a distance of {changes / seen:.3g} deviations on average"
+    note = f" by {cfg.change}, at a distance of {changes / seen:.3g} deviations on average"
     if missed:
-        told += f"; {missed} cannot reach distance={cfg.distance}, and have the greatest strength"
+        note += f"; {missed} cannot reach distance={cfg.distance} and have the greatest strength"
     if alone and cfg.change == "mix":
-        told += f"; {alone} have no neighbour of their label, and are as they were"
-    return torch.cat(kept), told
+        note += f"; {alone} have no neighbour of their label and are unchanged"
+    return torch.cat(kept), note
 
 
 def sampled(
@@ -277,4 +276,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("msae.augment").main()
+    cli.start("augment")

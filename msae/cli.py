@@ -1,4 +1,4 @@
-"""How the commands meet Hydra: where the configs are, how folders are named, how errors are told."""
+"""Between the command line and Hydra: arguments, the composed config, and errors in one line."""
 
 import _thread
 import atexit
@@ -78,7 +78,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     sweep = prepared(config_name)
     new = not sweep.exists()
 
-    def told(config: DictConfig) -> None:
+    def guarded(config: DictConfig) -> None:
         try:
             task(config)
         except MISTAKES as error:
@@ -89,7 +89,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     sys.argv += ["hydra/job_logging=disabled"] * (not leads())
     hook, sys.unraisablehook = sys.unraisablehook, dropped
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(functools.wraps(task)(told))()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(functools.wraps(task)(guarded))()
     except MISTAKES as error:
         if new and not any(sweep.glob("*/")):  # a sweep that does not compose starts no run
             shutil.rmtree(sweep, ignore_errors=True)
@@ -177,7 +177,7 @@ def fail(message: str) -> NoReturn:
 
 
 def explain(error: BaseException, config_name: str) -> str:
-    """What to tell the user about an exception."""
+    """The message about an exception for the user."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)

@@ -1,8 +1,7 @@
-"""How strange the time steps of a series are to a trained model: `python -m msae.detect ckpt=... data=... out=...`."""
+"""Anomaly scores and alarms of series: `python -m msae.detect ckpt=RUN data.path=new.csv out=scores.csv`."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,7 +44,7 @@ def detect(cfg: DictConfig) -> Path:
     from msae.uses import anomaly, events
 
     parts: Iterator[Part] = series(cfg, model)
-    parts = chain([next(parts)], parts)  # what is wrong with the first is told before all else is read
+    parts = chain([next(parts)], parts)  # an error in the first is reported before the others are read
     known = reference(cfg, model)
     above = cfg.threshold
     if isinstance(above, str):
@@ -75,7 +74,7 @@ def check(cfg: DictConfig) -> None:
     """Raise InputError for values that cannot be used, before anything is loaded."""
     check_int("merge", cfg.merge, 0)
     if check_choice("score", cfg.score, ("error", "scales")) == "scales" and cfg.reference is None:
-        raise InputError("reference=null: score=scales needs what is usual in training; expected a reference")
+        raise InputError("reference=null: score=scales needs training scores; expected a reference")
     check_int("stride", cfg.stride)
     if isinstance(cfg.threshold, (int, float)):
         check_number("threshold", cfg.threshold)
@@ -99,7 +98,7 @@ def reference_path(cfg: DictConfig) -> Any:
 
 
 def reference(cfg: DictConfig, model: Reconstructor) -> Reference | None:
-    """What is usual in the training split of the checkpoint's run, or in files; None without a reference."""
+    """The distribution of scores in the training split of the run, or in files; None without a reference."""
     from msae.uses import anomaly
 
     if cfg.reference is None:
@@ -222,10 +221,10 @@ class Detector:
 
     Args:
         scorer: of a model.
-        known: what is usual.
+        known: the distribution of training scores.
         above: the threshold.
         merge: steps between events that are one, at most.
-        by_scales: whether a step's score is how strange it is to the strangest scale, not its error.
+        by_scales: whether a step's score is the greatest ratio of a scale's score to its usual value, not its error.
 
     Attributes:
         events: a row of a table for each.
@@ -244,7 +243,7 @@ class Detector:
         self.shown: tuple[float, dict[str, Any], str] | None = None
 
     def scores(self, part: Part) -> Iterator[dict[str, Any]]:
-        """The table of a part, in pieces; after them its events are there."""
+        """The table of a part, in pieces; afterwards `events` includes its events."""
         import numpy as np
         import torch
 
@@ -334,4 +333,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("msae.detect").main()
+    cli.start("detect")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("msae.embed").main()
+    cli.start("embed")

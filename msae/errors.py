@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one line."""
+"""Errors that a user can correct, each in one line."""
 
 from collections.abc import Collection, Sequence
 from typing import Any

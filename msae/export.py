@@ -26,10 +26,10 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.models.reconstructor import Reconstructor
 
     Run = Callable[[Tensor], Mapping[str, Tensor]]
-    """What a file computes: its outputs by their names."""
+    """A function from a file's input to its outputs by their names."""
 
 PARTS = {"": ["x_hat", "z"], ".encoder": ["z"], ".decoder": ["x_hat"]}
-"""What the files give, by what stands before the ending of their names; the decoder takes z, the others x."""
+"""The outputs of each file, by the part before the ending of its name; the decoder takes z, the others x."""
 TOLERANCE = 1e-5
 """Greatest difference from PyTorch, as a share of the greatest value of a channel or of the latent."""
 
@@ -75,7 +75,7 @@ def export(cfg: DictConfig) -> list[Path]:
 
 
 def check(cfg: DictConfig) -> Path:
-    """The path `cfg.out`; InputError unless it can be written, and the libraries for it are there."""
+    """The path `cfg.out`; InputError unless it can be written and its libraries are installed."""
     for key, expected in (("ckpt", "the folder of a run, or its best.ckpt"), ("out", "a file ending .onnx or .pt2")):
         if OmegaConf.is_missing(cfg, key) or not cfg[key]:
             raise InputError(f"{key}: no value; expected {expected}")
@@ -100,7 +100,7 @@ def beside(to: Path, part: str) -> Path:
 
 
 def about(model: Reconstructor) -> dict[str, str]:
-    """What each file says of the model, by name, as JSON.
+    """The facts about the model in each file, by name, as JSON.
 
     `model`, its class; `channels`, their names, or null where the data had none; `length` of a window; `codes`, of each
     scale, the first value in the latent and the one after the last; `columns`, the latent's, as `msae.embed` calls
@@ -152,7 +152,7 @@ def pt2_files(model: Reconstructor, x: Float[Tensor, "batch channels length"]) -
 
 
 def of_program(program: ExportedProgram, outputs: list[str]) -> Run:
-    """What a program computes."""
+    """A function that runs an exported program."""
     module = program.module()
 
     def run(x: Tensor) -> dict[str, Tensor]:
@@ -207,7 +207,7 @@ def onnx_part(model: Reconstructor, name: str, x: Float[Tensor, "batch channels 
 
 
 def of_session(content: bytes) -> Run:
-    """What an ONNX file computes in onnxruntime."""
+    """A function that runs an ONNX file in onnxruntime."""
     import onnxruntime
     import torch
 
@@ -250,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("msae.export").main()
+    cli.start("export")

@@ -1,8 +1,7 @@
-"""Forecasts from the latent: `python -m msae.forecast ckpt=... data=series data.path=... out=forecast.csv`."""
+"""Forecasts from the latent: `python -m msae.forecast ckpt=RUN data.path=new.csv out=forecast.csv`."""
 
 from __future__ import annotations
 
-import importlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -232,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("msae.forecast").main()
+    cli.start("forecast")

@@ -1,4 +1,4 @@
-"""What `--help` prints and the command reference lists: the keys of the yaml files and the comments behind them."""
+"""The text of `--help` and of the command reference: the keys of the yaml files and the comments behind them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def options(group: str) -> list[str]:
 
 
 def text(config_name: str, given: Sequence[str] = (), verbose: bool = False) -> str:
-    """What `--help` prints, in about 40 lines; `verbose`, the whole description and the keys of the options chosen.
+    """The text of `--help`, in at most 40 lines; `verbose`, the whole description and the keys of the options chosen.
 
     Args:
         config_name: of the command.

@@ -1,8 +1,7 @@
-"""What a trained model makes of whole files: `python -m msae.reconstruct ckpt=... data=series data.path=...`."""
+"""Reconstructions of whole files: `python -m msae.reconstruct ckpt=RUN data.path=new.csv`."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,7 +102,7 @@ def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Pa
 
 
 def summary(x: np.ndarray, x_hat: np.ndarray) -> str:
-    """What a line of the command says of a file."""
+    """The line that the command prints about a file."""
     import numpy as np
 
     return f"MSE {np.nanmean(np.square(x - x_hat, dtype=np.float64)):.6g} in raw units"
@@ -115,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("msae.reconstruct").main()
+    cli.start("reconstruct")

@@ -127,7 +127,7 @@ def epochs_to(run: Run, goal: float) -> int | None:
 def over_data_sets(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Mean rank of each model over the data sets that all have, 1 for the best, and Wilcoxon's signed-rank tests.
 
-    What is ranked and tested is the mean of the test loss over seeds; tested its logarithm, so that data sets weigh
+    Ranks are of the mean of the test loss over seeds; the tests use its logarithm, so that data sets weigh
     alike (Demsar, JMLR 7, 2006). PCA has the latent size of the first model. Losses tie that agree in five digits, as
     those of models that stayed at PCA, or are below float32's squared rounding error, as constant data gives.
     """
@@ -272,7 +272,7 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
     runs, missing = read_runs(folder)
     name_runs(runs)
     texts, results = [], {}
-    for run in runs:  # what is compared has the same windows in the same splits
+    for run in runs:  # only runs with the same windows in the same splits are compared
         config = OmegaConf.merge(OmegaConf.load(run["folder"] / "config.yaml").data, {"seed": 0, "batch_size": 1})
         run["title"] = OmegaConf.select(config, "name") or run["data"]
         run["config"] = json.dumps(OmegaConf.to_container(config), sort_keys=True)

@@ -46,7 +46,7 @@ def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
 
     Args:
         cfg: what `conf/search.yaml` composes.
-        swept: the command line's overrides that hold what is to be tried.
+        swept: the command line's overrides with values to try.
 
     Raises:
         InputError: a value that cannot be used, nothing to search, data without a validation split, a folder with
@@ -87,7 +87,7 @@ def overrides(values: Mapping[str, Any]) -> list[str]:
 
 
 def to_try(swept: Sequence[Override]) -> tuple[list[str], list[Override]]:
-    """The overrides of every trial; and what is to be tried, of the experiment's `hydra.sweeper.params` as well.
+    """The overrides of every trial, and those with values to try, from the experiment's `hydra.sweeper.params` as well.
 
     Raises:
         InputError: nothing is to be tried, or a key that is not for searching.
@@ -108,7 +108,7 @@ def to_try(swept: Sequence[Override]) -> tuple[list[str], list[Override]]:
 
 
 def spaces(given: Sequence[str], tried: Sequence[Override]) -> dict[str, BaseDistribution]:
-    """What is to be tried, as Optuna has it, by key; InputError where no trial could be run, or compared."""
+    """The values to try as distributions of Optuna, by key; InputError where no trial could be run, or compared."""
     options = {o.get_key_element(): list(o.sweep_string_iterator()) for o in tried if o.is_choice_sweep()}
     first = {key: texts[0] for key, texts in options.items()}
     chosen = composed([*given, *overrides(first)])
@@ -122,7 +122,7 @@ def spaces(given: Sequence[str], tried: Sequence[Override]) -> dict[str, BaseDis
 
 
 def distribution(override: Override, chosen: DictConfig) -> BaseDistribution:
-    """What is to be tried for a key, as Optuna has it.
+    """The values to try for a key, as a distribution of Optuna.
 
     Args:
         override: which holds it.
@@ -170,7 +170,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def composed(texts: Sequence[str]) -> DictConfig:
-    """What `conf/train.yaml` composes for overrides, with Hydra's own part."""
+    """The config that `conf/train.yaml` composes for overrides, with Hydra's own part."""
     return GlobalHydra.instance().config_loader().load_configuration("train", list(texts), RunMode.MULTIRUN)
 
 
@@ -236,7 +236,9 @@ def next_trial(
             continue
     if len(counted(study)) >= cfg.n_trials:
         return None
-    study.sampler = TPESampler(seed=cfg.seed + len(study.trials))  # gone on with, it is the study that did not stop
+    study.sampler = TPESampler(
+        seed=cfg.seed + len(study.trials)
+    )  # a resumed study tries what an uninterrupted one would
     trial = study.ask(space)
     (folder / str(trial.number)).mkdir(exist_ok=True)
     running = FileLock(folder / str(trial.number) / "running.lock")
@@ -254,7 +256,7 @@ def run_trial(study: Study, trial: Trial, given: Sequence[str], folder: Path, lo
     value: float | None
     try:
         value = same.value if same else val_loss([*given, *overrides(trial.params)], run)
-    except Exception as error:  # noqa: BLE001  (whatever it is, the other trials go on)
+    except Exception as error:  # noqa: BLE001  (whatever it is, the other trials continue)
         reason = cli.explain(error, "train")
         (run / "error.txt").write_text(f"{reason}\n\n{traceback.format_exc()}")
         with lock:
@@ -306,13 +308,13 @@ def end(study: Study, given: Sequence[str], folder: Path) -> None:
     trials = counted(study)
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    told = f"{len(done)} trials, {len(failed)} failed, {len(trials) - len(done) - len(failed)} running elsewhere"
+    counts = f"{len(done)} trials, {len(failed)} failed, {len(trials) - len(done) - len(failed)} running elsewhere"
     if not done:
         errors = {trial.user_attrs.get("error", "no reason was kept") for trial in failed}
-        raise InputError(f"{folder}: {told}; {'; '.join(sorted(errors)[:3])}")
+        raise InputError(f"{folder}: {counts}; {'; '.join(sorted(errors)[:3])}")
     done.sort(key=lambda trial: (trial.value, trial.number))
     keys = list(done[0].params)
-    print(f"\n{told}\n\n| trial | val/loss | {' | '.join(keys)} |\n| ---: | ---: |{' ---: |' * len(keys)}")
+    print(f"\n{counts}\n\n| trial | val/loss | {' | '.join(keys)} |\n| ---: | ---: |{' ---: |' * len(keys)}")
     for trial in [trial for trial in done if trial.user_attrs["same_as"] is None][:SHOWN]:
         values = (f"{value:.4g}" if isinstance(value, float) else f"{value}" for value in trial.params.values())
         print(f"| {trial.number} | {trial.value:.5g} | {' | '.join(values)} |")

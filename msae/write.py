@@ -26,9 +26,9 @@ SECONDS = 10
 
 
 def check_out(cfg: DictConfig, *beside: str) -> Path:
-    """The path `cfg.out` of a table; InputError unless it can be written, as `beside` it what is called `out` + those.
+    """The path `cfg.out` of a table; InputError unless it and the files named `out` + `beside` can be written.
 
-    What exists is refused unless `cfg.overwrite`; a file of `data.path` always.
+    Existing files are refused unless `cfg.overwrite`; a file of `data.path` always.
     """
     if OmegaConf.is_missing(cfg, "out") or not cfg.out:
         raise InputError("out: no value; expected a file ending .parquet or .csv")
@@ -55,14 +55,14 @@ def check_free(key: str, path: Path, written: Sequence[Path], overwrite: bool) -
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; what is there at the end is put in its place, or removed where it failed.
+    """A temporary name beside `path` to write to; at the end the file takes its place, or is removed after a failure.
 
     Raises:
         InputError: an OSError while writing, such as of a full disk.
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with told(path):
+        with as_input_error(path):
             yield temporary
             temporary.replace(path)
     finally:
@@ -70,7 +70,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
+def as_input_error(path: Path) -> Iterator[None]:
     """An OSError as an InputError that names it and the file that was to be written."""
     try:
         yield
@@ -80,7 +80,7 @@ def told(path: Path) -> Iterator[None]:
 
 
 class Writer:
-    """A table written in pieces, .parquet or .csv by the ending of its path; it is there whole or not at all.
+    """A table written in pieces, .parquet or .csv by the ending of its path; written whole or not at all.
 
     The first piece, which may be without rows, tells columns and types; NaN and None are empty fields.
 
@@ -106,7 +106,7 @@ class Writer:
         csv = self.path.suffix.lower() == ".csv"
         arrays = [column(values, csv) for values in columns.values()]
         batch = pa.RecordBatch.from_arrays(arrays, list(columns))
-        with told(self.path):
+        with as_input_error(self.path):
             if self._schema is None:
                 self._schema = batch.schema
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class Writer:
         try:
             if kind is None:
                 assert self._out is not None, "a table without rows is written by a piece without rows"
-                with told(self.path):
+                with as_input_error(self.path):
                     if self._held:
                         self._flush()
                     self._out.close()
@@ -170,7 +170,7 @@ class Progress:
     """Progress on stderr: a bar where that is a terminal; else a line for about every tenth, where work takes long.
 
     Args:
-        unit: of what is counted.
+        unit: the word for what is counted.
 
         with Progress("windows") as progress:
             progress.begin("a.csv", 5000)
@@ -182,10 +182,10 @@ class Progress:
 
         self.bar = tqdm(total=0, unit=f" {unit}", unit_scale=True, disable=None, leave=False)
         self.unit = unit
-        self.told = time.monotonic()
+        self.printed = time.monotonic()
 
     def begin(self, text: str, total: int) -> None:
-        """What is done next, and how many of the unit it has."""
+        """Begin the next part, with its number of units."""
         self.text, self.total, self.done, self.tenth = text, total, 0, 0
         self.bar.reset(total)
         self.bar.set_description(text)
@@ -195,8 +195,8 @@ class Progress:
         self.bar.update(n)
         self.done += n
         tenth, now = 10 * self.done // self.total, time.monotonic()
-        if self.bar.disable and tenth > self.tenth and now >= self.told + SECONDS:
-            self.tenth, self.told = tenth, now
+        if self.bar.disable and tenth > self.tenth and now >= self.printed + SECONDS:
+            self.tenth, self.printed = tenth, now
             print(f"{self.text}: {self.done:,} of {self.total:,} {self.unit}", file=sys.stderr)
 
     def __enter__(self) -> Progress:

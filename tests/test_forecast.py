@@ -147,7 +147,7 @@ def write_file(path: str, x: np.ndarray = X, **columns: object) -> None:
 def fitted(*overrides: str) -> tuple[list[Table], dict[str, list[Part]], dict[int, forecasting.Forecaster]]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("forecast", overrides=["ckpt=best.ckpt", "out=f.csv", *overrides])
-    model = read.load(cfg)
+    model = read.begin(cfg)
     tables, _, parts = forecast.series_of(cfg, model)
     encode = forecast.encoder(model, lambda _: None)
     return tables, parts, forecasting.fit(encode, parts["training"], parts["validation"], LENGTH, [3, 10])

@@ -1,4 +1,4 @@
-"""What a run shows and keeps while it trains: curves, checkpoints, pictures, progress."""
+"""The callbacks of a run: curves, checkpoints and progress."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class History(Callback):
-    """Metrics of every epoch, and the time spent in training steps; a resumed run goes on with those it had.
+    """Metrics of every epoch, and the time spent in training steps; a resumed run keeps those of before.
 
     The test split is evaluated after each epoch for the curve alone: nothing is selected or stopped by it. So is the
     validation split, to select by, where Lightning leaves it out: after an epoch that `max_steps` ended before its end.
@@ -112,7 +112,7 @@ def evaluate(trainer: L.Trainer, measure: str, loader: Any, limit: float) -> lis
 class Checkpoint(ModelCheckpoint):
     """`last.ckpt` after every epoch, and `best.ckpt`, of the least `val/loss`, where there is a validation split.
 
-    Both are there from the start on: a run interrupted in its first epoch can be resumed, and a model that starts from
+    Both exist from the start: a run interrupted in its first epoch can be resumed, and a model that starts from
     data, at PCA say, is never left for a worse one.
     """
 
@@ -141,7 +141,7 @@ class Checkpoint(ModelCheckpoint):
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best of a run's folder, wherever it lies now."""
+        """Keep the best checkpoint of a run's folder, also after the folder was moved."""
         folder = Path(str(self.dirpath))
         if (folder / "best.ckpt").exists():
             best = {str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
@@ -151,7 +151,7 @@ class Checkpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the epoch that ended be over: with `max_steps` Lightning goes on within it, where no batch is left."""
+        """Mark the epoch as finished: with `max_steps` Lightning would continue within it, where no batch is left."""
         loop = checkpoint["loops"]["fit_loop"]
         for progress in loop["epoch_progress"].values():
             progress["completed"] = progress["processed"]

@@ -3,7 +3,7 @@
 config.yaml     the resolved config
 overrides.yaml  the command line's overrides, which `resume=RUN` uses again
 last.ckpt       the weights and the optimizer after the last epoch; best.ckpt, those of the least validation loss
-metrics.json    the result; it is there when the run has finished
+metrics.json    the result, once the run has finished
 train.log, events.out.tfevents.*
 """
 
@@ -141,7 +141,7 @@ def quoted(path: Path | str) -> str:
 
 
 def own_overrides(cfg: DictConfig) -> list[str]:
-    """The command line's overrides that make a run what it is, with its own seed where several train as one."""
+    """The command line's overrides that define a run, with its own seed where several seeds train as one."""
     given = [text for text in HydraConfig.get().overrides.task if key_of(text) not in UNNAMED]
     one = not OmegaConf.is_list(cfg.seed)
     return [f"seed={cfg.seed}" if one and key_of(text) == "seed" else text for text in given]
@@ -159,17 +159,17 @@ def keep_overrides(folder: Path, cfg: DictConfig) -> None:
 
 
 def resuming(folder: Path, command: str = "train") -> str:
-    """The command that resumes what is in a folder."""
+    """The command that resumes the run, or the runs, in a folder."""
     return f"python -m msae.{command} resume={shlex.quote(os.path.relpath(folder))}"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is there whole or not at all."""
+    """Write a JSON file whole or not at all."""
     write(path, json.dumps(value, indent=1) + "\n")
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(text)
     temporary.replace(path)
@@ -189,7 +189,7 @@ def kept_keys(cfg: Any) -> dict[str, Any]:
 
 
 def check_same(path: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise InputError that names the keys on which a run that is there and this one differ."""
+    """Raise InputError that names the keys on which an existing run and this one differ."""
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     keys.sort(key=lambda key: not key.endswith("_target_"))  # another data set or model has other keys all over
     if keys:

@@ -1,4 +1,4 @@
-"""What a run ends with: `metrics.json`, TensorBoard's HParams, and the lines that the command prints."""
+"""The result of a run: `metrics.json`, TensorBoard's HParams, and the lines that the command prints."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def result_of(
         with torch.no_grad():
             z = model.encode_scaled(model.scaled(data.shown(1000)[0].to(model.device)))
         result["active_units"] = active_units(z)
-        told = log.warning if result["active_units"] < z.shape[1] / 2 else log.info
-        told("%s: %d of %d latent values are active", name, result["active_units"], z.shape[1])
+        say = log.warning if result["active_units"] < z.shape[1] / 2 else log.info
+        say("%s: %d of %d latent values are active", name, result["active_units"], z.shape[1])
     return result
 
 

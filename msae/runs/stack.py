@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Run(Thread):
-    """A run with a Trainer of its own, which does all but its optimizer steps as if it were alone.
+    """A run with its own Trainer, which does everything but the optimizer steps as if it were alone.
 
     Args:
         name: of the run.
@@ -65,7 +65,7 @@ class Run(Thread):
 
 
 class Stack:
-    """Runs, which go on in turns: one until it asks for steps, then the next.
+    """Runs that take turns: one runs until it asks for steps, then the next.
 
     When all have asked, those that are furthest behind get theirs together. Where the model cannot be stacked, the log
     says why, and each run makes its own steps in its turn.
@@ -111,7 +111,7 @@ class Stack:
                 return
 
     def _answers(self, group: list[Run]) -> Sequence[dict[str, Tensor] | BaseException | None]:
-        """What each of the runs gets: its steps' terms, None to make them itself, or an error."""
+        """The answer to each run: the terms of its steps, None to make them itself, or an error."""
         alone = [None] * len(group)
         try:
             if self._apart is None:
@@ -150,7 +150,7 @@ def refused(runs: Sequence[Run]) -> str | None:
         [weight] = stacked.models[0].penalty_weights(1)
         loss, _ = stacked.losses([run.batches[0] for run in runs], [run.noise[0] for run in runs], weight)
         torch.autograd.grad(loss.sum(), [*stacked.params.values()], allow_unused=True)
-    except Exception as error:  # noqa: BLE001  (what is the model's own fault, each run raises again)
+    except Exception as error:  # noqa: BLE001  (each run raises an error of the model itself again)
         return " ".join(str(error).split())[:200]
     changed = [buffer._version for buffer in stacked.buffers.values()] != versions  # noqa: SLF001
     return "its buffers change in training" if changed else None
@@ -184,7 +184,7 @@ class Stacked:
     def losses(
         self, batches: Sequence[Tensor], noise: Sequence[Tensor | None], weight: float | Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What each copy minimises on its batch, `(copies,)`, and the terms to log, each `(copies,)`."""
+        """The loss of each copy on its batch, `(copies,)`, and the terms to log, each `(copies,)`."""
         x = torch.stack(list(batches))
         drawn = torch.stack([one for one in noise if one is not None]) if noise[0] is not None else None
 

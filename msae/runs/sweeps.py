@@ -78,7 +78,7 @@ class SweepReport(Callback):
     def given_up(cls, error: Exception) -> NoReturn:
         """Report a sweep whose launcher raised an error, since one of its processes was killed; raise others again.
 
-        On Slurm the other runs go on: they are waited for.
+        On Slurm the other runs continue, and this waits for them.
         """
         config, cls.running = cls.running, None
         if config is None:

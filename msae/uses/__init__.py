@@ -1,1 +1,1 @@
-"""What a trained latent is for, as functions of tensors."""
+"""The uses of a trained latent, as functions of tensors."""

@@ -26,7 +26,7 @@ USUAL = 0.99
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of time steps, NaN where no channel has a value; the greater, the stranger.
+    """Scores of time steps, NaN where no channel has a value; high scores are anomalous.
 
     Attributes:
         total: mean of those of the channels that have a value.
@@ -89,8 +89,8 @@ class Scorer:
     """Scores the time steps of a series that comes in pieces.
 
     The model sees the same windows in the same blocks however the series is cut into pieces, so the scores are the
-    same to the bit. What a call gives back ends where windows to come could change a score: about a block of windows
-    before the end of what it was given. `finish` gives the rest.
+    same to the bit. A call returns the scores that later windows can no longer change, up to about a block of windows
+    before the end of its input. `finish` returns the rest.
 
     Args:
         model: in evaluation mode.
@@ -264,13 +264,13 @@ class Thinned:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is usual, as training series show it.
+    """The distribution of scores in training series.
 
     Attributes:
         codes: distribution of each code.
-        usual: of each of `Scores.scales`, the quantile `USUAL`.
+        usual: the quantile `USUAL` of each of `Scores.scales`.
         totals: the scores of time steps, of many evenly spread ones.
-        times: of the same steps, how many times what is usual the strangest scale's error or distance is.
+        times: of the same steps, the greatest ratio of a scale's error or distance to its usual value.
     """
 
     codes: dict[str, Gaussian]
@@ -290,7 +290,7 @@ def learn(
 
     Args:
         model: in evaluation mode.
-        data: is gone through twice; what is memory-mapped is read in pieces.
+        data: read twice; memory-mapped data are read piece by piece.
         stride: see `Scorer`.
         seen: is called with numbers of time steps as they are done.
 
@@ -315,7 +315,7 @@ def learn(
                 with torch.no_grad():
                     kept.add(model.encode(some.to(model.device)).cpu())
     if not kept.seen or (z := kept.rows()).shape[0] < 2:
-        raise InputError(f"training series: {kept.seen} windows; expected at least 2, to tell what is usual")
+        raise InputError(f"training series: {kept.seen} windows; expected at least 2")
     codes = {name: fit(z[:, code]) for name, code in model.codes.items()}
     scorer = Scorer(model, codes, stride)
     totals = Thinned(KEPT)
@@ -334,11 +334,11 @@ def learn(
 def strangest(
     scales: Mapping[str, Float[Tensor, " time"]], usual: Mapping[str, float]
 ) -> tuple[list[str], Int[Tensor, " time"], Float[Tensor, " time"]]:
-    """Which scale finds each step strange: the one whose error or distance is most times what is usual of it.
+    """The scale with the greatest ratio of its error or distance to its usual value, at each step.
 
     Returns:
         The names of scales; for each step the number of one of them, -1 where no channel has a value; and how many
-        times what is usual that is.
+        that ratio.
     """
     names = list(dict.fromkeys(name.partition("_")[2] for name in scales))
     least = torch.finfo(torch.float32).tiny

@@ -72,7 +72,7 @@ class Event:
         end: last step.
         peak: the step of the greatest score.
         score: that score.
-        scale: number of the scale that finds the peak strangest, -1 for none.
+        scale: the number of the scale with the highest relative score at the peak, -1 for none.
         channel: number of the channel with the greatest score at the peak.
     """
 
@@ -96,7 +96,7 @@ def events(
     Args:
         found: scores of steps, the first of which is number `first`.
         above: the threshold.
-        scale: number of the strangest scale at each step.
+        scale: the number of the scale with the highest relative score at each step.
         first: number of the first step.
         length: of windows that stand alone, one after the other; no event extends from one to the next.
 

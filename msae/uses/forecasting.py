@@ -23,7 +23,7 @@ ALPHAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1
 PIECE = 1 << 22
 """Values of the future held at a time."""
 Encode = Callable[[Float[Tensor, "n channels length"]], Float[Tensor, "n latent"]]
-"""What is known of windows in raw units: a model's `encode`, or for comparison `lambda x: x.flatten(1)`."""
+"""Features of windows in raw units: a model's `encode`, or for comparison `lambda x: x.flatten(1)`."""
 Part = tuple[Shaped[Tensor, "channels _"], int]
 """A part of a series, and its first step that belongs to the split; those before are only looked back at."""
 
@@ -200,7 +200,7 @@ def sums(
     mean: Float64[Tensor, "channels 1"],
     deviation: Float64[Tensor, "channels 1"],
 ) -> dict[int, Sums]:
-    """What a regression has to know of a split, for each horizon."""
+    """The sums over a split that a regression needs, for each horizon."""
     found: dict[int, Sums] = {}
     for z, futures in pairs(encode, parts, length, horizons, stride):
         for horizon, y in futures.items():
