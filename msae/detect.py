@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, read, write
 from msae.errors import InputError, check_choice, check_int, check_number
+from msae.mistakes import explain
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import numpy as np
@@ -133,7 +134,7 @@ def training(cfg: DictConfig, model: Reconstructor) -> list[Tensor] | Cut:
     try:
         x = instantiate(options).train.x
     except (InputError, HydraException, OSError) as error:
-        reason = cli.explain(error, "train").rstrip(".")
+        reason = explain(error, "train").rstrip(".")
         raise InputError(f"reference=training: the data of {cfg.ckpt}: {reason}; {hint}") from None
     if not isinstance(x, Views):
         return [x]

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, write
 from msae.errors import InputError
+from msae.mistakes import one_line
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from collections.abc import Callable, Mapping
@@ -58,7 +59,7 @@ def export(cfg: DictConfig) -> list[Path]:
             warnings.simplefilter("ignore")  # of the exporters' insides, such as an LSTM's list of weights
             contents, runs = (onnx_files if suffix == ".onnx" else pt2_files)(model, x)
     except Exception as error:
-        reason = cli.one_line(error)[:200]
+        reason = one_line(error)[:200]
         raise InputError(f"ckpt={cfg.ckpt}: {type(model).__name__} cannot be exported: {reason}") from error
     off = max(difference(model, x[:n], runs) for n in (1, 2))
     if not off <= TOLERANCE:

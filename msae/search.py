@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, train
 from msae.errors import InputError, check_int
+from msae.mistakes import explain, fail
 from msae.runs.folder import UNNAMED, folder_name, key_of, resumed, resuming, write
 from msae.runs.processes import check_sweep
 from msae.runs.trainer import check as check_run
@@ -257,7 +258,7 @@ def run_trial(study: Study, trial: Trial, given: Sequence[str], folder: Path, lo
     try:
         value = same.value if same else val_loss([*given, *overrides(trial.params)], run)
     except Exception as error:  # noqa: BLE001  (whatever it is, the other trials continue)
-        reason = cli.explain(error, "train")
+        reason = explain(error, "train")
         (run / "error.txt").write_text(f"{reason}\n\n{traceback.format_exc()}")
         with lock:
             trial.set_user_attr("error", reason)
@@ -329,11 +330,11 @@ def main() -> None:
     try:
         texts = resumed(sys.argv[1:], "search")
     except InputError as error:
-        cli.fail(str(error))
+        fail(str(error))
     for text in texts:
         override = parsed(text) if cli.is_override(text) else None
         if text in ("-m", "--multirun"):
-            cli.fail(f"{text}: a search is a sweep by itself; leave it out")
+            fail(f"{text}: a search is a sweep by itself; leave it out")
         if override is not None and override.is_sweep_override():
             swept.append(override)
             if override.is_choice_sweep():  # the options' own keys are keys

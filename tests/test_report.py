@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import FAST, Command
 
-from msae import InputError, baselines, report
+from msae import InputError, baselines
 from msae.data.module import DataModule, Windows
+from msae.runs import comparison as report
 
 SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
 

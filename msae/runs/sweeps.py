@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NoReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from msae import cli
 from msae.errors import InputError
+from msae.mistakes import MISTAKES, explain, fail
 from msae.runs.folder import checkpoint_of, finished, resuming
 from msae.runs.processes import check_sweep, leads, on_slurm, swept_values
 
@@ -44,7 +44,7 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
     except Exception as error:  # whatever it is, the other runs continue, and the sweep ends with exit code 2
         if not leads():
             raise
-        reason = cli.explain(error, "train")
+        reason = explain(error, "train")
         failure.write_text(f"{reason}\n\n{traceback.format_exc()}")
         log.error("%s: failed: %s", run.name, reason)  # noqa: TRY400  (the traceback is in the file)
 
@@ -63,9 +63,9 @@ class SweepReport(Callback):
         try:
             check_sweep(config)
         except InputError as error:  # Hydra would make a warning of it
-            cli.fail(str(error))
+            fail(str(error))
         if not config.resume and any(folder.glob("*/train.log")):
-            cli.fail(f"{folder}: already contains this sweep. To resume it: {resuming(folder)}; out=FOLDER starts anew")
+            fail(f"{folder}: already contains this sweep. To resume it: {resuming(folder)}; out=FOLDER starts anew")
         SweepReport.running = config
         count = math.prod(map(len, swept_values(config).values()))
         print(f"{count} run{'s' * (count != 1)} in {folder}", flush=True)
@@ -89,7 +89,7 @@ class SweepReport(Callback):
             wait_for_jobs(Path(config.hydra.launcher.submitit_folder).parent)
         if any(folder.glob("*/train.log")):
             end_of_sweep(folder)
-        cli.fail(f"the launcher of {folder} gave up")
+        fail(f"the launcher of {folder} gave up")
 
 
 def wait_for_jobs(folder: Path) -> None:
@@ -105,14 +105,14 @@ def wait_for_jobs(folder: Path) -> None:
 
 def end_of_sweep(folder: Path) -> None:
     """Report, on the terminal too; exit code 2 if a run did not finish."""
-    from msae.report import report, shown
+    from msae.runs.comparison import report, shown
 
     try:
         text, missing = report(folder)
     except Exception as error:  # noqa: BLE001  (Hydra would make a warning of it)
-        if not isinstance(error, cli.MISTAKES):
+        if not isinstance(error, MISTAKES):
             traceback.print_exc()
-        cli.fail(f"no report of {folder}: {cli.explain(error, 'train')}")
+        fail(f"no report of {folder}: {explain(error, 'train')}")
     print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir '{folder}'")
     if missing:
-        cli.fail(f"{len(missing)} of the runs did not finish: {', '.join(missing)}")
+        fail(f"{len(missing)} of the runs did not finish: {', '.join(missing)}")

@@ -42,7 +42,7 @@ from typing import Any
 
 import numpy as np
 
-from msae.report import read_runs, table
+from msae.runs.comparison import read_runs, table
 from msae.runs.folder import write_json
 
 MODELS = ("pyramid", "single", "ae")

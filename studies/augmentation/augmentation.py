@@ -50,8 +50,8 @@ from msae.data.module import DataModule, spread
 from msae.data.series import series
 from msae.data.ucr import ucr
 from msae.models.reconstructor import Reconstructor
-from msae.report import table
 from msae.runs import trainer
+from msae.runs.comparison import table
 from msae.runs.folder import folder_name, write_json
 from msae.uses.augmentation import Reference, augment, sample
 

@@ -36,7 +36,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from msae import MultiScalePooler, MultiScaleTransformer
 from msae.data.ucr import ucr
-from msae.report import interval, table
+from msae.runs.comparison import interval, table
 from msae.runs.folder import write_json
 
 sys.path.append(str(Path(__file__).parents[1] / "ucr"))

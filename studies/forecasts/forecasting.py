@@ -30,7 +30,7 @@ from torch import Tensor
 from msae import load
 from msae.data import tables
 from msae.data.series import in_time
-from msae.report import interval, read_runs, table
+from msae.runs.comparison import interval, read_runs, table
 from msae.runs.folder import write_json
 from msae.uses import forecasting
 

@@ -23,8 +23,8 @@ import torch
 from msae import baselines
 from msae.data.module import DataModule, Windows
 from msae.models.pyramid import PyramidAutoEncoder
-from msae.report import table
 from msae.runs import trainer
+from msae.runs.comparison import table
 from msae.runs.stack import Run, Stack
 
 BASE = {"windows": 10_000, "length": 128, "channels": 1, "seeds": 1}

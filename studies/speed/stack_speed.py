@@ -19,7 +19,7 @@ import tempfile
 import time
 from statistics import median
 
-from msae.report import table
+from msae.runs.comparison import table
 
 WAYS = ("as one", "launcher", "in turn")
 

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from msae import baselines
 from msae.data.ucr import SUFFIXES, ucr
 from msae.errors import InputError
-from msae.report import Run, markdown_over, over_data_sets, read_runs, table
+from msae.runs.comparison import Run, markdown_over, over_data_sets, read_runs, table
 from msae.runs.folder import write_json
 
 SPACE: dict[str, dict[str, tuple[str, ...]]] = {

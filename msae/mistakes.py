@@ -1,0 +1,96 @@
+"""What a command says about a user's mistake: one line, whichever library noticed it."""
+
+import contextlib
+import difflib
+import re
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from msae.errors import InputError
+from msae.help import CONF
+from msae.runs import folder
+from msae.runs.processes import leads
+
+NO_PACKAGE = "hydra/launcher={0}: expected its package; pip install 'msae[{0}]'"
+MISTAKES = (InputError, HydraException, OmegaConfBaseException, OSError)
+"""Errors that end a command in one line, the machine's among them; all others are ours, and show their traceback."""
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with exit code 2 and one clear message."""
+    if leads():
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def explain(error: BaseException, config_name: str) -> str:
+    """The message about an exception for the user."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    section = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
+    for link in chain:
+        if isinstance(link, InputError):  # its keys are arguments of what was instantiated
+            return f"{section[1]}.{link}" if section and re.match(r"\w+=", str(link)) else str(link)
+        if isinstance(link, MissingConfigException) and link.options and link.missing_cfg_file:
+            group, _, name = link.missing_cfg_file.rpartition("/")
+            if (group, name) != ("hydra/launcher", "ray"):  # which is its package's, as are its options
+                there = ", ".join(link.options)
+                return f"{group}={name}: no such option{nearest(name, link.options)}; there are {there}"
+            error = InputError(NO_PACKAGE.format(name))
+    if key := re.match(r"Could not override '([^']+)'", str(error)):
+        return unknown_key(key[1], config_name)
+    if isinstance(error, (MissingMandatoryValue, ConfigCompositionException, OverrideParseException)):
+        return incomplete(error)
+    if isinstance(error, InstantiationException):
+        where = section[1] if section else "the config"
+        return f"in {where}: {one_line(chain[1] if len(chain) > 1 else error)} (HYDRA_FULL_ERROR=1 shows the traceback)"
+    return one_line(error)
+
+
+def incomplete(error: MissingMandatoryValue | ConfigCompositionException | OverrideParseException) -> str:
+    """The message for a key without a value, or with several, or for an override that Hydra's grammar does not take."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: no value; expected {error.full_key}=..."
+    if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'(?: requires|\s+1\.)", str(error)):
+        seeds = several[1].startswith("seed=")
+        also = "seed=[0,1,2] trains several as one" if seeds else "or quotes around a comma that belongs to it"
+        return f"{several[1]}: several values; expected one, or a sweep, -m; {also}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; expected key=value; is a quote or bracket left open?"
+    return one_line(error)
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an exception without line breaks."""
+    return " ".join(str(error).split())
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; nearest: ...`, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3)
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
+def unknown_key(key: str, config_name: str) -> str:
+    """The message for a key that the config lacks, with the keys that are near it."""
+    groups = [text.split(",")[0] for text in sys.argv[1:] if text.split("=")[0] in ("model", "data", "trainer")]
+    there = contextlib.nullcontext()  # within a command Hydra is
+    with there if GlobalHydra().is_initialized() else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose(config_name, overrides=groups))
+    assert isinstance(config, dict)
+    keys = [name for name in [*map(str, config), *folder.flat(config)] if "._" not in name]
+    return f"{key}: no such key{nearest(key, keys) or '; --help lists all keys'}"
