@@ -20,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.dates import ConciseDateFormatter, DayLocator, MonthLocator
 from matplotlib.figure import Figure
+from PIL import Image
 
 import msae
 from msae.plots import envelope
@@ -56,6 +57,8 @@ def main() -> None:
         figure = draw(scores, msae.load(trained), paths.csv)
     paths.png.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(paths.png, dpi=110, facecolor="white")
+    image = Image.open(paths.png).convert("RGB")
+    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(paths.png, optimize=True)
 
 
 def draw(scores: str, model: "msae.models.reconstructor.Reconstructor", path: Path) -> Figure:
