@@ -18,7 +18,7 @@ from msae.models.ae import AutoEncoder
 from msae.runs.callbacks import History
 from msae.runs.stack import Stacked
 
-MODELS = sorted(path.stem for path in (cli.CONF / "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (cli.CONF / "model").glob("[!_]*.yaml"))
 FIFTY = ("data=digits", "trainer=cpu", "trainer.max_epochs=-1", "trainer.max_steps=50")  # two epochs and a half
 
 

@@ -31,9 +31,7 @@ class Reconstructor(MultiStepModule):
 
     Args:
         shape: (channels, length) of a window, or (channels, rows, columns) of an image that is read row by row.
-        lr: Adam's learning rate.
-        gradient_clip_val: greatest norm of the gradient, or None.
-        schedule: of the learning rate: `constant`, or `cosine`, a rise in 200 steps times a fall to 0 at the end.
+        lr, gradient_clip_val, schedule: see `MultiStepModule`.
         regularizer: of the latent: `none`; `kl`, which makes the model a variational autoencoder (arXiv 1312.6114):
             the encoder gives the mean of a Gaussian, whose log variance is linear in it; or `decorrelate`, the mean
             squared correlation of latent values in different codes (of all latent values where there is one code).
