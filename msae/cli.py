@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from msae import help as help_text
 from msae.errors import InputError
 from msae.help import CONF
-from msae.mistakes import MISTAKES, explain, fail
 from msae.runs import folder
+from msae.runs.mistakes import MISTAKES, explain, fail
 from msae.runs.processes import leads, n_jobs
 
 for resolver in (folder.run_dir, folder.run_name, n_jobs):

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, read, write
 from msae.errors import InputError, check_choice, check_int, check_number
-from msae.mistakes import explain
+from msae.runs.mistakes import explain
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import numpy as np

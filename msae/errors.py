@@ -17,6 +17,11 @@ class InputError(ValueError):
     """
 
 
+def needs(what: str, package: str, extra: str) -> InputError:
+    """The error about a package that `what` needs and that msae does not install by itself."""
+    return InputError(f"{what} needs {package}: pip install {package} (or msae's extra [{extra}])")
+
+
 def check_int(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
     """Return `value` if it is an integer from `low` to `high`, both included.
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, write
-from msae.errors import InputError
-from msae.mistakes import one_line
+from msae.errors import InputError, needs
+from msae.runs.mistakes import one_line
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from collections.abc import Callable, Mapping
@@ -89,9 +89,7 @@ def check(cfg: DictConfig) -> Path:
             for name in ("onnx", "onnxscript", "onnxruntime"):
                 importlib.import_module(name)
         except ImportError:
-            raise InputError(
-                f"out={to}: needs the library {name}: pip install {name}, or msae's extra [export]"
-            ) from None
+            raise needs(f"out={to}", name, "export") from None
     return to
 
 

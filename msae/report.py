@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from msae.mistakes import MISTAKES, explain, fail
 from msae.runs.comparison import report, shown
+from msae.runs.mistakes import MISTAKES, explain, fail
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, train
-from msae.errors import InputError, check_int
-from msae.mistakes import explain, fail
+from msae.errors import InputError, check_int, needs
 from msae.runs.folder import UNNAMED, folder_name, key_of, resumed, resuming, write
+from msae.runs.mistakes import explain, fail
 from msae.runs.processes import check_sweep
 from msae.runs.trainer import check as check_run
 from msae.runs.trainer import quiet
@@ -135,7 +135,7 @@ def distribution(override: Override, chosen: DictConfig) -> BaseDistribution:
     try:
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     except ImportError:
-        raise InputError("msae.search needs the library optuna: pip install 'msae[search]'") from None
+        raise needs("msae.search", "optuna", "search") from None
     value: Any = override.value()
     tags: set[str] = getattr(value, "tags", set())
     if tags - ({"log"} if isinstance(value, IntervalSweep) else set()):

@@ -155,7 +155,8 @@ def test_several_seeds_as_one(command: Command) -> None:
 def test_slurms_launcher_is_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "find_spec", lambda _: None)
     code, _, err = command("data=digits", "-m", "seed=0,1", "hydra/launcher=slurm")
-    message = "hydra/launcher=slurm: expected the package hydra-submitit-launcher (msae's extra [slurm])"
+    package = "hydra-submitit-launcher"
+    message = f"hydra/launcher=slurm needs {package}: pip install {package} (or msae's extra [slurm])"
     assert (code, error_line(err)) == (2, message)
 
 
@@ -176,7 +177,10 @@ def test_a_sweep_over_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="it is installed")
 def test_rays_launcher_is_not_installed(command: Command) -> None:
     code, _, err = command("data=digits", "-m", "seed=0,1", "hydra/launcher=ray")
-    assert (code, error_line(err)) == (2, "hydra/launcher=ray: expected its package; pip install 'msae[ray]'")
+    assert (code, error_line(err)) == (
+        2,
+        "hydra/launcher=ray needs hydra-ray-launcher: pip install hydra-ray-launcher (or msae's extra [ray])",
+    )
 
 
 class TestStartedAsSeveral:

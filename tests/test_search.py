@@ -257,7 +257,7 @@ def test_without_optuna(command: Command, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.setitem(sys.modules, "optuna.distributions", None)
     code, _, err = command(*SEARCH, module="search")
-    assert (code, err) == (2, "error: msae.search needs the library optuna: pip install 'msae[search]'\n")
+    assert (code, err) == (2, "error: msae.search needs optuna: pip install optuna (or msae's extra [search])\n")
 
 
 def test_help(tmp_path: Path) -> None:

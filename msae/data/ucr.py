@@ -14,7 +14,7 @@ from filelock import FileLock
 from msae.data.mnist import cache_folder
 from msae.data.module import NORMALIZATIONS, DataModule, Windows
 from msae.data.rows import first_hole, interpolate
-from msae.errors import InputError, check_choice
+from msae.errors import InputError, check_choice, needs
 
 SUFFIXES = (".ts", ".tsv")
 PARTS = {"training": "TRAIN", "test": "TEST"}
@@ -96,7 +96,7 @@ def read(name: str, root: str | None) -> dict[str, tuple[list[np.ndarray], list[
     try:
         import aeon  # noqa: F401  (before anything is looked for)
     except ImportError:
-        raise InputError("data=ucr needs aeon: pip install aeon (or msae's extra [ucr])") from None
+        raise needs("data=ucr", "aeon", "ucr") from None
     folder = archive(name) if root is None else Path(root).expanduser()
     return {split: read_file(path) for split, path in in_folder(name, folder).items()}
 

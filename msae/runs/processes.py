@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from msae.errors import InputError
+from msae.errors import InputError, needs
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import lightning as L
@@ -85,7 +85,7 @@ def check_sweep(config: DictConfig) -> None:
         raise InputError("a sweep starts its runs itself; expected -m without torchrun or srun")
     launcher = config.hydra.launcher
     if on_slurm(config) and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-        raise InputError("hydra/launcher=slurm: expected the package hydra-submitit-launcher (msae's extra [slurm])")
+        raise needs("hydra/launcher=slurm", "hydra-submitit-launcher", "slurm")
     swept = swept_values(config)
     sizes = {key: swept.get(f"trainer.{key}", [str(config.trainer[key])]) for key in ("devices", "num_nodes")}
     told = " ".join(f"trainer.{key}={','.join(values)}" for key, values in sizes.items())

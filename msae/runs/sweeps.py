@@ -14,8 +14,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from msae.errors import InputError
-from msae.mistakes import MISTAKES, explain, fail
 from msae.runs.folder import checkpoint_of, finished, resuming
+from msae.runs.mistakes import MISTAKES, explain, fail
 from msae.runs.processes import check_sweep, leads, on_slurm, swept_values
 
 log = logging.getLogger(__name__)

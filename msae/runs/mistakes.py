@@ -19,12 +19,11 @@ from hydra.errors import (
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from msae.errors import InputError
+from msae.errors import InputError, needs
 from msae.help import CONF
 from msae.runs import folder
 from msae.runs.processes import leads
 
-NO_PACKAGE = "hydra/launcher={0}: expected its package; pip install 'msae[{0}]'"
 MISTAKES = (InputError, HydraException, OmegaConfBaseException, OSError)
 """Errors that end a command in one line, the machine's among them; all others are ours, and show their traceback."""
 
@@ -50,7 +49,7 @@ def explain(error: BaseException, config_name: str) -> str:
             if (group, name) != ("hydra/launcher", "ray"):  # which is its package's, as are its options
                 there = ", ".join(link.options)
                 return f"{group}={name}: no such option{nearest(name, link.options)}; there are {there}"
-            error = InputError(NO_PACKAGE.format(name))
+            error = needs("hydra/launcher=ray", "hydra-ray-launcher", "ray")
     if key := re.match(r"Could not override '([^']+)'", str(error)):
         return unknown_key(key[1], config_name)
     if isinstance(error, (MissingMandatoryValue, ConfigCompositionException, OverrideParseException)):
