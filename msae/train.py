@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -19,7 +19,6 @@ from msae.runs import folder, processes
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from msae.data.module import DataModule
-    from msae.models.reconstructor import Reconstructor
     from msae.models.steps import Stepper
 
 log = logging.getLogger(__name__)
@@ -51,6 +50,7 @@ def train(
     Raises:
         InputError: a value of the config that cannot be used, or a checkpoint that does not fit.
     """
+    from msae.runs import model as of_model
     from msae.runs import trainer as of_run
 
     of_run.check(cfg)
@@ -59,7 +59,7 @@ def train(
     trainer, history, checkpoint, board = of_run.trainer_of(cfg, run, name, bar, data)
     processes.check_processes(cfg, trainer)
     kept = "best.ckpt" if len(data.val) else "last.ckpt"
-    model = built(cfg, data, ckpt, run / kept)
+    model = of_model.built(cfg, data, ckpt, run / kept)
     model.stack = stack
     if processes.leads():
         (run / "metrics.json").unlink(missing_ok=True)  # of a shorter run, which this one makes longer
@@ -88,36 +88,6 @@ def train(
     return result
 
 
-def built(cfg: DictConfig, data: DataModule, ckpt: Path | None, kept: Path) -> Reconstructor:
-    """The model of a run, as it starts or before its checkpoint's weights are loaded.
-
-    Args:
-        cfg: of the run.
-        data: of the run.
-        ckpt: the checkpoint to resume from.
-        kept: the checkpoint that the run ends by testing.
-    """
-    from msae.baselines import sample
-    from msae.models.contract import check_model
-    from msae.runs.resume import as_before
-
-    model: Reconstructor = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
-    if ckpt is not None:
-        model = as_before(cfg, model, data, ckpt, kept)
-    model.set_statistics(**data.statistics)
-    model.data_options = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
-    if ckpt is None:
-        model.initialize(lambda: sample(data))
-    check_model(model, data.train.x[:2])
-    if model.latent_dim >= model.channels * model.length:
-        log.warning(
-            "a latent of %d values does not compress windows of %d values; reduce the latent (model.latent_dim)",
-            model.latent_dim,
-            model.channels * model.length,
-        )
-    return model
-
-
 def job(cfg: DictConfig) -> None:
     """One run, alone or in a sweep, or several seeds as one."""
     hydra = HydraConfig.get()
@@ -127,7 +97,7 @@ def job(cfg: DictConfig) -> None:
     if OmegaConf.is_list(cfg.seed):
         from msae.runs.seeds import together
 
-        together(cfg, run, alone, train, built)
+        together(cfg, run, alone, train)
     elif alone:
         single(cfg, run)
     else:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError, check_ints
 from msae.runs import folder
+from msae.runs.model import built
 from msae.runs.processes import is_one, processes
 from msae.runs.stack import Run, Stack
 from msae.runs.sweeps import end_of_sweep, in_sweep
@@ -25,9 +26,7 @@ OWN = ("seed", "data.seed")
 """Keys that differ between the runs."""
 
 
-def together(
-    cfg: DictConfig, run: Path, alone: bool, train: Callable[..., dict[str, Any]], built: Callable[..., Any]
-) -> None:
+def together(cfg: DictConfig, run: Path, alone: bool, train: Callable[..., dict[str, Any]]) -> None:
     """Train the runs of `cfg.seed` as one, each in a folder within `run`; then report them.
 
     Args:
@@ -35,7 +34,6 @@ def together(
         run: their folder.
         alone: whether they are not part of a sweep, which reports them itself.
         train: `msae.train.train`, which trains one run.
-        built: `msae.train.built`, which makes its model.
     """
     try:
         configs = configs_of_seeds(cfg, run, alone)

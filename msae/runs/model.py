@@ -1,14 +1,18 @@
-"""Whether a checkpoint fits the run that resumes from it."""
+"""The model of a run, as it starts or as it resumes from a checkpoint."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from msae.baselines import sample
 from msae.errors import InputError
 from msae.models.checkpoint import read_checkpoint
+from msae.models.contract import check_model
 from msae.models.reconstructor import class_path
 from msae.runs.folder import check_limits, check_same, kept_keys
 
@@ -16,8 +20,35 @@ if TYPE_CHECKING:
     from msae.data.module import DataModule
     from msae.models.reconstructor import Reconstructor
 
+log = logging.getLogger(__name__)
 CHOSEN = ("code_dims",)
 """A model's arguments that its training windows choose where the config has null."""
+
+
+def built(cfg: DictConfig, data: DataModule, ckpt: Path | None, kept: Path) -> Reconstructor:
+    """The model of a run, as it starts or before its checkpoint's weights are loaded.
+
+    Args:
+        cfg: of the run.
+        data: of the run.
+        ckpt: the checkpoint to resume from.
+        kept: the checkpoint that the run ends by testing.
+    """
+    model: Reconstructor = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
+    if ckpt is not None:
+        model = as_before(cfg, model, data, ckpt, kept)
+    model.set_statistics(**data.statistics)
+    model.data_options = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
+    if ckpt is None:
+        model.initialize(lambda: sample(data))
+    check_model(model, data.train.x[:2])
+    if model.latent_dim >= model.channels * model.length:
+        log.warning(
+            "a latent of %d values does not compress windows of %d values; reduce the latent (model.latent_dim)",
+            model.latent_dim,
+            model.channels * model.length,
+        )
+    return model
 
 
 def as_before(cfg: DictConfig, model: Reconstructor, data: DataModule, ckpt: Path, kept: Path) -> Reconstructor:
