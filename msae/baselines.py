@@ -7,7 +7,8 @@ from jaxtyping import Float
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from msae.data.module import DataModule, spread
+from msae.data.batches import spread
+from msae.data.module import DataModule
 from msae.models.layers import window_level
 
 VALUES = 50_000_000

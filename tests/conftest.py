@@ -19,6 +19,7 @@ from jaxtyping import install_import_hook
 
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
 with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"], CHECKER):
+    import msae.data.batches
     import msae.data.digits
     import msae.data.files
     import msae.data.mnist

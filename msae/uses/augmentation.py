@@ -1,10 +1,9 @@
 """New samples from old ones by controlled changes of the latent, of all scales or of some.
 
-Every change moves a latent along one draw, and `strength` is how far: a stronger change goes on where a weaker one
-stopped. A draw is a direction alone: all have the same length, so that samples of one strength are changed alike. It is
-in deviations of the latent over reference samples, or in shares of a latent's own difference from their mean, so that
-it means the same for every model and data set. The changes follow L-GTA (arXiv 2507.23615), where they are of a latent
-sequence, and draws of chance length.
+Every change moves a latent along one random direction, and `strength` is the distance. All directions have the same
+length, in standard deviations of the latent over reference samples or in shares of a latent's difference from their
+mean, so that a strength means the same for every model and data set. The changes follow L-GTA (arXiv 2507.23615), which
+changes a latent sequence by draws of random length.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from msae import baselines, cli
-from msae.data.module import DataModule, spread
+from msae.data.batches import spread
+from msae.data.module import DataModule
 from msae.data.series import series
 from msae.data.ucr import ucr
 from msae.models.reconstructor import Reconstructor
