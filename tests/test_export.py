@@ -235,7 +235,7 @@ def test_help(tmp_path: Path) -> None:
     """It names every fact in the files, before anything heavy is imported."""
     code = "import sys, msae.export\ntry: msae.export.main()\nfinally: print({'torch', 'onnx'} & {*sys.modules})"
     result = subprocess.run(
-        [sys.executable, "-c", code, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, "--help", "-v"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0
     assert result.stdout.endswith("set()\n")

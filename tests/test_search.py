@@ -267,5 +267,5 @@ def test_help(tmp_path: Path) -> None:
     )
     assert result.returncode == 0
     assert result.stdout.endswith("set()\n")
-    assert "n_trials: 30" in result.stdout
+    assert "n_trials=30" in result.stdout
     assert not list(tmp_path.iterdir())
