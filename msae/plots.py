@@ -192,7 +192,7 @@ def ticks(axis: Axes, at: np.ndarray) -> None:
     """Give an axis few ticks: short dates where its positions are time stamps, otherwise numbers."""
     axis.margins(x=0.01)
     if at.dtype.kind == "M":
-        locator = AutoDateLocator(maxticks=7)  # type: ignore[no-untyped-call]
+        locator = AutoDateLocator(minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
         axis.xaxis.set_major_locator(locator)
         axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     else:

@@ -84,7 +84,7 @@ class TestErrors:
         code, out, err = command(*SMOKE, *args.split())
         assert code == 2
         assert error_line(err).startswith(message)
-        assert out == ""
+        assert out == "" or "-m" in args  # a sweep has said how many runs it has
         if "lr=1e9" not in args:
             assert not any(Path("runs").glob("*"))
 
@@ -271,7 +271,8 @@ def test_paths_need_no_quotes_of_hydra(text: str, expected: str) -> None:
 def test_flags_stand_anywhere(command: Command) -> None:
     code, out, _ = command("model=ae", "--cfg", "job", "data=digits", "--package", "model")
     assert code == 0
-    assert out.startswith("# @package model\n_target_: msae.models.ae.AutoEncoder\n")
+    assert out.startswith("# @package model\n")
+    assert "\n_target_: msae.models.ae.AutoEncoder\n" in out
     code, _, err = command("seed=0", "-m", "model=msea")
     assert (code, err.startswith("error: model=msea: no such option")) == (2, True)
 
@@ -346,7 +347,8 @@ class TestMain:
             main()
         assert capsys.readouterr().err.startswith("error: trian: no such command; nearest: train; there are train, ")
 
-    def test_is_the_command(self, tmp_path: Path) -> None:
+    def test_is_the_command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         args = [sys.executable, "-m", "msae", "train", "trainer=smoke", "data=digits", "out=run"]
         subprocess.run(args, cwd=tmp_path, check=True, capture_output=True)
         assert (tmp_path / "run" / "metrics.json").exists()

@@ -243,7 +243,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["data.path=one.npy"], "one.npy: no column 1; it has 1, such as 0"),
         (
             ["data.path=holes.npy"],
-            "holes.npy, row 3, column 0: no value; data.missing=interpolate or data",
+            "holes.npy, row 3, column 0: no value; set data.missing=interpolate or data",
         ),
         (["data=digits"], "data: 1 channels, in windows of 64 steps; the model takes 2"),
         (["stride=13"], "stride=13: expected a whole number, from 1 to 12"),
@@ -255,7 +255,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["probability=2"], "probability=2: expected a number from 0 to 1"),
         (["probability=1e-9", "threshold=quantile"], "training scores; expected 1000000000 at least, or a higher"),
         (["score=all"], "score=all: expected one of error, scales"),
-        (["reference=null", "threshold=1", "score=scales"], "reference=null: score=scales needs what is usual"),
+        (["reference=null", "threshold=1", "score=scales"], "reference=null: score=scales needs training scores"),
         (["reference=null"], "reference=null: threshold=evt needs training scores; expected a number"),
         (["reference=nowhere"], "reference=nowhere: no such file or folder"),
         (["reference=short.npy"], "short.npy: no stretch of 12 steps"),

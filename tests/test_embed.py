@@ -135,7 +135,10 @@ def test_picture(by: np.ndarray, name: str, width: int) -> None:
         (["label=kind"], "label=kind: a.csv has no such column; it has a, b"),
         (["ckpt=digits.ckpt"], "a.csv: 2 channels, a, b; the model takes 1, in windows of 64 steps"),
         (["data.path=short.csv"], "short.csv: no stretch of 8 steps, the length of a window"),
-        (["data.path=hole.csv"], "hole.csv, line 5, column b: no value; data.missing=interpolate or data.missing=mask"),
+        (
+            ["data.path=hole.csv"],
+            "hole.csv, line 5, column b: no value; set data.missing=interpolate or data.mis",
+        ),
         (["out=there.csv"], "out=there.csv: there.csv exists; overwrite=true replaces it"),
         (["data.window=9"], "data.window=9: the model takes 8 steps; leave it out"),
         (["out=z.npy"], "out=z.npy: expected a file ending .parquet or .csv"),

@@ -206,12 +206,12 @@ def test_one_that_gives_something_else(command: Command, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["out=model.onnx"], "ckpt: no value; expected a run's best.ckpt or last.ckpt"),
-        (["ckpt=best.ckpt"], "to: no value; expected a file ending .onnx or .pt2"),
+        (["out=model.onnx"], "ckpt: no value; expected the folder of a run, or its best.ckpt"),
+        (["ckpt=best.ckpt"], "out: no value; expected a file ending .onnx or .pt2"),
         (["ckpt=best.ckpt", "out=model.pth"], "out=model.pth: expected a file ending .onnx or .pt2"),
         (["ckpt=none.ckpt", "out=model.onnx"], "checkpoint none.ckpt: no such file"),
         (["ckpt=best.ckpt", "out=file/model.onnx"], "out=file/model.onnx: file is a file; expected a folder"),
-        (["ckpt=best.ckpt", "out=model.onnx"], "out: no such key"),
+        (["ckpt=best.ckpt", "to=model.onnx"], "to: no such key"),
     ],
 )
 def test_mistakes(args: list[str], message: str, command: Command) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import Command, Result, save
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from pyarrow import csv, parquet
 from sklearn.linear_model import Ridge
 from torch import Tensor
@@ -296,8 +295,13 @@ def test_mistakes(args: list[str], message: str, run: Command) -> None:
         ({}, ["data.path=b.csv", "data.test_size=0.3"], None),
         ({}, ["data.path=b.csv", "data.test_path=a.csv"], "data.test_path=a.csv: the model was trained on a.csv"),
         ({"path": ["away/b.csv", "a.csv"]}, ["data.path=b.csv", "data.test_size=0.3"], "data.test_size=0.3: the model"),
-        ({"group_column": "g"}, [], "data.group_column=None: the model was trained on steps"),
-        ({"test_path": "b.csv"}, [], "data.test_size=0.15: the model was trained on steps of this test"),
+        ({"group_column": "g"}, ["data.group_column=null"], "data.group_column=None: the model was trained on steps"),
+        (
+            {"test_path": "b.csv"},
+            ["data.test_path=null"],
+            "data.test_size=0.15: the model was trained on steps of this",
+        ),
+        ({"test_path": "b.csv"}, [], None),
         ({"test_path": "b.csv"}, ["data.test_path=b.csv"], None),
         ({}, ["data.split=random"], "data.split=random: expected time"),
     ],
@@ -308,7 +312,10 @@ def test_what_the_model_was_trained_on_is_no_test(
     write_file("a.csv")
     write_file("b.csv")
     data = {"path": "a.csv", "test_path": None, "test_size": 0.15, "group_column": None} | trained
-    OmegaConf.save({"data": data}, "config.yaml")
+    checkpoint = torch.load("best.ckpt", weights_only=True)
+    options = {"_target_": "msae.data.series.series", "window": LENGTH} | data
+    checkpoint["state_dict"]["_extra_state"]["data_options"] = options
+    torch.save(checkpoint, "best.ckpt")
     code, _, err = run(*args)
     if message is None:
         assert (code, err) == (0, "")

@@ -99,7 +99,10 @@ def test_samples_are_the_official_splits() -> None:
         (["data.path=one.csv"], "one.csv: no column b; it has 1, such as a"),
         (["data.path=long.npy"], "long.npy: 2 channels, 0, 1, in windows of 9 steps; the model takes 2, in windows of"),
         (["data.path=short.csv"], "short.csv: no stretch of 8 steps, the length of a window"),
-        (["data.path=hole.csv"], "hole.csv, line 5, column b: no value; data.missing=interpolate or data.missing=mask"),
+        (
+            ["data.path=hole.csv"],
+            "hole.csv, line 5, column b: no value; set data.missing=interpolate or data.mis",
+        ),
     ],
 )
 def test_data_that_does_not_fit(overrides: list[str], message: str) -> None:

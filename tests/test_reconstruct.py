@@ -201,7 +201,7 @@ def test_missing_values_are_filled(run: Run) -> None:
         (["data.path=a.npy", "ckpt=nowhere.ckpt"], "checkpoint nowhere.ckpt: no such file"),
         (["data.paht=a.npy"], "data.paht: no such key; nearest: data.path"),
         (["data.path=a.npy", "out=short.npy"], "out=short.npy: a file; expected a folder"),
-        (["data.path=a.npy", "ckpt=???"], "ckpt: no value; expected a run's best.ckpt"),
+        (["data.path=a.npy", "ckpt=???"], "ckpt: no value; expected the folder of a run"),
         (["data.stride=1"], "data.path: no value; expected data.path=..."),
         (
             ['data.path="a.npy'],

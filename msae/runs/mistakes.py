@@ -47,8 +47,8 @@ def explain(error: BaseException, config_name: str) -> str:
         if isinstance(link, MissingConfigException) and link.options and link.missing_cfg_file:
             group, _, name = link.missing_cfg_file.rpartition("/")
             if (group, name) != ("hydra/launcher", "ray"):  # which is its package's, as are its options
-                there = ", ".join(link.options)
-                return f"{group}={name}: no such option{nearest(name, link.options)}; there are {there}"
+                there = [option for option in link.options if not option.startswith("_")]  # parts of others
+                return f"{group}={name}: no such option{nearest(name, there)}; there are {', '.join(there)}"
             error = needs("hydra/launcher=ray", "hydra-ray-launcher", "ray")
     if key := re.match(r"Could not override '([^']+)'", str(error)):
         return unknown_key(key[1], config_name)
