@@ -105,15 +105,22 @@ def test_the_text_says_what_the_numbers_say() -> None:
     assert f"contains 0 ({plain(low, 3)} to {plain(high, 3)})" in text("augmentation").replace("-0.", "-.")
 
 
-def test_findings_are_those_of_the_tables() -> None:
-    """Six lines, with numbers of the tables and links to their pages."""
-    lines = (ROOT / "studies" / "findings.md").read_text().splitlines()
-    assert len(lines) == 2 + 6
-    for line in lines[2:]:
-        linked = re.findall(r"\(studies/(\w+)/README\.md\)", line)
+def in_readme(title: str) -> list[str]:
+    """The rows of the table in a section of README.md."""
+    section = (ROOT / "README.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return [line for line in section.splitlines() if line.startswith("| ")][2:]
+
+
+def test_findings_are_those_of_the_studies() -> None:
+    """Six lines of README.md, with numbers of the studies and links to their pages; and the paper's table there."""
+    rows = in_readme("What we found")
+    assert len(rows) == 6
+    found = [(row, re.findall(r"\(studies/(\w+)/README\.md\)", row)) for row in rows]
+    found += [(row, ["table1"]) for row in in_readme("The paper's table")]
+    for row, linked in found:
         assert linked
         everything = " ".join(pages.page(name) for name in linked)
-        for number in re.findall(r"(?<![\w.])-?\d*\.\d+", line.rpartition("|")[0]):
+        for number in re.findall(r"(?<![\w.])-?\d*\.\d+", row.rpartition("|")[0]):
             assert re.search(rf"(?<![\d.])0?{re.escape(number)}", everything), (number, linked)
 
 
