@@ -352,4 +352,4 @@ class TestMain:
         args = [sys.executable, "-m", "msae", "train", "trainer=smoke", "data=digits", "out=run"]
         subprocess.run(args, cwd=tmp_path, check=True, capture_output=True)
         assert (tmp_path / "run" / "metrics.json").exists()
-        assert subprocess.run([*args, "model.x=1"], cwd=tmp_path, check=False, capture_output=True).returncode == 2
+        assert subprocess.run([*args, "model=no"], cwd=tmp_path, check=False, capture_output=True).returncode == 2

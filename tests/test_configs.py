@@ -14,6 +14,8 @@ import msae
 from msae.cli import CONF
 from msae.help import options
 
+CLASSES = [name for name in options("model") if "_target_" in (CONF / "model" / f"{name}.yaml").read_text()]
+"""A model for each class; the other files are settings of these."""
 PRESETS = {name for name in options("data") if "defaults" in OmegaConf.load(CONF / "data" / f"{name}.yaml")}
 """Data sets that are another one with other options: one model will do."""
 PAIRS = [

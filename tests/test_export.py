@@ -14,12 +14,11 @@ import pytest
 import torch
 from conftest import Command, save
 from hydra.utils import instantiate
-from test_configs import compose, options
+from test_configs import CLASSES, compose
 from torch import Tensor
 
 import msae
 from msae import export
-from msae.cli import CONF
 from msae.models.ae import AutoEncoder
 from msae.models.lgta import LGTA
 from msae.models.msae import MultiScaleAutoEncoder
@@ -92,7 +91,7 @@ def close(found: Tensor, expected: Tensor, size: Tensor) -> None:
     assert found.numpy() == pytest.approx(expected.numpy(), rel=0, abs=1e-5 * float(size.nan_to_num().abs().max()))
 
 
-@pytest.mark.parametrize("name", options("model"))
+@pytest.mark.parametrize("name", CLASSES)
 def test_every_model_in_onnxruntime(name: str, command: Command) -> None:
     """With windows that are scaled one by one, and missing values."""
     trained(of(name), per_window=True, missing=True)
@@ -102,7 +101,7 @@ def test_every_model_in_onnxruntime(name: str, command: Command) -> None:
     check(".onnx", holes=True)
 
 
-@pytest.mark.parametrize("name", [n for n in options("model") if "_target_" in (CONF / f"model/{n}.yaml").read_text()])
+@pytest.mark.parametrize("name", CLASSES)
 def test_every_class_as_a_program(name: str, command: Command) -> None:
     """With statistics of the training split, and a range to which reconstructions may be clipped."""
     trained(of(name), bounded=True)

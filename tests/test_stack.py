@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, Result
+from test_configs import CLASSES
 from torch import Tensor, nn
 
-from msae import cli, load
+from msae import load
 from msae.data.digits import digits
 from msae.models.ae import AutoEncoder
 from msae.runs.callbacks import History
 from msae.runs.stack import Stacked
 
-MODELS = sorted(path.stem for path in (cli.CONF / "model").glob("[!_]*.yaml"))
 FIFTY = ("data=digits", "trainer=cpu", "trainer.max_epochs=-1", "trainer.max_steps=50")  # two epochs and a half
 
 
@@ -55,7 +55,7 @@ def weights(path: str) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CLASSES)
 def test_each_seed_is_the_run_that_it_would_be_alone(model: str, command: Command) -> None:
     code, out, _ = command(*FIFTY, f"model={model}", "seed=[3,1]", "hydra.run.dir=both")
     assert code == 0
