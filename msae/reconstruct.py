@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from msae import cli, read
+from msae import cli, read, write
 from msae.errors import InputError
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -48,10 +48,11 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
         table = files.read(path, form)
         x_hat = of_table(table, model, cfg)
         output.mkdir(parents=True, exist_ok=True)
-        write_reconstruction(table, form, x_hat, out)
+        with write.whole(out) as temporary:
+            write_reconstruction(table, form, x_hat, temporary)
         times = None if table.times is None else read.stamps(table.times, table.origin).to_numpy(zero_copy_only=False)
         figure = plots.series(table.values, x_hat, table.columns, model.length, times, cfg.data.time_column)
-        figure.savefig(out.with_name(f"{out.name}.png"), dpi=110)
+        write.picture(figure, out.with_name(f"{out.name}.png"))
         print(f"{path}: {len(x_hat)} rows, {summary(table.values, x_hat)}\n  {out}\n  {out}.png")
     return written
 

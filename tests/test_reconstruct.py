@@ -1,5 +1,6 @@
 """Whole files in raw units and in their own format."""
 
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
@@ -129,6 +130,30 @@ def test_what_exists_is_kept(run: Run) -> None:
     assert Path("run/reconstruction/a.npy").stat().st_mtime_ns == before
     assert run("data.path=a.npy", "overwrite=true").code == 0
     assert Path("run/reconstruction/a.npy").stat().st_mtime_ns > before
+
+
+def test_a_file_is_written_whole_or_not_at_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure leaves the old file and no part of the new one; a link to nowhere is replaced, not followed."""
+
+    def full(_: Path, path: Path, *_rest: object) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    np.save("a.npy", X)
+    folder = Path("run/reconstruction")
+    folder.mkdir()
+    (folder / "a.npy").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr("msae.data.files.write_array", full)
+        code, _, err = run("data.path=a.npy", "overwrite=true")
+    assert (code, "run/reconstruction/a.npy: cannot be written: No space left on device" in err) == (2, True)
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("a.npy", "old")]
+    (folder / "a.npy").unlink()
+    (folder / "a.npy").symlink_to(Path("elsewhere.npy").absolute())
+    code, _, err = run("data.path=a.npy", "overwrite=true")
+    assert code == 0, err
+    assert not Path("elsewhere.npy").exists()
+    assert not (folder / "a.npy").is_symlink()
 
 
 def test_no_header(run: Run) -> None:
