@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from msae import cli, read
+from msae import cli, read, write
 from msae.errors import InputError
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -48,11 +48,12 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
         table = files.read(path, form)
         x_hat = of_table(table, model, cfg)
         output.mkdir(parents=True, exist_ok=True)
-        write_reconstruction(table, form, x_hat, out)
+        with write.whole(out) as temporary:
+            write_reconstruction(table, form, x_hat, temporary)
         times = None if table.times is None else read.stamps(table.times, table.origin).to_numpy(zero_copy_only=False)
         figure = plots.series(table.values, x_hat, table.columns, model.length, times, cfg.data.time_column)
-        figure.savefig(out.with_name(f"{out.name}.png"), dpi=110)
-        print(f"{path}: {len(x_hat)} rows, {summary(table.values, x_hat)}\n  {out}\n  {out}.png")
+        write.picture(figure, out.with_name(f"{out.name}.png"))
+        print(f"{path}: {len(x_hat)} rows, {summary(table.values, x_hat, table.columns)}\n  {out}\n  {out}.png")
     return written
 
 
@@ -101,11 +102,16 @@ def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Pa
         source.write(path, kept, table.columns, x_hat)
 
 
-def summary(x: np.ndarray, x_hat: np.ndarray) -> str:
-    """The line that the command prints about a file."""
+def summary(x: np.ndarray, x_hat: np.ndarray, names: Sequence[str]) -> str:
+    """The RMSE of each channel, in its unit; at most eight are listed. Steps with a missing value are left out."""
     import numpy as np
 
-    return f"MSE {np.nanmean(np.square(x - x_hat, dtype=np.float64)):.6g} in raw units"
+    squares = np.square(x - x_hat, dtype=np.float64).swapaxes(0, 1).reshape(len(names), -1)
+    with np.errstate(invalid="ignore"):  # a channel without a value
+        rmse = np.sqrt(np.nansum(squares, axis=1) / np.count_nonzero(~np.isnan(squares), axis=1))
+    pairs = zip(names, rmse, strict=True)
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in list(pairs)[:8])
+    return f"RMSE by channel: {listed}{f', and {len(names) - 8} more' if len(names) > 8 else ''}"
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Whole files in raw units and in their own format."""
 
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from msae.data.module import DataModule, Windows
 from msae.models.reconstructor import Reconstructor
+from msae.reconstruct import summary
 
 TIMES = [f"2024-01-{1 + i // 24:02} {i % 24:02}:00:00" for i in range(53)]
 X = np.random.default_rng(0).normal(size=(53, 2)).astype(np.float32) * 100
@@ -68,7 +70,7 @@ def test_csv(run: Run, stride: int) -> None:
     Path("a.csv").write_text("\n".join(["b,time,a", *rows]))
     code, out, err = run("data.path=a.csv", "data.time_column=time", f"data.stride={stride}", "data.columns=[a,b]")
     assert code == 0, err
-    assert "a.csv: 53 rows, MSE 1 in raw units\n  run/reconstruction/a.csv" in out
+    assert "a.csv: 53 rows, RMSE by channel: a 1, b 1\n  run/reconstruction/a.csv" in out
     lines = Path("run/reconstruction/a.csv").read_text().splitlines()
     assert lines[0] == "b,time,a"
     cells = [line.split(",") for line in lines[1:]]
@@ -109,10 +111,13 @@ def test_channels_are_those_it_was_trained_on(command: Command) -> None:
     args = ("data=series", "data.window=8", "trainer=cpu", "trainer.max_epochs=1", "model=ae16", "hydra.run.dir=run")
     assert command(*args, "data.path=a.csv").code == 0
     outs = [
-        command("ckpt=run/best.ckpt", f"data.path={name}.csv", module="reconstruct").out.splitlines()[0].split(":")[1]
+        command("ckpt=run/best.ckpt", f"data.path={name}.csv", module="reconstruct")
+        .out.splitlines()[0]
+        .split(": ", 1)[1]
         for name in "ab"
     ]
     assert outs[0] == outs[1]
+    assert outs[0].startswith("200 rows, RMSE by channel: p ")
     assert Path("run/reconstruction/b.csv").read_text().startswith("q,extra,p\n")
     Path("c.csv").write_text("\n".join(["u,v", *rows]))
     code, _, err = command("ckpt=run/best.ckpt", "data.path=c.csv", module="reconstruct")
@@ -129,6 +134,38 @@ def test_what_exists_is_kept(run: Run) -> None:
     assert Path("run/reconstruction/a.npy").stat().st_mtime_ns == before
     assert run("data.path=a.npy", "overwrite=true").code == 0
     assert Path("run/reconstruction/a.npy").stat().st_mtime_ns > before
+
+
+def test_a_file_is_written_whole_or_not_at_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure leaves the old file and no part of the new one; a link to nowhere is replaced, not followed."""
+
+    def full(_: Path, path: Path, *_rest: object) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    np.save("a.npy", X)
+    folder = Path("run/reconstruction")
+    folder.mkdir()
+    (folder / "a.npy").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr("msae.data.files.write_array", full)
+        code, _, err = run("data.path=a.npy", "overwrite=true")
+    assert (code, "run/reconstruction/a.npy: cannot be written: No space left on device" in err) == (2, True)
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("a.npy", "old")]
+    (folder / "a.npy").unlink()
+    (folder / "a.npy").symlink_to(Path("elsewhere.npy").absolute())
+    code, _, err = run("data.path=a.npy", "overwrite=true")
+    assert code == 0, err
+    assert not Path("elsewhere.npy").exists()
+    assert not (folder / "a.npy").is_symlink()
+
+
+def test_errors_by_channel() -> None:
+    """Each in its unit, over time or windows; a channel without a value has none."""
+    x = np.array([[0.0, 0.0, np.nan], [0.0, np.nan, np.nan]])
+    assert summary(x, x + np.array([3.0, 5.0, 1.0]), ["a", "b", "c"]) == "RMSE by channel: a 3, b 5, c nan"
+    windows = np.zeros((4, 9, 5))
+    assert summary(windows, windows + np.arange(9)[:, None], list("abcdefghi")).endswith("g 6, h 7, and 1 more")
 
 
 def test_no_header(run: Run) -> None:
