@@ -88,7 +88,7 @@ def test_adaptive(digits: Command) -> None:
     code, out, err = digits("out=far.csv", "adaptive=true", "distance=0.7", "change=mix")
     assert code == 0, err
     reached = np.array(csv.read_csv("far.csv")["reached"])
-    assert f"{np.sum(~reached)} cannot reach distance=0.7, and have the greatest strength" in out
+    assert f"{np.sum(~reached)} cannot reach distance=0.7 and have the greatest strength" in out
     assert not reached.all()
 
 
@@ -135,7 +135,7 @@ def test_few_of_a_label_are_told_of(command: Command) -> None:
     Path("a.csv").write_text("\n".join(["kind,p", *(f"{i // 16},{p}" for i, (p, _) in enumerate(WAVES))]))
     code, out, _ = command(*new, "overwrite=true", module="augment")
     assert code == 0
-    assert "25 have no neighbour of their label, and are as they were" in out
+    assert "25 have no neighbour of their label and are unchanged" in out
 
 
 def test_samples_of_the_prior(command: Command) -> None:
