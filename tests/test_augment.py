@@ -88,7 +88,7 @@ def test_adaptive(digits: Command) -> None:
     code, out, err = digits("out=far.csv", "adaptive=true", "distance=0.7", "change=mix")
     assert code == 0, err
     reached = np.array(csv.read_csv("far.csv")["reached"])
-    assert f"{np.sum(~reached)} cannot reach distance=0.7, and have the greatest strength" in out
+    assert f"{np.sum(~reached)} cannot reach distance=0.7 and have the greatest strength" in out
     assert not reached.all()
 
 
