@@ -1,4 +1,4 @@
-"""New samples from old ones, changed in the latent: `python -m msae.augment ckpt=... data=... out=new.parquet`."""
+"""New samples made by changes of the latent: `python -m msae.augment ckpt=RUN data.path=new.csv out=new.parquet`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.uses.augmentation import Augmented, Reference
 
 KEPT = 4000
-"""Samples that are the reference and that statistics are of, evenly chosen, where there are as many."""
+"""Old samples, evenly chosen, that serve as the reference and for the statistics, at most."""
 SHOWN = 6
+"""Old samples in the picture, at most."""
 
 
 class Batch(NamedTuple):
@@ -29,8 +30,8 @@ class Batch(NamedTuple):
 
     Attributes:
         x: the samples, in raw units.
-        y: numbers of their labels, where there are any.
-        about: columns of the table that tell which they are.
+        y: the numbers of their labels; None without labels.
+        about: the columns of the table that identify them.
     """
 
     x: Float[Tensor, "m channels length"]
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
 
 
 def augment(cfg: DictConfig) -> Path:
-    """Write a row for each new sample, and a picture beside it; return the table's path.
+    """Write a table with a row for each new sample, and a picture beside it; return the table's path.
 
     Raises:
         InputError: a checkpoint, data, a change or an output that cannot be used.
@@ -80,7 +81,7 @@ def augment(cfg: DictConfig) -> Path:
 
 
 def check(cfg: DictConfig) -> Path:
-    """Raise InputError for values that cannot be used whatever the model; returns where the table goes."""
+    """The path of the table; raises InputError for values that no model can use."""
     out = write.check_out(cfg, ".png")
     check_int("seed", cfg.seed, 0, 2**32 - 1)
     check_int("n", cfg.n)
@@ -89,7 +90,7 @@ def check(cfg: DictConfig) -> Path:
     if cfg.sample is not None:
         check_int("sample", cfg.sample)
     if cfg.adaptive and cfg.distance is None:
-        raise InputError("distance=null: expected a number above 0, as adaptive=true")
+        raise InputError("distance=null: adaptive=true needs a distance; expected a number above 0")
     if cfg.label is not None and not read.has_files(cfg):
         raise InputError(f"label={cfg.label}: a column of files; expected null, as this data set has its own labels")
     if not OmegaConf.is_list(cfg.scales) and cfg.scales is not None:
@@ -124,7 +125,7 @@ class Source:
                 yield self._of_file(part, starts, x)
 
     def _of_file(self, part: read.Stretch, starts: Int[Tensor, " m"], x: Float[Tensor, "m channels length"]) -> Batch:
-        """Windows with their file, group, rows and labels."""
+        """A batch of windows with their file, group, rows and labels."""
         import torch
 
         ends = starts + (self.length - 1 if part.x.ndim == 2 else 0)
@@ -139,7 +140,7 @@ class Source:
         return Batch(x, torch.tensor(numbers), about)
 
     def some(self, n: int) -> tuple[Float[Tensor, "m channels length"], Int[Tensor, " m"] | None]:
-        """Evenly chosen samples, n at most, and the numbers of their labels."""
+        """At most n evenly chosen samples, and the numbers of their labels."""
         import torch
 
         step, seen = -(-self.count // n), 0
@@ -161,7 +162,7 @@ def changed(
     generator: torch.Generator,
     table: write.Writer,
 ) -> tuple[Float[Tensor, "m channels length"], str]:
-    """Write the changed samples; returns some of them, evenly chosen, and what to say of all."""
+    """Write the changed samples; returns evenly chosen ones, and the end of the command's message."""
     import torch
 
     from msae.uses import augmentation
@@ -194,7 +195,7 @@ def changed(
 def sampled(
     n: int, model: Reconstructor, reference: Reference, generator: torch.Generator, table: write.Writer
 ) -> tuple[Float[Tensor, "m channels length"], str]:
-    """Write samples of the prior; returns the first of them, and what to say of all."""
+    """Write samples of the prior; returns the first of them, and the end of the command's message."""
     import torch
 
     from msae.uses import augmentation
@@ -211,18 +212,18 @@ def sampled(
 
 
 def measures(made: Augmented) -> dict[str, Tensor]:
-    """The columns that say how far a sample was changed."""
+    """The columns that report how far each sample was changed."""
     return {"strength": made.strength, "distance": made.distance, "reached": made.reached}
 
 
 def values(x: Float[Tensor, "m channels length"], model: Reconstructor) -> dict[str, Float[Tensor, " m"]]:
-    """A column for each time step, t0, t1, ...; of several channels NAME_t0, NAME_t1, ..."""
+    """A column for each time step: t0, t1, ...; with several channels NAME_t0, NAME_t1, ..."""
     names = [""] if x.shape[1] == 1 else [f"{name}_" for name in channels(model)]
     return {f"{name}t{i}": x[:, c, i].contiguous() for c, name in enumerate(names) for i in range(x.shape[2])}
 
 
 def channels(model: Reconstructor) -> list[str]:
-    """The channels' names, or numbers."""
+    """The names of the channels, or their numbers where they have none."""
     return list(map(str, model.names or range(model.channels)))
 
 
@@ -234,7 +235,7 @@ def variants(
     options: dict[str, Any],
     cfg: DictConfig,
 ) -> dict[str, Float[Tensor, "m channels length"]]:
-    """The same samples with all scales changed that were asked for, and with each alone, by one draw."""
+    """The same samples with all chosen scales changed, and with each scale alone, from the same random draw."""
     import torch
 
     from msae.uses import augmentation
@@ -258,7 +259,7 @@ def variants(
 def comparison(
     model: Reconstructor, x: Float[Tensor, "n channels length"], x_new: Float[Tensor, "m channels length"]
 ) -> str:
-    """A line for each statistic and each of the first four channels: of the old samples, and of the new ones."""
+    """A line for each statistic and each of the first four channels, with its value for old and new samples."""
     from msae.uses import augmentation
 
     lines = [f"{'statistic':<24}{'channel':<16}{'old':>12}{'new':>12}"]

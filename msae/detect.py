@@ -1,4 +1,7 @@
-"""Anomaly scores and alarms of series: `python -m msae.detect ckpt=RUN data.path=new.csv out=scores.csv`."""
+"""Anomaly scores and alarms of series: `python -m msae.detect ckpt=RUN data.path=new.csv out=scores.csv`.
+
+High scores are anomalous here; in scikit-learn's methods low scores are.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ PLACES = ("start", "end", "peak")
 
 
 def detect(cfg: DictConfig) -> Path:
-    """Write a row of scores for each time step, and events and a picture beside it; return the table's path.
+    """Write a table of scores with a row for each time step, and events and a picture beside it; return its path.
 
     Raises:
         InputError: a checkpoint, data, a reference or an output that cannot be used.
@@ -90,7 +93,9 @@ def check(cfg: DictConfig) -> None:
 
         files.find(reference_path(cfg), "reference")
         if not read.has_files(cfg):
-            raise InputError(f"reference={cfg.reference}: files, where data has none; expected training or null")
+            raise InputError(
+                f"reference={cfg.reference}: files, but data is a data set of samples; expected training or null"
+            )
 
 
 def reference_path(cfg: DictConfig) -> Any:
@@ -127,7 +132,7 @@ def training(cfg: DictConfig, model: Reconstructor) -> list[Tensor] | Cut:
 
     from msae.data.windows import Views
 
-    hint = "reference=PATH takes the scores of other files, reference=null with threshold=NUMBER none"
+    hint = "type reference=PATH to compare with other files, or reference=null and threshold=NUMBER to do without"
     options = model.data_options
     if options is None or not str(options["_target_"]).startswith("msae.data."):
         raise InputError(f"reference=training: {cfg.ckpt} does not say how its data were read by msae; {hint}")
@@ -135,7 +140,7 @@ def training(cfg: DictConfig, model: Reconstructor) -> list[Tensor] | Cut:
         x = instantiate(options).train.x
     except (InputError, HydraException, OSError) as error:
         reason = explain(error, "train").rstrip(".")
-        raise InputError(f"reference=training: the data of {cfg.ckpt}: {reason}; {hint}") from None
+        raise InputError(f"reference=training: cannot read the data of {cfg.ckpt}: {reason}; {hint}") from None
     if not isinstance(x, Views):
         return [x]
     if x.blocks[0].ndim == 3:
@@ -145,7 +150,7 @@ def training(cfg: DictConfig, model: Reconstructor) -> list[Tensor] | Cut:
 
 @dataclass(frozen=True)
 class Cut:
-    """Windows of files that hold windows already, read in batches as often as they are gone through."""
+    """Windows of files that already contain windows; each iteration reads them again in batches."""
 
     x: Views
 
@@ -155,14 +160,14 @@ class Cut:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a series, or windows that stand alone, whose steps are counted on from one to the next.
+    """A stretch of a series, or separate windows, whose steps are numbered from one window to the next.
 
     Attributes:
-        x: in raw units.
-        name: of it.
-        channels: their names.
-        owner: columns that say what a step belongs to.
-        place: columns that say where steps stand in that, the first of them a number.
+        x: the values in raw units.
+        name: the name that progress and the picture show.
+        channels: the names of the channels.
+        owner: gives the columns that identify the file, series or sample of a step.
+        place: gives the columns that locate a step in it; the first of them is a number.
     """
 
     x: Float[Tensor, "channels time"] | Float[Tensor, "n channels length"]
@@ -173,7 +178,7 @@ class Part:
 
 
 def series(cfg: DictConfig, model: Reconstructor) -> Iterator[Part]:
-    """All that is to be scored."""
+    """The stretches of files, or samples of a data set, to score."""
     length = model.length
     if not read.has_files(cfg):
         names = list(model.names or map(str, range(model.channels)))
@@ -197,12 +202,12 @@ def series(cfg: DictConfig, model: Reconstructor) -> Iterator[Part]:
 
 
 def sample(batch: read.Samples, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
-    """Split and sample to which steps belong."""
+    """The split and the sample that contain each step."""
     return {"split": [batch.split] * len(steps), "index": batch.first + steps // length}
 
 
 def owner(stretch: read.Stretch, grouped: bool, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
-    """File, series or window to which steps belong."""
+    """The file, series or window that contains each step."""
     found: dict[str, Any] = {"file": [str(stretch.table.path)] * len(steps)}
     if grouped:
         found["group"] = [stretch.group] * len(steps)
@@ -210,7 +215,7 @@ def owner(stretch: read.Stretch, grouped: bool, length: int, steps: Int[Tensor, 
 
 
 def place(stretch: read.Stretch, length: int, steps: Int[Tensor, " m"]) -> dict[str, Any]:
-    """Row and time of steps, or the step in its window."""
+    """The row and time of each step, or its number in its window."""
     if stretch.x.ndim == 3:
         return {"step": steps % length}
     found: dict[str, Any] = {"row": stretch.rows(steps)}
@@ -218,18 +223,20 @@ def place(stretch: read.Stretch, length: int, steps: Int[Tensor, " m"]) -> dict[
 
 
 class Detector:
-    """Scores as columns of a table, and the events in them.
+    """Turns scores into columns of a table, and collects the events.
 
     Args:
-        scorer: of a model.
+        scorer: the scorer of a model.
         known: the distribution of training scores.
         above: the threshold.
-        merge: steps between events that are one, at most.
-        by_scales: whether a step's score is the greatest ratio of a scale's score to its usual value, not its error.
+        merge: events with at most this many steps between them become one.
+        by_scales: whether a step's score is the greatest ratio of a scale's score to its usual value instead of its
+            error.
 
     Attributes:
-        events: a row of a table for each.
-        shown: of the series or window with the greatest score that score, what `plots.anomalies` draws, and the name.
+        events: a row of the table for each event.
+        shown: the greatest score, the arguments of `plots.anomalies` for the series or window with this score, and its
+            name.
     """
 
     def __init__(
@@ -244,7 +251,7 @@ class Detector:
         self.shown: tuple[float, dict[str, Any], str] | None = None
 
     def scores(self, part: Part) -> Iterator[dict[str, Any]]:
-        """The table of a part, in pieces; afterwards `events` includes its events."""
+        """The table of a part, in pieces; after the last piece `events` includes its events."""
         import numpy as np
         import torch
 
@@ -290,7 +297,7 @@ class Detector:
         return found | {"channel": [part.channels[run.channel]]}
 
     def _show(self, part: Part, totals: np.ndarray, runs: list[Event]) -> None:
-        """Keep what the picture shows, if its greatest score is above those before."""
+        """Keep the part for the picture if its greatest score exceeds those of the parts before."""
         import numpy as np
         import torch
 
@@ -310,7 +317,7 @@ class Detector:
         self.shown = float(totals[peak]), drawn, part.name if part.x.ndim == 2 else f"{part.name}, number {number}"
 
     def figure(self, clock: str | None) -> Figure:
-        """The picture; `clock` is the name of the time column."""
+        """The picture of the part with the greatest score; `clock` is the name of the time column."""
         from msae import plots
 
         assert self.shown is not None, "something was scored"
@@ -321,7 +328,7 @@ class Detector:
 
 
 def texts(names: list[str], numbers: Int[Tensor, " n"]) -> pa.Array:
-    """A column of texts, `names[number]` for each number; empty where that is -1."""
+    """A column of texts, `names[number]` for each number; empty where the number is -1."""
     import pyarrow as pa
 
     index = numbers.numpy()

@@ -1,4 +1,4 @@
-"""The latents of a trained model as a table: `python -m msae.embed ckpt=... data=... out=z.parquet`."""
+"""The latents of a trained model as a table: `python -m msae.embed ckpt=RUN data.path=new.csv out=z.parquet`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.models.reconstructor import Reconstructor
 
 POINTS = 4000
-"""Least number of latents that the picture shows, where there are as many."""
+"""The picture shows at least this many latents if there are enough."""
 Piece = tuple["Float[Tensor, 'm channels length']", dict[str, Any]]
-"""Windows, and what the table says of each."""
+"""Windows, and the columns of the table that describe them."""
 
 
 def embed(cfg: DictConfig) -> Path:
-    """Write a row for each window, or sample, and a picture beside it; return the table's path.
+    """Write a table with a row for each window or sample, and a picture beside it; return the table's path.
 
     Raises:
         InputError: a checkpoint, data or an output that cannot be used.
@@ -72,7 +72,7 @@ def of_files(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
 
 
 def of_samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
-    """The samples of a data set, with their split, number in it, and label."""
+    """The samples of a data set, with their split, number in the split, and label."""
     import numpy as np
 
     with write.Progress("samples") as progress:
@@ -85,22 +85,22 @@ def of_samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
 
 
 def columns(z: Float[Tensor, "n latent"], model: Reconstructor) -> dict[str, Float[Tensor, " n"]]:
-    """The latents' values by their names."""
+    """The values of the latents, by name."""
     return dict(zip(names(model), z.T.contiguous(), strict=True))
 
 
 def names(model: Reconstructor) -> list[str]:
-    """Of a latent's values, such as `small_0`, by the scale and the place in its code."""
+    """The names of a latent's values, such as `small_0`: the scale and the place in its code."""
     return [f"{scale}_{i}" for scale, code in model.codes.items() for i in range(code.stop - code.start)]
 
 
 def sizes(model: Reconstructor) -> str:
-    """How many values each scale has."""
+    """The number of latent values of each scale, as text."""
     return ", ".join(f"{scale} {code.stop - code.start}" for scale, code in model.codes.items())
 
 
 class Shown:
-    """Latents for the picture, evenly chosen as they come, between POINTS and twice as many where there are enough."""
+    """Latents for the picture, chosen evenly from a stream: between `POINTS` and twice as many, or all if fewer."""
 
     def __init__(self) -> None:
         self.z: list[Tensor] = []
@@ -110,7 +110,7 @@ class Shown:
         self.seen = 0
 
     def add(self, z: Float[Tensor, "m latent"], about: dict[str, Any]) -> None:
-        """Look at more latents, and at what they are coloured by: their label, their time, or their number."""
+        """Take more latents and the values that colour them: labels, times or numbers."""
         self.name = next((name for name in ("label", "start_time", "start") if name in about), "index")
         first = -self.seen % self.step
         values = about[self.name]
@@ -122,7 +122,7 @@ class Shown:
             self.z, self.by, self.step = self.z[::2], self.by[::2], 2 * self.step
 
     def points(self) -> tuple[Any, Any, str]:
-        """Latents `(n, latent)`, what they are coloured by `(n,)`, and its name."""
+        """Latents `(n, latent)`, the values that colour them `(n,)`, and the name of these values."""
         import numpy as np
         import torch
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 
 
 def forecast(cfg: DictConfig) -> Path:
-    """Fit, tell the errors on the test split, and write what follows the end of each series, and a picture.
+    """Fit, print the errors on the test split, and write the forecasts after the end of each series, and a picture.
 
     Raises:
         InputError: a checkpoint, data, horizons or an output that cannot be used.
@@ -60,7 +60,11 @@ def forecast(cfg: DictConfig) -> Path:
 def series_of(
     cfg: DictConfig, model: Reconstructor
 ) -> tuple[list[Table], list[tuple[Table, str, int, int]], dict[str, list[Part]]]:
-    """The files; their series' last stretches, by table, group and rows; and the parts of training, validation, test.
+    """Read the files and split their series.
+
+    Returns:
+        The tables of all files; the last stretch of each series, as table, group, first row and row after the last; and
+        the parts of each split, as the series and the number of steps that only serve as past.
 
     Raises:
         InputError: see `msae.data.series`; also a missing value, or a series that ends with less than a window.
@@ -102,7 +106,7 @@ def series_of(
     for (i, name), (start, stop) in last.items():
         if stop - start < model.length:
             what = f"{tables[i].path}{f', {name}' if name else ''}"
-            raise InputError(f"{what}: ends with {stop - start} steps without a gap; expected a window, {model.length}")
+            raise InputError(f"{what}: the last stretch has {stop - start} steps; expected a window, {model.length}")
     return tables, [(tables[i], name, start, stop) for (i, name), (start, stop) in last.items()], parts
 
 
@@ -140,7 +144,7 @@ def check_unseen(cfg: DictConfig, model: Reconstructor, paths: list[Path], test_
 def encoder(
     model: Reconstructor, seen: Callable[[int], Any]
 ) -> Callable[[Float[Tensor, "n channels length"]], Float[Tensor, "n latent"]]:
-    """The model's `encode` without gradients, which tells `seen` of how many windows."""
+    """The model's `encode` without gradients; it calls `seen` with the number of windows."""
     import torch
 
     def encode(x: Tensor) -> Tensor:
@@ -153,7 +157,7 @@ def encoder(
 
 
 def table_of(found: dict[int, Forecaster], errors: dict[int, Errors], names: list[str]) -> Iterator[str]:
-    """Lines: the errors of each horizon and channel, and their mean over channels in scaled units."""
+    """Lines with the errors of each horizon and channel, and their mean over channels in normalized units."""
     wide = max(map(len, [*names, "channel"]))
     yield "errors on the test split, scaled by the training split's deviation and in raw units"
     yield f"horizon  windows  alpha  {'channel':{wide}}       MSE       MAE     MSE, raw     MAE, raw"
@@ -173,7 +177,7 @@ def write_forecasts(
     model: Reconstructor,
     found: dict[int, Forecaster],
 ) -> tuple[Any, Any, Any]:
-    """Write the forecasts; returns what the picture shows.
+    """Write the forecasts; returns the values for the picture.
 
     Returns:
         The end of the first series and its longest forecast, both `(time, channels)`, and the times of all their steps.
@@ -208,7 +212,7 @@ def write_forecasts(
 
 
 def following(table: Table, stop: int, n: int) -> pa.Array:
-    """The times of the n steps after row `stop`: months where all of the last were, else at the usual distance."""
+    """The times of the n steps after row `stop`: monthly if the last steps were, else at their median distance."""
     import numpy as np
 
     assert table.times is not None

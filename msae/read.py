@@ -1,7 +1,7 @@
-"""The first step of every use: a trained model, and the series or samples that it is put to.
+"""The first step of every use: read a trained model, and the series or samples that it is applied to.
 
-A command takes its model from `begin`, and goes through `stretches(cfg, model)` of files, or through
-`samples(cfg, model)` of a data set of samples (`has_files` says which).
+A command takes its model from `begin` and iterates over `stretches(cfg, model)` of files or `samples(cfg, model)` of a
+data set; `has_files` tells which.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.models.reconstructor import Reconstructor
 
 BATCH = 2048
-"""Windows encoded at a time."""
+"""Windows that are encoded together."""
 FORMAT = ("columns", "time_column", "group_column", "separator", "decimal", "header", "time_format")
 SUFFIXES = (".csv", ".parquet")
 
 
 def has_files(cfg: DictConfig) -> bool:
-    """Whether `cfg.data` reads files of the user's, and is no data set of samples."""
+    """Whether `cfg.data` reads the user's files; if not, it is a data set of samples."""
     return {"path", "window"} <= set(cfg.data)
 
 
 def begin(cfg: DictConfig, files: bool = True) -> Reconstructor:
-    """The model of `cfg.ckpt`, on the CPU, for evaluation; `cfg.data` becomes what the model and the user say.
+    """The model of `cfg.ckpt`, on the CPU, in evaluation mode; sets `cfg.data` to `data_of(cfg, model)`.
 
     Args:
         cfg: the command's config.
-        files: whether `data` has to be of files.
+        files: whether the command needs files, not a data set of samples.
 
     Raises:
         InputError: a value that no command can use, or a checkpoint that cannot be read.
@@ -59,7 +59,7 @@ def begin(cfg: DictConfig, files: bool = True) -> Reconstructor:
     model = checkpoint.load(cfg.ckpt)
     cfg.data = data_of(cfg, model)
     if files and not has_files(cfg):
-        raise InputError("data: expected series, or an option made of it, such as ecg")
+        raise InputError("data: a data set of samples; expected data=series, or an option made of it, such as data=ecg")
     OmegaConf.to_container(cfg.data, resolve=True)
     if has_files(cfg):
         check_int("data.stride", cfg.data.stride)
@@ -68,11 +68,11 @@ def begin(cfg: DictConfig, files: bool = True) -> Reconstructor:
 
 
 def data_of(cfg: DictConfig, model: Reconstructor) -> DictConfig:
-    """How to read data: as the model's run did, but for what the command line says.
+    """The options that read the data: those of the model's run, overridden by the command line.
 
     Raises:
-        InputError: the checkpoint does not say how, says it by code that is not msae's, or has windows of another
-            length than the command line asks for.
+        InputError: the checkpoint contains no data options, its options name code outside msae, or `data.window` is not
+            the length of the model's windows.
     """
     if not HydraConfig.initialized():  # composed in Python
         return cast(DictConfig, cfg.data)
@@ -111,7 +111,7 @@ def found(cfg: DictConfig) -> list[Path]:
 
 
 def form(cfg: DictConfig, model: Reconstructor) -> Format:
-    """How the files are written; their channels are by default those that the model was trained on, in that order."""
+    """The format of the files; the default columns are the channels that the model was trained on, in that order."""
     from msae.data.tables import Format
 
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
@@ -122,7 +122,7 @@ def form(cfg: DictConfig, model: Reconstructor) -> Format:
 
 
 def check_channels(table: Table, model: Reconstructor) -> None:
-    """Raise InputError unless a table has the model's channels and, of windows already cut, length."""
+    """Raise InputError unless a table has the model's number of channels and, if it contains windows, their length."""
     channels = table.values.shape[1]
     if channels != model.channels or (table.values.ndim == 3 and table.values.shape[2] != model.length):
         raise InputError(
@@ -133,9 +133,10 @@ def check_channels(table: Table, model: Reconstructor) -> None:
 
 
 def spans(table: Table, model: Reconstructor, cfg: DictConfig) -> list[tuple[str, int, int]]:
-    """Name, first row and row after the last of the stretches between gaps that hold a window.
+    """Name, first row and row after the last of each stretch between gaps that is at least a window long.
 
-    Missing values in them are filled in, or refused, as `data.missing` says. Of windows already cut each is a row.
+    Missing values in them are filled in or refused, according to `data.missing`. In a table of windows a row is a
+    window.
 
     Raises:
         InputError: not the model's channels or length, time that does not grow, a missing value, no such stretch.
@@ -155,14 +156,14 @@ def spans(table: Table, model: Reconstructor, cfg: DictConfig) -> list[tuple[str
 
 @dataclass(frozen=True)
 class Stretch:
-    """A stretch of a file's series between gaps; it is memory-mapped, and read where it is looked at.
+    """A stretch of a file's series between gaps. Its values are memory-mapped: they are read when they are used.
 
     Attributes:
-        table: of the file: `table.path`, `table.columns`.
-        group: the series' name in a long table, else empty.
-        first: its first row in `table`.
-        x: the series; or windows, of a file that holds windows already.
-        labels: of its steps, where the command has `label`.
+        table: the table of the file, with `table.path` and `table.columns`.
+        group: the name of the series in a long table, else empty.
+        first: the first row of the stretch in `table`.
+        x: the series, or the windows of a file that already contains windows.
+        labels: the labels of its steps, if the command was given `label`.
     """
 
     table: Table
@@ -174,9 +175,9 @@ class Stretch:
     def windows(
         self, length: int, stride: int, size: int = BATCH
     ) -> Iterator[tuple[Int[Tensor, " m"], Float[Tensor, "m channels length"]]]:
-        """Batches of windows, every `stride` steps and one that ends with the series, after the step each starts at.
+        """Batches of windows, one every `stride` steps and one that ends with the series, each with its first steps.
 
-        Windows already cut start one step after the other, and `stride` is not used.
+        If the file already contains windows, the first steps are their numbers and `stride` is not used.
         """
         import torch
 
@@ -189,16 +190,16 @@ class Stretch:
             yield from zip(where, (x.float() for x in cut(self.x, length, stride, size)), strict=True)
 
     def count(self, length: int, stride: int) -> int:
-        """How many windows there are."""
+        """The number of windows."""
         return len(self.x) if self.x.ndim == 3 else -(-(self.x.shape[1] - length) // stride) + 1
 
     def rows(self, steps: Int[Tensor, " m"]) -> np.ndarray:
-        """The rows, from 0, in which steps of the stretch stand in the file."""
+        """The rows of the file, from 0, that contain these steps of the stretch."""
         rows = steps.numpy() + self.first
         return rows if self.table.order is None else self.table.order[rows]
 
     def times(self, steps: Int[Tensor, " m"]) -> pa.Array | None:
-        """The times of steps of the stretch, stamps or numbers as in the file; None without a time column."""
+        """The times of these steps of the stretch, stamps or numbers as in the file; None without a time column."""
         if self.table.times is None:
             return None
         return stamps(self.table.times[steps.numpy() + self.first], self.table.origin)
@@ -216,25 +217,25 @@ def stamps(times: np.ndarray, origin: np.datetime64 | None) -> pa.Array:
 
 @dataclass(frozen=True)
 class Labels:
-    """A column of a file as numbers of the labels in it: `names[numbers[row]]`, rows as in the file."""
+    """A column of labels: the label of a row of the file is `names[numbers[row]]`."""
 
     names: list[str]
     numbers: np.ndarray
 
     def of(self, rows: np.ndarray) -> list[str]:
-        """The labels of these rows of the file."""
+        """The labels of rows of the file."""
         return [self.names[i] for i in self.numbers[rows]]
 
 
 def labels(path: Path, like: Format, name: str) -> Labels:
-    """The column `name` of a table; InputError where it has none such."""
+    """The column `name` of a table; raises InputError if there is no such column."""
     import numpy as np
     import pyarrow as pa
 
     from msae.data import files
 
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"label={name}: {path} is an array, without columns of other kinds")
+        raise InputError(f"label={name}: {path} is an array, which has no columns of labels")
     source, known = files.open_table(path, like), dict[str, int]()
     if name not in source.names:
         raise InputError(f"label={name}: {path} has no such column; it has {', '.join(source.names[:10])}")
@@ -246,14 +247,14 @@ def labels(path: Path, like: Format, name: str) -> Labels:
 
 
 def stretches(cfg: DictConfig, model: Reconstructor, label: str | None = None) -> Iterator[Stretch]:
-    """The stretches of all files of `data.path`, file by file; all but the values' errors are raised by the first.
+    """The stretches of all files of `data.path`, file by file.
 
-    Memory does not grow with a file: tables are read in pieces into a temporary file, arrays where they lie.
+    Memory does not grow with a file: tables are read in pieces into a temporary file, and arrays are memory-mapped.
 
     Args:
         cfg: the command's config.
-        model: to which channels, names and lengths are matched.
-        label: a column of the files that is no channel and is read as well.
+        model: the model whose channels, names and length the files must have.
+        label: a column of labels that is read beside the channels.
 
     Raises:
         InputError: see `spans`, and a file that cannot be read or lacks a column.
@@ -279,8 +280,8 @@ class Samples:
         split: `train` or `test`, the official ones.
         first: the number of the first sample in its split.
         x: the samples, in raw units.
-        y: numbers of their labels, where there are such.
-        labels: the labels by name, or their numbers where they have no names.
+        y: the numbers of their labels; None without labels.
+        labels: the names of the labels, or their numbers if they have no names.
     """
 
     split: str
@@ -294,11 +295,11 @@ def samples(cfg: DictConfig, model: Reconstructor) -> Iterator[Samples]:
     """The samples of a data set such as ucr, mnist or digits, in batches, in the order of its official splits.
 
     Raises:
-        InputError: samples of other channels or another length than the model's, or what the data set raises.
+        InputError: the samples do not have the model's channels and length, or the data set cannot be read.
     """
     from hydra.utils import instantiate
 
-    data = instantiate(cfg.data, val_size=0)  # validation windows stay in their place
+    data = instantiate(cfg.data, val_size=0)  # keeps the order of the official split
     if data.shape != (model.channels, model.length):
         raise InputError(
             f"data: {data.shape[0]} channels, in windows of {data.shape[1]} steps; "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 
 
 def reconstruct(cfg: DictConfig) -> list[Path]:
-    """Write each file of `data.path` anew with its reconstruction, and a picture beside it; return the files.
+    """Write the reconstruction of each file of `data.path`, and a picture beside it; return the paths.
 
     Raises:
         InputError: a checkpoint, files or values that cannot be used.
@@ -58,7 +58,7 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
 
 
 def of_table(table: Table, model: Reconstructor, cfg: DictConfig) -> np.ndarray:
-    """The reconstruction, like `table.values`: NaN where a stretch between gaps is shorter than a window."""
+    """The reconstruction, shaped as `table.values`; NaN where a stretch between gaps is shorter than a window."""
     import numpy as np
     import torch
 
@@ -85,7 +85,7 @@ def outputs(model: Reconstructor, batches: Iterator[Tensor] | tuple[Tensor, ...]
 
 
 def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Path) -> None:
-    """The reconstruction in the format of the table's file, its rows in the order they have there."""
+    """Write the reconstruction in the format of the table's file, with the rows in the file's order."""
     import numpy as np
 
     from msae.data import files

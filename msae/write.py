@@ -1,4 +1,4 @@
-"""The last step of every use: tables and pictures that are written whole or not at all, and progress meanwhile."""
+"""The last step of every use: write tables and pictures, whole or not at all, and show progress."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from matplotlib.figure import Figure
 
 PIECE = 1 << 22
-"""Values of a table written at a time: a .parquet keeps something in memory of each of its row groups."""
+"""Values of a table that are written together: a .parquet writer keeps memory for each row group."""
 SECONDS = 10
 """Least time between lines of progress."""
 
 
 def check_out(cfg: DictConfig, *beside: str) -> Path:
-    """The path `cfg.out` of a table; InputError unless it and the files named `out` + `beside` can be written.
+    """The path `cfg.out` of a table; raises InputError unless it and the files named `out` + `beside` can be written.
 
-    Existing files are refused unless `cfg.overwrite`; a file of `data.path` always.
+    Existing files are refused without `cfg.overwrite`; the files of `data.path` are always refused.
     """
     if OmegaConf.is_missing(cfg, "out") or not cfg.out:
         raise InputError("out: no value; expected a file ending .parquet or .csv")
@@ -55,7 +55,7 @@ def check_free(key: str, path: Path, written: Sequence[Path], overwrite: bool) -
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; at the end the file takes its place, or is removed after a failure.
+    """A temporary path to write to, which replaces `path` at the end and is removed after a failure.
 
     Raises:
         InputError: an OSError while writing, such as of a full disk.
@@ -71,24 +71,24 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def as_input_error(path: Path) -> Iterator[None]:
-    """An OSError as an InputError that names it and the file that was to be written."""
+    """Turn an OSError into an InputError that names the file and the reason."""
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be written: {reason}; what was written of it is removed") from None
+        raise InputError(f"{path}: cannot be written: {reason}; the unfinished file was removed") from None
 
 
 class Writer:
-    """A table written in pieces, .parquet or .csv by the ending of its path; written whole or not at all.
+    """Writes a table in pieces, as .parquet or .csv by the ending of its path, whole or not at all.
 
-    The first piece, which may be without rows, tells columns and types; NaN and None are empty fields.
+    The first piece, which may have no rows, determines the columns and types. NaN and None are empty fields.
 
         with Writer(path) as out:
             out.write({"row": numpy_array, "score": tensor, "label": texts})
 
     Raises:
-        InputError: an OSError, such as of a full disk; nothing is left then.
+        InputError: the file cannot be written, such as on a full disk; no part of it is left.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,7 +100,7 @@ class Writer:
         self._held: list[pa.Table] = []
 
     def write(self, columns: Mapping[str, Any]) -> None:
-        """Add rows: arrays, tensors or lists of one length, by the columns' names; not to be changed afterwards."""
+        """Add rows: arrays, tensors or lists of one length, by column name. Do not change them afterwards."""
         import pyarrow as pa
 
         csv = self.path.suffix.lower() == ".csv"
@@ -141,14 +141,14 @@ class Writer:
                     self._out.close()
                     self.temporary.replace(self.path)
             elif self._out is not None:
-                with contextlib.suppress(OSError):  # the first error is the one to tell
+                with contextlib.suppress(OSError):  # the first error is the one to report
                     self._out.close()
         finally:
             self.temporary.unlink(missing_ok=True)
 
 
 def column(values: Any, text: bool) -> pa.Array:
-    """Values as a column of a table; time stamps as ISO 8601, without the fraction where all are whole, for `text`."""
+    """Values as a column of a table; with `text`, time stamps as ISO 8601, without fractions if there are none."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -167,10 +167,10 @@ def picture(figure: Figure, path: Path) -> None:
 
 
 class Progress:
-    """Progress on stderr: a bar where that is a terminal; else a line for about every tenth, where work takes long.
+    """Progress on stderr: a bar on a terminal; otherwise a line for about every tenth of long work.
 
     Args:
-        unit: the word for what is counted.
+        unit: the name of the units, such as windows.
 
         with Progress("windows") as progress:
             progress.begin("a.csv", 5000)
@@ -185,13 +185,13 @@ class Progress:
         self.printed = time.monotonic()
 
     def begin(self, text: str, total: int) -> None:
-        """Begin the next part, with its number of units."""
+        """Begin the next part, which has `total` units."""
         self.text, self.total, self.done, self.tenth = text, total, 0, 0
         self.bar.reset(total)
         self.bar.set_description(text)
 
     def update(self, n: int) -> None:
-        """So many more are done."""
+        """Count n more units as done."""
         self.bar.update(n)
         self.done += n
         tenth, now = 10 * self.done // self.total, time.monotonic()

@@ -164,7 +164,10 @@ def test_samples_of_the_prior(command: Command) -> None:
         (["scales=small"], "scales=small: expected a list, such as scales=[small], or null for all"),
         (["n=0"], "n=0: expected a whole number, at least 1"),
         (["adaptive=maybe"], "adaptive=maybe: expected one of True, False"),
-        (["adaptive=true", "distance=null"], "distance=null: expected a number above 0, as adaptive=true"),
+        (
+            ["adaptive=true", "distance=null"],
+            "distance=null: adaptive=true needs a distance; expected a number above 0",
+        ),
         (["adaptive=true", "distance=-1"], "distance=-1: expected a number above 0"),
         (["sample=9"], "sample: the model was trained with model.regularizer=none; expected kl"),
         (["label=kind"], "label=kind: a column of files; expected null"),

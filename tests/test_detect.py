@@ -227,9 +227,9 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
     try:
         code, _, err = run("data.path=x.npy", "out=x.csv")
         assert code == 2
-        assert err.startswith(f"error: reference=training: the data of {trained}/run/best.ckpt: ")
+        assert err.startswith(f"error: reference=training: cannot read the data of {trained}/run/best.ckpt: ")
         assert err.endswith(
-            "reference=PATH takes the scores of other files, reference=null with threshold=NUMBER none\n"
+            "type reference=PATH to compare with other files, or reference=null and threshold=NUMBER to do without\n"
         )
         assert run("data.path=x.npy", "out=x.csv", "threshold=1", "reference=null").code == 0
     finally:
@@ -259,7 +259,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["reference=null"], "reference=null: threshold=evt needs training scores; expected a number"),
         (["reference=nowhere"], "reference=nowhere: no such file or folder"),
         (["reference=short.npy"], "short.npy: no stretch of 12 steps"),
-        (["reference=x.npy", "data=digits"], "reference=x.npy: files, where data has none"),
+        (["reference=x.npy", "data=digits"], "reference=x.npy: files, but data is a data set of samples"),
         (["out=x.txt"], "out=x.txt: expected a file ending .parquet or .csv"),
         (["treshold=1"], "treshold: no such key; nearest: threshold"),
     ],

@@ -327,4 +327,7 @@ def test_what_the_model_was_trained_on_is_no_test(
 def test_a_data_set_of_samples_is_refused(command: Command) -> None:
     save(AutoEncoder((1, 64)), "best.ckpt")
     code, _, err = command("ckpt=best.ckpt", "data=digits", "out=f.csv", module="forecast")
-    assert (code, err) == (2, "error: data: expected series, or an option made of it, such as ecg\n")
+    assert (code, err) == (
+        2,
+        "error: data: a data set of samples; expected data=series, or an option made of it, such as data=ecg\n",
+    )

@@ -211,7 +211,7 @@ def test_a_table_that_cannot_grow_is_removed(name: str, rows: int, pieces: int) 
     Path(name).write_text("old")
     with pytest.raises(InputError) as error:
         fill(name, rows, pieces)
-    assert str(error.value) == f"{name}: cannot be written: File too large; what was written of it is removed"
+    assert str(error.value) == f"{name}: cannot be written: File too large; the unfinished file was removed"
     assert Path(name).read_text() == "old"
     assert {p.name for p in Path().iterdir()} == {"best.ckpt", name}
 

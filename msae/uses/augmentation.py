@@ -39,7 +39,7 @@ class Reference:
         y: labels, where there are any; only samples of one label are mixed.
         mean: of each latent value.
         deviation: of each latent value.
-        spread: deviation of each channel in scaled units.
+        spread: deviation of each channel in normalized units.
     """
 
     z: Float[Tensor, "n latent"]
@@ -74,7 +74,7 @@ class Augmented(NamedTuple):
     Attributes:
         x: the samples, in raw units.
         strength: of each one's change.
-        distance: root mean square of each one's change, in scaled units, by the reference's deviation.
+        distance: root mean square of each one's change, in normalized units, by the reference's deviation.
         reached: whether that is the distance asked for, within `TOLERANCE`; True where none was.
     """
 
