@@ -221,7 +221,7 @@ def test_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "Error writing bytes to file")
 
     monkeypatch.setattr(parquet.ParquetWriter, "write", full)
-    with pytest.raises(InputError, match=r"^z.parquet: cannot be written: No space left on device; what was"):
+    with pytest.raises(InputError, match=r"^z.parquet: cannot be written: No space left on device; the unfinished"):
         fill("z.parquet", 10, 1)
     assert {p.name for p in Path().iterdir()} == {"best.ckpt"}
 

@@ -233,7 +233,7 @@ def test_missing_values_are_filled(run: Run) -> None:
         (["data.path=nowhere"], "data.path=nowhere: no such file or folder, and no match"),
         (["data.path=a.npy", "out=."], "out=.: a.npy would be written over"),
         (["data.path=a.npy", "data.missing=x"], "data.missing=x: expected one of"),
-        (["data=digits"], "data: expected series, or an option made of it"),
+        (["data=digits"], "data: a data set of samples; expected data=series"),
         (["data.path=*/x.npy"], "data.path=*/x.npy: two files called x.npy"),
         (["data.path=a.npy", "ckpt=nowhere.ckpt"], "checkpoint nowhere.ckpt: no such file"),
         (["data.paht=a.npy"], "data.paht: no such key; nearest: data.path"),

@@ -30,8 +30,8 @@ class Scores:
 
     Attributes:
         total: mean of those of the channels that have a value.
-        channels: squared error of the reconstruction in normalized units, the mean of all windows that hold the step; NaN
-            where the channel has no value.
+        channels: squared error of the reconstruction in normalized units, averaged over the windows that hold the step;
+            NaN where the channel has no value.
         scales: for each scale up to which a model can reconstruct, `error_SCALE`, the mean of the channels' squared
             errors by the scales up to it; and for each code `code_SCALE`, its distance from the training codes.
     """
