@@ -72,6 +72,7 @@ class TestErrors:
             ("seed=[0,1] data=series data.path=none.csv", "data.path=none.csv: no such file"),
             ("foo", "foo: cannot be read; expected key=value"),
             ("=3", "=3: expected key=value"),
+            ("resume=", "resume: no value; expected the folder of a run, such as resume=runs/machine"),
             ("resume=.", "resume=.: no run in it; expected the folder of a run, of several seeds, or of a sweep"),
             ("resume=none.ckpt", "resume=none.ckpt: no such file or folder; expected the folder of a run, or its"),
             ("-m model=ae,msea", "model=msea: no such option; nearest: msae"),

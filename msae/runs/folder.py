@@ -109,8 +109,10 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
         InputError: the path is missing, or is neither a run, a sweep, a study nor a checkpoint.
     """
     values = [text.partition("=")[2].strip("'\"") for text in texts if key_of(text) == "resume"]
-    if not values or values[-1] in ("", "null"):
+    if not values or values[-1] == "null":
         return list(texts)
+    if not values[-1]:  # an unset variable of the shell would start another run
+        raise InputError("resume: no value; expected the folder of a run, such as resume=runs/machine")
     path = Path(values[-1].replace("\\'", "'")).expanduser()
     if not path.exists():
         raise InputError(f"resume={path}: no such file or folder; expected the folder of a run, or its last.ckpt")
