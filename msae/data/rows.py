@@ -185,8 +185,8 @@ def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
                 before = f"{table.when(row - 1)} of the row before" + (f" in {name}" if name else "")
                 hint = "remove such rows" if name else "remove such rows, or name the series with data.group_column"
                 raise InputError(
-                    f"{table.where(row)}: time {table.when(row)} {kind} {before}; {hint}; "
-                    "without data.time_column rows count as evenly spaced"
+                    f"{table.where(row)}: time {table.when(row)} {kind} {before}; {hint}, "
+                    "or data.time_column=null ignores the times"
                 )
             gaps = np.flatnonzero(steps > (1.5 * usual if limit is None else limit))
             if limit is None and len(gaps):
