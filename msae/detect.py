@@ -290,7 +290,7 @@ class Detector:
         for name, values in part.place(steps).items():
             ends = ("_" + name if name == "time" else "" for _ in range(3))
             found |= {f"{end}{tail}": values[i : i + 1] for i, (end, tail) in enumerate(zip(PLACES, ends, strict=True))}
-        found["score"] = [run.score]
+        found |= {"score": [run.score], "threshold": [self.above]}
         if self.known is not None:
             names = list(dict.fromkeys(name.partition("_")[2] for name in self.known.usual))
             found["strangest"] = [names[run.scale]]

@@ -6,6 +6,7 @@ data set; `has_files` tells which.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.data.rows import Table
     from msae.data.tables import Format
     from msae.models.reconstructor import Reconstructor
+
+log = logging.getLogger(__name__)
 
 BATCH = 2048
 """Windows that are encoded together."""
@@ -150,6 +153,15 @@ def spans(table: Table, model: Reconstructor, cfg: DictConfig) -> list[tuple[str
         parts = [part for part in parts if part[2] - part[1] >= model.length]
     if not parts:
         raise InputError(f"{table.path}: no stretch of {model.length} steps, the length of a window")
+    short = len(table.values) - sum(stop - start for _, start, stop in parts)
+    if short:
+        log.warning(
+            "%s: leaves out %d of %d rows, in stretches between gaps that are shorter than a window of %d steps",
+            table.path,
+            short,
+            len(table.values),
+            model.length,
+        )
     fill([table], {"whole": [(0, start, stop) for _, start, stop in parts]}, cfg.data.missing)
     return parts
 

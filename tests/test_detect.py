@@ -83,7 +83,8 @@ def test_csv(run: Any, trained: Path) -> None:
     assert scores["alarm"].tolist() == (scores["score"] > above * (1 + 1e-6)).tolist()
     events = pd.read_csv("o/s.csv.events.csv")
     times = ["start_time", "end_time", "peak_time"]
-    assert set(events) == {"file", "start", "end", "peak", *times, "score", "strangest", "channel"}
+    assert set(events) == {"file", "start", "end", "peak", *times, "score", "threshold", "strangest", "channel"}
+    assert events["threshold"].to_numpy() == pytest.approx([above, above], rel=1e-5)
     assert events["channel"].tolist() == [0, 1]
     assert events["peak"][0] == 1300
     assert events["peak_time"][0] == "2024-02-24 04:00:00"
@@ -131,7 +132,7 @@ def test_parquet_and_a_series_in_two_files(run: Any) -> None:
     assert one["end"].tolist() == (two["end"] + 700 * two["file"].str.endswith("2.npy")).tolist()
 
 
-def test_groups_gaps_and_missing_values(run: Any) -> None:
+def test_groups_gaps_and_missing_values(run: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Rows of two series in turn; a stretch shorter than a window has no scores, a missing value none."""
     x = waves(300)
     times = np.repeat(np.r_[0:60, 1000:1005, 2000:2085], 2)
@@ -142,6 +143,7 @@ def test_groups_gaps_and_missing_values(run: Any) -> None:
     args = ("data.path=g.csv", "data.time_column=t", "data.group_column=g", "data.max_gap=2", "data.missing=mask")
     code, _, err = run(*args, "out=g.parquet", "threshold=1e9", "reference=null")
     assert code == 0, err
+    assert "g.csv: leaves out 10 of 300 rows, in stretches between gaps" in caplog.text
     scores = parquet.read_table("g.parquet").to_pandas().set_index("row")
     assert sorted(scores.index) == [*range(120), *range(130, 300)]
     assert scores["group"].sort_index().tolist() == ["u", "v"] * 145

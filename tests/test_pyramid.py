@@ -165,6 +165,12 @@ class TestShares:
             assert pyramid.hparams["code_dims"] == ([1, 2] if len(segments) == 2 else [17])
         assert errors[0] < 0.1 * errors[1]
 
+    def test_a_scale_that_gets_the_whole_latent_is_named(self, caplog: pytest.LogCaptureFixture) -> None:
+        pyramid = PyramidAutoEncoder((1, 48), 8, [1, 4])
+        pyramid.initialize(lambda: torch.randn(40, 1, 48, generator=torch.Generator().manual_seed(1)))
+        assert pyramid.hparams["code_dims"] == [8, 0]
+        assert "one scale, 1, gets the whole latent; to share it, choose model.code_dims" in caplog.text
+
     def test_noise_chooses_the_coarsest(self) -> None:
         """A gain within its standard error is none."""
         assert chosen(torch.randn(40, 1, 48, generator=torch.Generator().manual_seed(1)), 8)[0] == 8

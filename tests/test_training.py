@@ -49,7 +49,8 @@ def test_what_a_run_writes(command: Command) -> None:
     result = metrics(run)
     assert result["metrics"].keys() == {f"test/{name}" for name in ("loss", "mse", "psnr")}
     assert f"test MSE {result['metrics']['test/mse']:.4g}   PSNR {result['metrics']['test/psnr']:.2f} dB" in out
-    assert "\n2 epochs of 1,237 windows, 200 more chose the epoch; " in out
+    assert f"\n2 epochs of 1,237 windows, 200 more chose epoch {result['epoch']}; " in out
+    assert result["val_loss"] == [epoch["val/loss"] for epoch in result["history"]][result["epoch"] - 1]
     assert f"; {result['samples_per_second']:,.0f} samples a second, " in out
     assert f"tensorboard --logdir '{run}'" in out
     expected = {

@@ -156,6 +156,8 @@ class PyramidAutoEncoder(Reconstructor):
             dims = choose_shares(some, list(self.scales), self.hparams["latent_dim"])
             self._build(dims)
             log.info("latent values of a segment, for each scale: %s", dims)
+            if len(coded := [scale.name for scale in self.scales if scale.dim]) == 1:
+                log.warning("one scale, %s, gets the whole latent; to share it, choose model.code_dims", *coded)
         self.hparams["code_dims"] = dims
         for i, scale in enumerate(self.scales):
             scale.initialize(x)

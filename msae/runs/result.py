@@ -56,6 +56,7 @@ def result_of(
         "epochs": len(trained["epochs"]),
         "steps": trainer.global_step,
         "checkpoint": trained["checkpoint"],
+        "epoch": epoch_kept(trained),
         "val_loss": trained["val_loss"],
         "metrics": {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")},
         "samples_per_second": trained["windows"] / trained["seconds"],
@@ -74,6 +75,14 @@ def result_of(
         say = log.warning if result["active_units"] < z.shape[1] / 2 else log.info
         say("%s: %d of %d latent values are active", name, result["active_units"], z.shape[1])
     return result
+
+
+def epoch_kept(trained: dict[str, Any]) -> int:
+    """The number of epochs before the checkpoint that was tested; 0 is the start."""
+    losses = [epoch.get("val/loss") for epoch in trained["epochs"]]
+    if trained["checkpoint"] == "last.ckpt":
+        return len(losses)
+    return losses.index(trained["val_loss"]) + 1 if trained["val_loss"] in losses else 0
 
 
 @torch.no_grad()
@@ -115,7 +124,7 @@ def summary(result: dict[str, Any], run: Path, data: DataModule) -> str:
         same = math.isclose(metrics["test/mse"], scaled, rel_tol=1e-3)
         both = "" if same else f" in raw units, {scaled:.4g} scaled"
         error = f"test MSE {metrics['test/mse']:.4g}{both}   PSNR {metrics['test/psnr']:.2f} dB"
-    held = f", {len(data.val):,} more chose the epoch" if len(data.val) else ""
+    held = f", {len(data.val):,} more chose epoch {result['epoch']}" if len(data.val) else ""
     return (
         f"\n{error}   ({result['checkpoint']})\n"
         f"{epochs} epoch{'s' * (epochs != 1)} of {len(data.train):,} windows{held}; "
