@@ -12,7 +12,7 @@ from msae.data.module import DataModule
 from msae.models.layers import window_level
 
 VALUES = 50_000_000
-"""Greatest number of values in the training windows that PCA is fitted to; they are spread evenly."""
+"""The greatest number of values in the training windows that PCA is fitted to; these are spread evenly."""
 
 
 def scaled(data: DataModule, x: Float[Tensor, "n channels length"]) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ def scaled(data: DataModule, x: Float[Tensor, "n channels length"]) -> tuple[Ten
 
 
 def sample(data: DataModule) -> Float[Tensor, "n channels length"]:
-    """Normalized training windows: all of them, or where they hold more than `VALUES` values, an even selection."""
+    """Normalized training windows: all of them, or an even selection if they have more than `VALUES` values."""
     n = max(1, VALUES // (data.shape[0] * data.shape[1]))
     return scaled(data, data.train.x[spread(len(data.train), n)])[0]
 
@@ -30,9 +30,9 @@ def sample(data: DataModule) -> Float[Tensor, "n channels length"]:
 def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
     """Test MSE of PCA, fitted to normalized training windows, at each latent size.
 
-    Where the data are bounded, there is a second row for each size, with reconstructions clipped to the data's range.
-    With `normalize=window` the mean and deviation of each window count as latent values, as they do in a model. At most
-    `VALUES` values are fitted, and there are at most as many axes as windows.
+    If the data are bounded, there is a second row for each size, with reconstructions clipped to the data's range.
+    With `normalize=window` the mean and deviation of each window count as latent values, as they do in a model. PCA
+    is fitted to at most `VALUES` values, and has at most as many axes as there are windows.
 
     Returns:
         A row for each size: `model`, `latent`, `test_mse` in raw units, `test_loss` in normalized units, `psnr` in dB.

@@ -30,20 +30,20 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     """A function from a file's input to its outputs by their names."""
 
 PARTS = {"": ["x_hat", "z"], ".encoder": ["z"], ".decoder": ["x_hat"]}
-"""The outputs of each file, by the part before the ending of its name; the decoder takes z, the others x."""
+"""The outputs of each file, by the part of its name before the suffix; the decoder takes z, the others x."""
 TOLERANCE = 1e-5
-"""Greatest difference from PyTorch, as a share of the greatest value of a channel or of the latent."""
+"""The greatest accepted difference from PyTorch, relative to the greatest value of a channel or of the latent."""
 
 
 def export(cfg: DictConfig) -> list[Path]:
-    """Write the whole model, its encoder and its decoder, a file each, and return their paths.
+    """Write the whole model, its encoder and its decoder, one file each, and return their paths.
 
-    Each takes any number of windows or latents, in raw units as `Reconstructor`, and gives what PyTorch gives, which is
-    tried before anything is written.
+    Each file takes any number of windows or latents, in raw units like `Reconstructor`. Before anything is written, its
+    outputs are compared with those of PyTorch.
 
     Raises:
-        InputError: a checkpoint or path that cannot be used, a model that cannot be exported, or one whose exported
-            form gives something else.
+        InputError: an invalid checkpoint or path, a model that cannot be exported, or an exported model whose outputs
+            differ.
     """
     to = check(cfg)
     import torch
@@ -56,20 +56,20 @@ def export(cfg: DictConfig) -> list[Path]:
     suffix = to.suffix.lower()
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporters' insides, such as an LSTM's list of weights
+            warnings.simplefilter("ignore")  # from inside the exporters, such as one about an LSTM's weights
             contents, runs = (onnx_files if suffix == ".onnx" else pt2_files)(model, x)
     except Exception as error:
         reason = one_line(error)[:200]
         raise InputError(f"ckpt={cfg.ckpt}: {type(model).__name__} cannot be exported: {reason}") from error
     off = max(difference(model, x[:n], runs) for n in (1, 2))
     if not off <= TOLERANCE:
-        raise InputError(f"ckpt={cfg.ckpt}: exported, {type(model).__name__} differs from PyTorch by {off:.1e}")
+        raise InputError(f"ckpt={cfg.ckpt}: the exported {type(model).__name__} differs from PyTorch by {off:.1e}")
     paths = [beside(to, part) for part in PARTS]
     to.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for path, content in zip(paths, contents, strict=True):
             stack.enter_context(write.whole(path)).write_bytes(content)
-    print(f"differs from PyTorch by {off:.1e} at most")
+    print(f"differs from PyTorch by at most {off:.1e}")
     for path, outputs in zip(paths, PARTS.values(), strict=True):
         print(f"  {path}: {'z' if path.stem.endswith('.decoder') else 'x'} -> {', '.join(outputs)}")
     return paths
@@ -94,16 +94,16 @@ def check(cfg: DictConfig) -> Path:
 
 
 def beside(to: Path, part: str) -> Path:
-    """Where a part goes, such as `model.encoder.onnx` beside `model.onnx`."""
+    """The path of a part, such as `model.encoder.onnx` beside `model.onnx`."""
     return to.with_name(f"{to.stem}{part}{to.suffix}")
 
 
 def about(model: Reconstructor) -> dict[str, str]:
-    """The facts about the model in each file, by name, as JSON.
+    """The metadata of the model in each file, by name, as JSON.
 
-    `model`, its class; `channels`, their names, or null where the data had none; `length` of a window; `codes`, of each
-    scale, the first value in the latent and the one after the last; `columns`, the latent's, as `msae.embed` calls
-    them.
+    `model` is its class; `channels` are their names, or null if the data had none; `length` is that of a window;
+    `codes` are, for each scale, the first value in the latent and the one after the last; `columns` are the names of
+    the latent values in `msae.embed`.
     """
     from msae import embed
 
@@ -118,7 +118,7 @@ def about(model: Reconstructor) -> dict[str, str]:
 
 
 def part(model: Reconstructor, name: str, x: Float[Tensor, "batch channels length"]) -> tuple[Any, Tensor]:
-    """The module that a file holds, and an input of it."""
+    """The module of a file, and an example of its input."""
     from torch import nn
 
     function = {"": model.forward, ".encoder": model.encode, ".decoder": model.decode}[name]
@@ -135,7 +135,7 @@ def part(model: Reconstructor, name: str, x: Float[Tensor, "batch channels lengt
 
 
 def pt2_files(model: Reconstructor, x: Float[Tensor, "batch channels length"]) -> tuple[list[bytes], list[Run]]:
-    """The contents of the files for `torch.export.load`, with `about` as `extra_files`, and what they compute."""
+    """The contents of the files for `torch.export.load`, with `about` as `extra_files`, and functions that run them."""
     import torch
 
     contents, runs = [], []
@@ -143,7 +143,7 @@ def pt2_files(model: Reconstructor, x: Float[Tensor, "batch channels length"]) -
         module, example = part(model, name, x)
         program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # folders of this machine
+            node.meta.pop("stack_trace", None)  # it contains paths of this machine
         torch.export.save(program, file := io.BytesIO(), extra_files=about(model))
         contents.append(file.getvalue())
         runs.append(of_program(program, outputs))
@@ -162,7 +162,7 @@ def of_program(program: ExportedProgram, outputs: list[str]) -> Run:
 
 
 def onnx_files(model: Reconstructor, x: Float[Tensor, "batch channels length"]) -> tuple[list[bytes], list[Run]]:
-    """The contents of the ONNX files, with `about` as metadata, and what they compute in onnxruntime."""
+    """The contents of the ONNX files, with `about` as metadata, and functions that run them."""
     import onnx
     from onnx import compose
 
@@ -176,7 +176,7 @@ def onnx_files(model: Reconstructor, x: Float[Tensor, "batch channels length"]) 
         producer_name="msae",
     )
     whole.graph.output.sort(key=lambda output: PARTS[""].index(output.name))
-    del whole.opset_import[len(encoder.opset_import) :]  # it lists those of both
+    del whole.opset_import[len(encoder.opset_import) :]  # the merged model lists those of both
     contents = []
     for file in (whole, encoder, decoder):
         onnx.helper.set_model_props(file, about(model))
@@ -185,7 +185,7 @@ def onnx_files(model: Reconstructor, x: Float[Tensor, "batch channels length"]) 
 
 
 def onnx_part(model: Reconstructor, name: str, x: Float[Tensor, "batch channels length"]) -> onnx.ModelProto:
-    """The encoder or decoder in ONNX, without the exporter's notes on the code it came from."""
+    """The encoder or decoder in ONNX, without the exporter's notes on the source code."""
     import torch
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -198,7 +198,7 @@ def onnx_part(model: Reconstructor, name: str, x: Float[Tensor, "batch channels 
         input_names=["z" if name == ".decoder" else "x"],
         output_names=PARTS[name],
         verbose=False,
-        optimize=False,  # onnxruntime does it; onnxscript loses the bounds of a clamp within another
+        optimize=False,  # onnxruntime optimizes; onnxscript loses the bounds of nested clamps
     )
     assert program is not None
     ClearMetadataAndDocStringPass()(program.model)
@@ -221,9 +221,9 @@ def of_session(content: bytes) -> Run:
 
 
 def difference(model: Reconstructor, x: Float[Tensor, "batch channels length"], runs: list[Run]) -> float:
-    """The greatest difference of what files compute from what PyTorch does.
+    """The greatest difference between the outputs of the files and those of PyTorch.
 
-    As a share of the greatest value of the channel, for reconstructions, or of the latent, `level` apart.
+    It is relative to the greatest value of the channel for reconstructions, and of the latent, or its `level`, for z.
     """
     import torch
 

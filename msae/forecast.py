@@ -159,7 +159,7 @@ def encoder(
 def table_of(found: dict[int, Forecaster], errors: dict[int, Errors], names: list[str]) -> Iterator[str]:
     """Lines with the errors of each horizon and channel, and their mean over channels in normalized units."""
     wide = max(map(len, [*names, "channel"]))
-    yield "errors on the test split, scaled by the training split's deviation and in raw units"
+    yield "errors on the test split, in normalized units (by the training split's deviation) and in raw units"
     yield f"horizon  windows  alpha  {'channel':{wide}}       MSE       MAE     MSE, raw     MAE, raw"
     for horizon, its in errors.items():
         head = f"{horizon:7}  {its.n:7}  {found[horizon].alpha:5g}"

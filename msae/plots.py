@@ -16,9 +16,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 CHANNELS = 4
-"""Channels that a picture shows at most, the first ones."""
+"""The greatest number of channels in a picture; the first ones are shown."""
 STRETCHES = 1000
-"""Stretches of an envelope, about one for each column of a picture's pixels."""
+"""The number of stretches in an envelope, about one for each column of pixels."""
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 """The line styles of `curves`."""
 
@@ -38,8 +38,8 @@ def reconstructions(
         x: the windows, in raw units.
         outputs: the reconstructions of each model, or up to each scale, by its name.
         image_shape: (rows, columns) of windows to draw as images; None draws a line for each channel.
-        names: of the channels, for the legend.
-        title: of the picture; by default it says how many windows there are.
+        names: the names of the channels, for the legend.
+        title: the title of the picture; by default it gives the number of windows.
     """
     greatest = max((float((x - x_hat).abs().nan_to_num().max()) for x_hat in outputs.values()), default=0.0) or 1.0
     low, high = bounds(x)
@@ -89,7 +89,7 @@ def side_by_side(windows: Float[Tensor, "n rows columns"]) -> Float[np.ndarray, 
 
 
 def separate(axis: Axes, n: int, length: int) -> None:
-    """Draw a line between each two of n windows side by side, and end the axis where the last window ends."""
+    """Draw a line between neighbours of n windows side by side, and end the axis where the last window ends."""
     width = length + gap(length)
     for edge in range(1, n):
         axis.axvline(edge * width - (gap(length) + 1) / 2, color="0.8", linewidth=0.8)
@@ -99,7 +99,7 @@ def separate(axis: Axes, n: int, length: int) -> None:
 def curves(runs: Mapping[str, Mapping[str, Float[np.ndarray, "seeds epochs"]]]) -> Figure:
     """MSE per epoch, an axis for each split: for each model the mean over seeds and a band of one standard deviation.
 
-    Models differ in colour, line style and width, so that curves that lie on each other can be told apart.
+    Models differ in colour, line style and width, so that overlapping curves can be told apart.
     """
     splits = list(dict.fromkeys(split for model in runs.values() for split in model))
     figure = Figure(figsize=(5 * len(splits), 3.6), layout="constrained")
@@ -128,16 +128,16 @@ def series(
     times: Shaped[np.ndarray, " time"] | None = None,
     clock: str | None = None,
 ) -> Figure:
-    """A row for each of the first four channels: left a whole series with its reconstruction, right four windows of it.
+    """A row for each of the first four channels: a whole series and its reconstruction, and four windows of both.
 
     A long series is drawn as its envelope: the least and the greatest value of each of up to 1,000 stretches.
 
     Args:
         x: the series, or windows, which are drawn one after the other; in raw units.
         x_hat: the reconstruction.
-        names: of the channels, for the axes.
-        length: of a window, in steps.
-        times: of the rows: time stamps, or numbers; None for row numbers.
+        names: the names of the channels, for the axes.
+        length: time steps of a window.
+        times: the times of the rows, time stamps or numbers; None for row numbers.
         clock: the name of the times.
     """
     if x.ndim == 3:
@@ -240,8 +240,8 @@ def forecast(
     Args:
         x: the end of the series, in raw units.
         y_hat: the forecast.
-        names: of the channels, for the axes.
-        times: of the steps of both: time stamps, or numbers; None for the number of steps after the end.
+        names: the names of the channels, for the axes.
+        times: the times of all steps, time stamps or numbers; None for the number of steps after the end.
         clock: the name of the times, for the axis.
     """
     shown, n = min(CHANNELS, x.shape[1]), len(x)
@@ -273,11 +273,11 @@ def anomalies(
 
     Args:
         x: the series, in raw units.
-        score: of each step, high where it is anomalous; drawn on a logarithmic axis where it is above 0.
-        threshold: scores above it are events.
-        events: the first and the last step of each.
-        names: of the channels, for the axes.
-        times: of the steps: time stamps, or numbers; None for step numbers.
+        score: the score of each step, high if anomalous; its axis is logarithmic if a score is above 0.
+        threshold: the score above which steps are events.
+        events: the first and the last step of each event.
+        names: the names of the channels, for the axes.
+        times: the times of the steps, time stamps or numbers; None for step numbers.
         clock: the name of the times, for the axis.
     """
     shown = min(CHANNELS, x.shape[1])
@@ -306,16 +306,16 @@ def variants(
     image_shape: tuple[int, ...] | None = None,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Old samples in a row, side by side, and the new samples that each of `made` holds in their place.
+    """Old samples side by side, and in the same places the new samples of each change.
 
-    Images, where `image_shape` is given, have a row for the old samples and one for each of `made`. Lines have a row
-    for each of `made` and each of the first four channels, with the old samples in grey behind the new ones.
+    With `image_shape` there is a row of images for the old samples and one for each change. Otherwise there is a row of
+    lines for each change and each of the first four channels, with the old samples in grey behind the new ones.
 
     Args:
         x: the old samples, in raw units.
         made: the new samples, by the name of the change.
         image_shape: (rows, columns) of a sample that is an image.
-        names: of the channels, for the axes.
+        names: the names of the channels, for the axes.
     """
     if image_shape:
         images = {"old": x, **made}

@@ -33,19 +33,19 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from optuna.trial import FrozenTrial, Trial
 
 SHOWN = 10
-"""Trials in the table, at most."""
+"""The greatest number of trials in the table."""
 
 
 def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
-    """Bring a study to `cfg.n_trials` trials, together with other processes, and print the best.
+    """Run trials until the study has `cfg.n_trials`, together with other processes, and print the best.
 
     Args:
-        cfg: what `conf/search.yaml` composes.
-        swept: the command line's overrides with values to try.
+        cfg: the config of `conf/search.yaml`.
+        swept: the overrides of the command line with values to try.
 
     Raises:
-        InputError: a value that cannot be used, nothing to search, data without a validation split, a folder with
-            another study, or not one trial that ended.
+        InputError: an invalid value, nothing to search, data without a validation split, a folder with another study,
+            or no trial that finished.
     """
     check_int("n_trials", cfg.n_trials)
     given, tried = to_try(swept)
@@ -64,7 +64,7 @@ def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
         trial, running = begun
         try:
             text = run_trial(study, trial, given, folder, lock)
-        except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
             with lock:
                 lose(study, trial.number)
             print(f"\ninterrupted. To resume: {resuming(folder, 'search')}")
@@ -77,10 +77,10 @@ def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
 
 
 def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
-    """The folder's study, begun where there is none, and what processes hold while they look at it or change it.
+    """The folder's study, a new one if there is none, and the lock that a process holds while it uses the study.
 
     Raises:
-        InputError: the folder holds anything else, or a study of other overrides than `about`.
+        InputError: the folder contains other files, or a study of other overrides than `about`.
     """
     import optuna
     from filelock import FileLock
@@ -104,13 +104,13 @@ def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
 
 
 def counted(study: Study) -> list[FrozenTrial]:
-    """The trials of a study, but for those whose process ended before they did."""
+    """The trials of a study, except those that were lost because their process ended first."""
     lost = study.user_attrs.get("lost", [])
     return [trial for trial in study.trials if trial.number not in lost]
 
 
 def lose(study: Study, number: int) -> None:
-    """Record that a trial's process ended before it did."""
+    """Record that the process of a trial ended before the trial."""
     from optuna.trial import TrialState
 
     study.set_user_attr("lost", [*study.user_attrs.get("lost", []), number])
@@ -120,9 +120,9 @@ def lose(study: Study, number: int) -> None:
 def next_trial(
     study: Study, space: dict[str, BaseDistribution], folder: Path, cfg: DictConfig
 ) -> tuple[Trial, BaseFileLock] | None:
-    """A new trial, and what its process holds while it runs; None where there are enough.
+    """A new trial, and the lock that its process holds while it runs; None if there are enough trials.
 
-    Those that are said to run, but are held by no process, are lost.
+    A trial that is recorded as running is lost if no process holds its lock.
     """
     from filelock import FileLock, Timeout
     from optuna.samplers import TPESampler
@@ -149,7 +149,7 @@ def next_trial(
 
 
 def run_trial(study: Study, trial: Trial, given: Sequence[str], folder: Path, lock: BaseFileLock) -> str:
-    """Train the model of a trial and tell the study what came of it; what to print of it."""
+    """Train the model of a trial, report its result to the study, and return the text to print."""
     from optuna.trial import TrialState
 
     run = folder / str(trial.number)
@@ -175,10 +175,10 @@ def run_trial(study: Study, trial: Trial, given: Sequence[str], folder: Path, lo
 
 
 def val_loss(texts: Sequence[str], run: Path) -> float:
-    """The validation loss of the weights that a run kept, which is trained in its folder.
+    """Train a run in its folder, and return the validation loss of the weights that it kept.
 
     Raises:
-        InputError: there is none, or it is not finite; and all that a run raises.
+        InputError: there is no validation loss, or it is not finite; also every error that a run raises.
     """
     own = ["hydra.job.name=train", f"hydra.job.num={run.name}", "trainer.enable_progress_bar=false"]
     cfg = composed([*own, *texts])
@@ -203,7 +203,7 @@ def end(study: Study, given: Sequence[str], folder: Path) -> None:
     """Print the best trials, and the command that trains the best.
 
     Raises:
-        InputError: not one trial ended.
+        InputError: no trial finished.
     """
     from optuna.trial import TrialState
 
@@ -238,7 +238,7 @@ def main() -> None:
             fail(f"{text}: a search is a sweep by itself; leave it out")
         if override is not None and override.is_sweep_override():
             swept.append(override)
-            if override.is_choice_sweep():  # the options' own keys are keys
+            if override.is_choice_sweep():  # so that the keys of the first option exist
                 others.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
         else:
             others.append(text)
@@ -251,7 +251,7 @@ def main() -> None:
 
 
 def parsed(text: str) -> Override | None:
-    """An override, or None where it cannot be read, which Hydra tells."""
+    """An override, or None if it cannot be read, which Hydra reports."""
     try:
         return OverridesParser.create().parse_overrides([cli.quoted(text)])[0]
     except OverrideParseException:

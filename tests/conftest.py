@@ -74,7 +74,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.fixture(scope="session")
 def results() -> dict[tuple[str, ...], tuple[Result, Path]]:
-    """How commands ended, and the folders that hold what they wrote."""
+    """How commands ended, and the folders of their files."""
     return {}
 
 
@@ -82,7 +82,7 @@ def results() -> dict[tuple[str, ...], tuple[Result, Path]]:
 def made(
     command: Command, results: dict[tuple[str, ...], tuple[Result, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> Command:
-    """As `command` in a folder that is still empty; what an earlier test made by the same command is copied."""
+    """Like `command` in an empty folder; if an earlier test ran the same command, its files are copied."""
 
     def run(*args: str) -> Result:
         if args not in results:
@@ -98,7 +98,7 @@ def made(
 
 @pytest.fixture(autouse=True)
 def as_in_a_new_process() -> None:
-    """Undo what an earlier command did to logging: its handlers, and what it disabled."""
+    """Undo an earlier command's changes to logging: its handlers and the loggers that it disabled."""
     new_logging()
 
 
@@ -115,7 +115,7 @@ def new_logging() -> None:
 
 
 def save(model: msae.models.reconstructor.Reconstructor, path: str, names: list[str] | None = None) -> None:
-    """A checkpoint of a model as it is, trained on channels of these names."""
+    """A checkpoint of a model as it is, with these names of channels."""
     x = torch.zeros(4, model.channels, model.length)
     data = msae.data.module.DataModule(msae.data.module.Windows(x), msae.data.module.Windows(x), names=names)
     model.set_statistics(**data.statistics)

@@ -76,7 +76,7 @@ def test_errors_are_the_mean_of_all_windows_that_hold_a_step(stride: int, last: 
 
 
 def pushed(scorer: Scorer, x: Tensor, cuts: list[int]) -> Scores:
-    """Scores of a series that comes in pieces between these steps."""
+    """Scores of a series that comes in pieces, cut at these steps."""
     pieces = torch.tensor_split(x, sorted(cuts), dim=1)
     return anomaly.joined([*(scorer.push(piece) for piece in pieces), scorer.finish()])
 
@@ -95,7 +95,7 @@ REFERENCE = anomaly.learn(MODEL, [series(150, 1), series(80, 2)])
 def test_scores_do_not_depend_on_calls(
     time: int, stride: int, block: int, cuts: list[int], holes: list[tuple[int, int]]
 ) -> None:
-    """To the bit."""
+    """The scores are the same to the bit."""
     x = series(time)
     for channel, step in holes:
         x[channel, step % time] = torch.nan
@@ -124,7 +124,7 @@ def test_a_certain_score_comes_a_window_later() -> None:
 
 
 def test_missing_values_do_not_count() -> None:
-    """Of the error of what is present, and a hole is encoded as the channel's mean."""
+    """The error is that of the present values, and a missing one is encoded as the channel's mean."""
     x = series(60)
     x[0, 20:24] = torch.nan
     x[:, 40] = torch.nan
@@ -145,7 +145,7 @@ def test_windows_stand_alone() -> None:
 
 
 def test_distance_is_mahalanobis() -> None:
-    """Of values that depend on each other, in whatever units, and one that never changes."""
+    """Values may depend on each other, have any units, and one never changes."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(20_000, 3, generator=generator) @ torch.tensor([[1.0, 0.5, 0], [0, 1e4, 0], [0, 0, 1e-3]])
     code = torch.cat([z, torch.full((len(z), 1), 7.0)], dim=1)
@@ -166,7 +166,7 @@ def test_few_windows_have_a_distance() -> None:
 
 @final
 class Averages(Reconstructor):
-    """Scales `coarse`, which reconstructs a window's mean, and `fine`, what its halves differ by from that."""
+    """Scale `coarse` reconstructs a window's mean, and `fine` the difference of its halves from it."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__(shape)
@@ -186,7 +186,7 @@ class Averages(Reconstructor):
 
 
 def test_strangest_scale() -> None:
-    """A level that shifts is strange to the coarse code; a jump within a window is to the fine one."""
+    """A shift of the level is strange to the coarse code, a jump within a window to the fine one."""
     model = Averages((1, 8))
     noise = torch.randn(1, 3000, generator=torch.Generator().manual_seed(0))
     learned = anomaly.learn(model, [noise[:, :2000]])
@@ -226,7 +226,7 @@ def test_learn_from_windows_and_of_one_code() -> None:
 
 
 def test_level_is_a_code_of_windows_scaled_by_themselves() -> None:
-    """Which alone sees that the level of a series has changed."""
+    """Only this code sees that the level of a series has changed."""
     model = pyramid(per_window=True)
     x = series(300)
     learned = anomaly.learn(model, [x])
@@ -254,7 +254,7 @@ def test_threshold_by_quantile() -> None:
 
 @pytest.mark.parametrize("shape", [-0.2, 0.0, 0.3])
 def test_threshold_by_extreme_values(shape: float) -> None:
-    """Of a known tail, beyond what the sample shows, nearer than its greatest value is."""
+    """For a known tail, the threshold beyond the sample is closer to the truth than the sample's greatest value."""
     rng = np.random.default_rng(0)
     errors, greatest = [], []
     for _ in range(20):
@@ -281,8 +281,8 @@ def test_scores_that_are_all_alike() -> None:
 @pytest.mark.parametrize(
     ("n", "probability", "method", "message"),
     [
-        (100, 1e-3, "evt", "probability=0.001: 100 training scores; expected 1000 at least, or threshold=quantile"),
-        (100, 1e-3, "quantile", "100 training scores; expected 1000 at least, or a higher probability"),
+        (100, 1e-3, "evt", "probability=0.001: 100 training scores; expected at least 1000, or threshold=quantile"),
+        (100, 1e-3, "quantile", "100 training scores; expected at least 1000, or a higher probability"),
         (100, 0, "evt", "probability=0: expected a number between 0 and 1"),
         (100, 1, "evt", "probability=1: expected a number between 0 and 1"),
         (100, -0.1, "evt", "probability=-0.1: expected a number from 0 to 1"),

@@ -53,7 +53,7 @@ def steps(table: pa.Table, name: str = "") -> np.ndarray:
 
 
 def test_samples(digits: Command) -> None:
-    """Two new ones of each training sample, in order, with its label; each other near it, and statistics beside."""
+    """Each training sample gets two new ones near it, in order and with its label; statistics are printed."""
     images, labels = load_digits(return_X_y=True)
     x = (images / 16)[:-360]
     code, out, err = digits("out=new.parquet", "n=2", "scales=[2x2]", "strength=0.3")
@@ -93,7 +93,7 @@ def test_adaptive(digits: Command) -> None:
 
 
 def test_windows_of_files(command: Command) -> None:
-    """Windows every `data.stride` steps, with their rows, times of them, group and label; mixed within a label."""
+    """Windows start every `data.stride` steps; rows, group and label are given, and `mix` stays within a label."""
     lines = [f"{i},{'ab'[i // 200]},{'u' if i % 200 < 100 else 'v'},{p},{q}" for i, (p, q) in enumerate(WAVES)]
     Path("a.csv").write_text("\n".join(["t,g,kind,p,q", *lines]))
     files = ("data=series", "data.path=a.csv", "data.group_column=g", "data.columns=[p,q]", "data.time_column=t")

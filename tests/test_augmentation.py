@@ -1,4 +1,4 @@
-"""New samples: changes that are monotone in strength, of the scales named, at the distance asked for."""
+"""New samples: changes grow with strength, change only the named scales and reach the requested distance."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from msae.uses.augmentation import (
 
 @final
 class Halves(Reconstructor):
-    """Codes are the two halves of a window's values, decoded exactly, but for an offset that it does not encode."""
+    """Codes are the two halves of a window's values, decoded exactly except for an offset that is not encoded."""
 
     def __init__(self, shape: Sequence[int], regularizer: str = "none") -> None:
         super().__init__(shape, regularizer=regularizer)
@@ -87,7 +87,7 @@ def augmented(change: str, strength: float = 0.5, seed: int = 0, **options: obje
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_effect_grows_with_strength(change: str, trained: PyramidAutoEncoder, data: DataModule) -> None:
-    """Rank correlation of strength and decoded change, of each sample by one draw, on a trained model."""
+    """Strength and decoded change of a sample have a high rank correlation along one draw, on a trained model."""
     x, y = data.val.x, data.val.y
     by = Reference.of(trained, data.train.x, data.train.y)
     strengths = torch.linspace(0.05, 1 if change == "mix" else 3, 12).tolist()
@@ -98,7 +98,7 @@ def test_effect_grows_with_strength(change: str, trained: PyramidAutoEncoder, da
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_distances_are_met(change: str, trained: PyramidAutoEncoder, data: DataModule) -> None:
-    """By far more alike than by one strength; what cannot be met has the greatest strength and says so."""
+    """Distances differ far less than with one strength; those out of reach get the greatest, and `reached` is False."""
     x, y = data.val.x, data.val.y
     by = Reference.of(trained, data.train.x, data.train.y)
     made = augment(trained, x, by, change, y=y, distance=0.2, generator=seeded())
@@ -138,7 +138,7 @@ def test_meet_is_the_inverse(distance: float, factor: float, power: float) -> No
 
 
 def test_strength_is_in_deviations() -> None:
-    """The same whatever units a value has, and in proportion to the strength."""
+    """A move is the same in all units of a value, and proportional to the strength."""
     made = augmented("jitter", 0.5)
     moves = (made.x - X).squeeze(1) / BY.deviation / EXACT.scale.squeeze()
     assert moves.std(0) == pytest.approx(torch.full((8,), 0.5), rel=0.25)
@@ -151,7 +151,7 @@ def test_strength_is_in_deviations() -> None:
 @pytest.mark.parametrize("change", ["jitter", "scaling", "magnitude_warp", "drift"])
 @pytest.mark.parametrize("scales", [None, ["first"], ["second"]])
 def test_all_draws_are_of_one_length(change: str, scales: list[str] | None) -> None:
-    """A decoder that keeps lengths shows it: the effect is the strength, whatever was drawn, of all scales or some."""
+    """With a decoder that keeps lengths, the effect is the strength for every draw, of all scales or some."""
     z, moved = EXACT.encode(X), chosen(EXACT, scales)
     away = BY.deviation.expand(200, 8) if change in ("jitter", "drift") else z - BY.mean
     for seed in range(3):
@@ -182,7 +182,7 @@ def test_what_the_changes_are() -> None:
 
 
 def test_mixtures_stay_within_a_label() -> None:
-    """All the way is one of the five nearest samples of the label, never the sample itself."""
+    """At strength 1 a mixture is one of the five nearest samples of its label, never the sample itself."""
     made = augmented("mix", 1.0, residual=False).x - 5 * EXACT.off.detach()
     apart = ((made[:, None] - X) / X.std(0)).flatten(2).norm(dim=2)
     found = apart.argmin(1)
@@ -213,7 +213,7 @@ def test_the_same_generator_gives_the_same() -> None:
 
 
 def test_residual() -> None:
-    """A sample keeps what its reconstruction lacks, missing values among it, and stays within the data's range."""
+    """A sample keeps its reconstruction error and its missing values, and stays within the data's range."""
     assert torch.equal(augmented("jitter", 0.0).x, X)
     assert torch.equal(augmented("jitter", 0.0, residual=False).x, EXACT(X)[0])
     gap = X.clone()
@@ -245,7 +245,7 @@ def test_samples_of_the_prior() -> None:
     assert x.mean().item() == pytest.approx(1 + 5 * 0.25, abs=0.15)
     assert x.std(0).squeeze() == pytest.approx(torch.full((8,), 5.0), rel=0.05)
     model.set_statistics(model.offset, model.scale, model.value_range, per_window=True)
-    with pytest.raises(InputError, match="expected one, for the level"):
+    with pytest.raises(InputError, match="expected one, for its level"):
         sample(model, 3)
     levels = sample(model, 3000, Reference.of(model, X), seeded()).mean(2)
     assert levels.std() > 1
@@ -293,7 +293,7 @@ def test_statistics() -> None:
         ({"scales": "first"}, "scales=first: expected a list of first, second, or null"),
         ({"distance": 0}, "distance=0: expected a number above 0, to 100"),
         ({"distance": 1e9}, r"distance=1000000000\.0: expected a number above 0, to 100"),
-        ({"change": "mix"}, "y=None: change=mix keeps labels apart, and the reference has some; expected labels"),
+        ({"change": "mix"}, "y=None: mix needs labels, since the reference has some; expected a label for each sample"),
     ],
 )
 def test_mistakes(options: dict[str, object], message: str) -> None:

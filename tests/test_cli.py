@@ -103,7 +103,7 @@ class TestErrors:
         ],
     )
     def test_a_mistake_in_a_shell(self, args: str, message: str, tmp_path: Path) -> None:
-        """As a user sees it, without the tests' checks of types."""
+        """The message is as a user sees it, without the tests' checks of types."""
         command = [sys.executable, "-m", "msae.train", *SMOKE, *args.split()]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == 2
@@ -185,7 +185,7 @@ class TestCheckpointErrors:
         assert "run/last.ckpt: ended at step 30, within an epoch of 20 steps" in error_line(err)
 
     def test_that_lies_in_a_folder_of_ours(self, command: Command) -> None:
-        """Its name holds signs that Hydra's grammar wants quoted; nobody needs to know."""
+        """Its name contains signs that Hydra's grammar wants quoted; the user does not notice."""
         assert command(*FAST).code == 0
         [run] = Path("runs").iterdir()
         code, _, err = command(*FAST, "trainer.max_epochs=3", f"resume={run}/last.ckpt")
@@ -223,7 +223,7 @@ class TestNames:
         assert long != folder.folder_name([f"model.key{i}=1" for i in range(31)], ",")
 
     def test_of_a_sweep_over_options_with_a_key_of_their_own(self, command: Command) -> None:
-        """`model.latent_dim` is a key of both models, but not of that which a sweep is composed with."""
+        """`model.latent_dim` is a key of both models, but not of the one with which a sweep is composed."""
         args = ("model=ae,single", "model.latent_dim=8", "hydra.launcher.n_jobs=1")
         assert command(*FAST, "-m", *args).code == 0
         [sweep] = Path("runs").iterdir()
@@ -314,7 +314,7 @@ def test_an_interruption_that_python_drops_comes_again(
 class TestHelp:
     @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
     def test_keys_in_forty_lines(self, name: str, command: Command) -> None:
-        """With the keys of the command itself, and only the groups that it takes; `-v` has those of the options too."""
+        """Help lists the command's own keys, and only the groups that it takes; `-v` adds the keys of the options."""
         code, out, err = command("--help", module=name)
         assert (code, err) == (0, "")
         assert len(out.splitlines()) <= 40

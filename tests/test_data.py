@@ -15,7 +15,7 @@ from msae.models.layers import window_level
 
 
 def numbered(n: int, channels: int = 1) -> Windows:
-    """Windows whose every value is their number, which is their label too."""
+    """Each value of a window is the window's number, which is its label too."""
     numbers = torch.arange(n)
     return Windows(numbers.float().reshape(-1, 1, 1).expand(n, channels, 2).contiguous(), numbers)
 
@@ -25,7 +25,7 @@ def data(n: int = 100, **options: object) -> DataModule:
 
 
 def order(module: DataModule, epoch: int = 0) -> list[int]:
-    """Numbers of the training windows as an epoch serves them."""
+    """The numbers of the training windows in the order of an epoch."""
     loader = module.train_dataloader()
     loader.sampler.set_epoch(epoch)
     return [int(window[0, 0]) for batches in loader for batch in batches for window in batch]
@@ -66,7 +66,7 @@ def test_every_epoch_has_its_own_order_from_the_seed() -> None:
 
 
 def test_batches() -> None:
-    """Thirty-two to a call, none but the last smaller than the others, every window once."""
+    """A call has 32 batches, only the last batch is smaller, and every window comes once."""
     calls = list(data(100, batch_size=3).train_dataloader())
     assert [[len(batch) for batch in call] for call in calls] == [[3] * 32, [3, 1]]
     module = data(100, batch_size=3, val_size=50)
@@ -83,7 +83,7 @@ def test_a_share_for_validation() -> None:
 
 
 def test_statistics_of_scales(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against numpy's, over pieces of any size; NaN is left out, a constant channel scales to 0."""
+    """Statistics equal numpy's for pieces of any size; NaN is left out, a constant channel is normalized to 0."""
     x = torch.randn(50, 3, 7, generator=torch.Generator().manual_seed(0)) * 5 + 100
     x[:, 1] = 8
     x[3:9, 2, 4:] = torch.nan
@@ -120,7 +120,7 @@ def test_statistics() -> None:
 
 
 def test_the_range_is_that_of_the_training_split_alone() -> None:
-    """Neither test nor validation windows can reach it."""
+    """Neither test nor validation windows change it."""
     module = data(100, val_size=60)
     assert module.value_range.tolist() == [min(labels(module.train)), max(labels(module.train))]
 
@@ -180,7 +180,7 @@ def test_pictures_of_more_windows_than_float32_counts() -> None:
 
 @pytest.mark.parametrize(("level", "spread"), [(1e4, 0.5), (1e6, 50.0), (0.0, 1e-9), (5.0, 0.0), (0.0, 0.0)])
 def test_windows_scaled_each_by_itself(level: float, spread: float) -> None:
-    """However high their level: neighbours are scaled alike; what is constant scales to next to nothing."""
+    """At any level, neighbours are normalized alike, and constant windows become nearly 0."""
     x = level + spread * torch.randn(500, 1, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean, deviation = window_level(x.float())
     scaled = (x - mean) / deviation

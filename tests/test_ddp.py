@@ -47,7 +47,7 @@ def in_shell(*args: str) -> str:
 
 
 def test_two_processes_are_one_with_the_doubled_batch(command: Command) -> None:
-    """1,237 windows: the last batch is shared unequally."""
+    """With 1,237 windows the last batch is shared unequally."""
     assert command("data=digits", *ONE, "hydra.run.dir=one").code == 0
     out = in_shell("msae.train", "data=digits", *TWO)
     [run] = Path("runs").iterdir()
@@ -130,7 +130,7 @@ def test_fewer_windows_than_processes() -> None:
     ],
 )
 def test_refused(args: str, message: str, command: Command) -> None:
-    """Before anything starts: no run has a folder."""
+    """The error comes before anything starts: no run has a folder."""
     code, out, err = command("data=digits", *args.split())
     assert code == 2
     assert error_line(err).startswith(message)
@@ -187,7 +187,7 @@ class TestStartedAsSeveral:
     """Under torchrun or srun, which tell by the environment."""
 
     def test_without_ddp(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each would train alone, and all write to one folder."""
+        """Each process would train alone, and all would write to one folder."""
         monkeypatch.setenv("WORLD_SIZE", "2")
         code, _, err = command(*FAST)
         assert code == 2
@@ -201,7 +201,7 @@ class TestStartedAsSeveral:
         assert (code, error_line(err)) == (2, "a sweep starts its runs itself; expected -m without torchrun or srun")
 
     def test_a_job_without_srun(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Its one process would wait for others for ever."""
+        """Its only process would wait forever for the others."""
         for key, value in {"NTASKS": "2", "NTASKS_PER_NODE": "2", "JOB_ID": "1", "PROCID": "0", "LOCALID": "0"}.items():
             monkeypatch.setenv(f"SLURM_{key}", value)
         monkeypatch.setenv("SLURM_NODEID", "0")

@@ -95,7 +95,7 @@ def test_csv(run: Any, trained: Path) -> None:
 
 
 def test_score_by_scales(run: Any) -> None:
-    """The threshold and the events are then of how many times what is usual the strangest scale is."""
+    """The threshold and the events then come from `times_usual`."""
     write_file("new.csv", strange())
     args = ("data.path=new.csv", "data.time_column=t", "probability=1e-4", "merge=3")
     assert run(*args, "out=error.csv").code == 0
@@ -133,7 +133,7 @@ def test_parquet_and_a_series_in_two_files(run: Any) -> None:
 
 
 def test_groups_gaps_and_missing_values(run: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Rows of two series in turn; a stretch shorter than a window has no scores, a missing value none."""
+    """The rows of two series alternate; stretches shorter than a window and missing values have no scores."""
     x = waves(300)
     times = np.repeat(np.r_[0:60, 1000:1005, 2000:2085], 2)
     frame = pd.DataFrame({"t": times, "0": x[:, 0], "1": x[:, 1], "g": ["u", "v"] * 150})
@@ -157,7 +157,7 @@ def test_groups_gaps_and_missing_values(run: Any, caplog: pytest.LogCaptureFixtu
 
 
 def test_reference_files_and_quantile(run: Any) -> None:
-    """The threshold is that of the reference, whatever is scored."""
+    """The threshold is that of the reference, for all scored files."""
     np.save("x.npy", strange())
     np.save("calm.npy", waves(seed=5) * np.array([1.5, 1.0]))
     args = ("data.path=x.npy", "threshold=quantile", "probability=.01", "overwrite=true")
@@ -170,7 +170,7 @@ def test_reference_files_and_quantile(run: Any) -> None:
 
 
 def test_windows_already_cut(run: Any) -> None:
-    """Stand alone: an event goes on from none to the next."""
+    """Windows are separate: no event extends from one to the next."""
     windows = np.stack(np.split(waves(240), 20)).transpose(0, 2, 1).astype(np.float32)
     windows[3, 0, 11] += 30
     windows[4, 0, 0] += 20
@@ -201,7 +201,7 @@ def test_samples_of_a_data_set(command: Command) -> None:
 
 
 def test_full_disk(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is left of a table that could not be written."""
+    """A table that could not be written is removed."""
     np.save("x.npy", waves())
 
     def full(*_: object) -> None:
@@ -255,7 +255,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["threshold=-1"], "threshold=-1: expected a number from 0"),
         (["probability=0"], "probability=0: expected a number between 0 and 1"),
         (["probability=2"], "probability=2: expected a number from 0 to 1"),
-        (["probability=1e-9", "threshold=quantile"], "training scores; expected 1000000000 at least, or a higher"),
+        (["probability=1e-9", "threshold=quantile"], "training scores; expected at least 1000000000, or a higher"),
         (["score=all"], "score=all: expected one of error, scales"),
         (["reference=null", "threshold=1", "score=scales"], "reference=null: score=scales needs training scores"),
         (["reference=null"], "reference=null: threshold=evt needs training scores; expected a number"),
@@ -280,7 +280,7 @@ def test_mistakes(args: list[str], message: str, run: Any) -> None:
 
 
 def test_new_files_are_read_as_those_of_the_run(command: Command) -> None:
-    """Separator, time column, gaps and missing values need no options again; those that are given count."""
+    """Separator, time column, gaps and missing values need no options again; given options replace them."""
     times = pd.date_range("2024-01-01", periods=300, freq="h").delete(slice(100, 130))
     frame = pd.DataFrame({"t": times, "0": waves()[: len(times), 0]})
     frame.loc[7, "0"] = np.nan

@@ -40,7 +40,7 @@ def latent(x: np.ndarray) -> np.ndarray:
 
 
 def test_windows_of_a_file(command: Command) -> None:
-    """A row a window, with rows, times and label, whatever the order of the file's columns."""
+    """Each window has a row with its rows, times and label, for any order of the file's columns."""
     times = np.datetime64("2024-01-01T00:00:00") + np.arange(50) * np.timedelta64(1, "h")
     write("a.csv", t=times, kind=["calm"] * 40 + ["wild"] * 10)
     code, out, err = run(command, "data.time_column=t", "data.stride=5", "label=kind")
@@ -101,7 +101,7 @@ def test_labels_are_the_names_of_classes(command: Command) -> None:
 
 
 def test_memory_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many latents there are, it shows some of all, evenly."""
+    """For any number of latents, the picture shows an even selection."""
     monkeypatch.setattr(embed, "POINTS", 10)
     shown = embed.Shown()
     for first in range(0, 1000, 7):
@@ -117,7 +117,7 @@ def test_memory_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["label", "start"])
 @pytest.mark.parametrize("width", [1, 5])
 def test_picture(by: np.ndarray, name: str, width: int) -> None:
-    """A legend for few labels, else a colour bar; a latent of one value is a line."""
+    """Few labels have a legend, others a colour bar; a latent of one value is drawn as a line."""
     z = np.random.default_rng(0).normal(size=(30, width)).astype(np.float32)
     figure = plots.latents(z, by, name)
     legend = figure.axes[0].get_legend()

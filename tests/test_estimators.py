@@ -118,7 +118,7 @@ def test_features_are_named_by_scale_and_index(model: str) -> None:
 
 
 def test_lgta_in_all_estimators() -> None:
-    """Of its latent an odd value is left over; samples do not change each other's features; all steps are changed."""
+    """An odd latent leaves one value unused; samples do not change each other's features; all steps are changed."""
     settings = {**QUICK, "model": "lgta", "latent_dim": 7}
     features = MultiScaleTransformer(**settings).fit(X)
     z = features.transform(X)
@@ -338,7 +338,7 @@ def test_scores_of_the_steps_of_a_series(fitted_estimators: dict[Any, Any]) -> N
 
 
 def test_scores_by_scales() -> None:
-    """As `msae.detect` with `score=scales`: a jump is as strange, and so is what only a code shows."""
+    """As in `msae.detect` with `score=scales`, a jump is strange, and so is an anomaly that only a code shows."""
     detector = MultiScaleDetector(0.1, by="scales", **QUICK).fit(X)
     series = np.sin(np.arange(200) / 3) + 5
     series[100] += 6
@@ -379,7 +379,7 @@ def test_mixing_keeps_labels_apart() -> None:
     augmenter = MultiScaleAugmenter("mix", 1.0, **QUICK).fit(far, Y)
     made = augmenter.augment(far, Y)
     assert made[:20].max() < 30 < made[20:].min()
-    with pytest.raises(InputError, match="y=None: change=mix keeps labels apart"):
+    with pytest.raises(InputError, match="y=None: mix needs labels"):
         augmenter.augment(far)
 
 

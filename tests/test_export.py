@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(model: Reconstructor, **statistics: Any) -> None:
-    """A checkpoint `best.ckpt` of a model whose weights all have an effect; its channels are of very unlike scales."""
+    """A checkpoint `best.ckpt` of a model whose weights all have an effect; its channels have very different units."""
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     save(model, "fresh.ckpt", ["low", "high"][: model.channels])
@@ -61,7 +61,7 @@ def windows(n: int, holes: bool, model: Reconstructor) -> Tensor:
 
 
 def opened(path: str) -> Callable[[Tensor], list[Tensor]]:
-    """What a file makes of a value, by another program's means."""
+    """The output of a file for a value, computed by another program."""
     if path.endswith(".pt2"):
         module = torch.export.load(path).module()
         return lambda value: [found] if isinstance(found := module(value), Tensor) else list(found)
@@ -93,7 +93,7 @@ def close(found: Tensor, expected: Tensor, size: Tensor) -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_model_in_onnxruntime(name: str, command: Command) -> None:
-    """With windows that are scaled one by one, and missing values."""
+    """With `normalize=window`, and missing values."""
     trained(of(name), per_window=True, missing=True)
     code, out, err = command("ckpt=best.ckpt", "out=model.onnx", module="export")
     assert (code, err) == (0, "")
@@ -113,7 +113,7 @@ def test_every_class_as_a_program(name: str, command: Command) -> None:
     "model", [PyramidAutoEncoder((1, 8, 8), latent_dim=16, segments=[1, 4], passes=2), LGTA((1, 8, 8), global_dim=2)]
 )
 def test_images_and_ranges_in_onnxruntime(model: Reconstructor, command: Command) -> None:
-    """Windows that are images, and a range to which the pyramid clips several times."""
+    """The windows are images, with a range to which the pyramid clips several times."""
     trained(model, bounded=True, missing=True)
     assert command("ckpt=best.ckpt", "out=model.onnx", module="export").code == 0
     check(".onnx", holes=True)
@@ -188,7 +188,7 @@ def test_a_model_that_cannot_be_exported(ending: str, command: Command, monkeypa
 
 
 def test_one_that_gives_something_else(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As onnxscript's optimizer once did."""
+    """onnxscript's optimizer once caused such a difference."""
     trained(AutoEncoder((1, 8), latent_dim=3))
     of_session = export.of_session
 
@@ -198,7 +198,7 @@ def test_one_that_gives_something_else(command: Command, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(export, "of_session", wrong)
     code, _, err = command("ckpt=best.ckpt", "out=model.onnx", module="export")
-    assert (code, err[:70]) == (2, "error: ckpt=best.ckpt: exported, AutoEncoder differs from PyTorch by 1")
+    assert (code, err[:73]) == (2, "error: ckpt=best.ckpt: the exported AutoEncoder differs from PyTorch by 1")
     assert not list(Path().glob("model*"))
 
 

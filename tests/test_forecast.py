@@ -1,4 +1,4 @@
-"""Ridge regression on latents, and the command; no forecast knows of what comes after it."""
+"""Ridge regression on latents, and the command; no forecast uses later steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def split(series: Tensor) -> list[list[Part]]:
 
 
 def windows(series: Tensor, first: int, stop: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-    """The naive way: inputs and futures whose steps are all from `first` to `stop`."""
+    """The naive computation: inputs and futures whose steps are all from `first` to `stop`."""
     now = [t for t in range(LENGTH, series.shape[1]) if t >= first and t + horizon <= stop]
     x = np.stack([series[:, t - LENGTH : t].float().numpy().reshape(-1) for t in now])
     return x.astype(np.float64), np.stack([series[:, t : t + horizon].numpy().reshape(-1) for t in now])
@@ -48,7 +48,7 @@ def windows(series: Tensor, first: int, stop: int, horizon: int) -> tuple[np.nda
 
 @pytest.mark.parametrize("horizon", [1, 5])
 def test_it_is_ridge_regression(horizon: int) -> None:
-    """As scikit-learn's on standardised windows, with the penalty that is best on validation."""
+    """Forecasts equal scikit-learn's on standardized windows, with the penalty that is best on validation."""
     series = wave(320)
     train, val, test = split(series)
     found = forecasting.fit(flat, train, val, LENGTH, [horizon])[horizon]
@@ -72,7 +72,7 @@ def test_it_is_ridge_regression(horizon: int) -> None:
 
 
 def test_horizons_side_by_side_are_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And in batches of another size, and of two series."""
+    """They are the same in batches of another size, and for two series."""
     train, val, _ = split(wave(320))
     train += split(wave(320, seed=1))[0]
     together = forecasting.fit(flat, train, val, LENGTH, [1, 5, 40], stride=3)
@@ -103,7 +103,7 @@ def test_a_channel_that_is_constant() -> None:
 
 
 def test_a_spike_does_not_change_the_forecasts_before_it() -> None:
-    """Through a model: the forecasts made before step 150 are the same whatever comes from there on."""
+    """Forecasts from before step 150 do not depend on the steps from 150 on, with a model."""
     model = AutoEncoder((2, LENGTH), latent_dim=3)
     series = wave(320)
     train, val, _ = split(series)
@@ -154,7 +154,7 @@ def fitted(*overrides: str) -> tuple[list[Table], dict[str, list[Part]], dict[in
 
 @pytest.mark.usefixtures("run")
 def test_what_the_test_split_holds_changes_nothing() -> None:
-    """In the file's last 15 %; what the training split holds does change the coefficients."""
+    """Changes in the last 15 % of the file have no effect; changes in the training split change the coefficients."""
     found = []
     for low, high in ((0, 0), (340, 400), (0, 280)):
         x = X.copy()
@@ -248,14 +248,14 @@ def test_a_channel_called_as_another_column(run: Command) -> None:
     [
         (
             ["horizons=[3,99]"],
-            "horizons: 99: no window of 8 steps with as many after it in the validation split, whose",
+            "horizons: 99: no window of 8 steps has 99 steps after it in the validation split, whose",
         ),
         (["horizons=24"], "horizons=24: expected a list of whole numbers"),
         (["horizons=all"], "horizons=all: expected a list of whole numbers"),
         (["horizons=null"], "horizons=None: expected a list of whole numbers"),
         (["horizons=[]"], "horizons=[]: expected steps to forecast, such as [24,48]"),
         (["horizons=[0]"], "horizons=0: expected a whole number, at least 1"),
-        (["data.val_size=0"], "horizons: 3: no window of 8 steps with as many after it in the validation split"),
+        (["data.val_size=0"], "horizons: 3: no window of 8 steps has 3 steps after it in the validation split"),
         *(
             (
                 ["data.path=hole.csv", f"data.missing={missing}"],
@@ -265,7 +265,7 @@ def test_a_channel_called_as_another_column(run: Command) -> None:
             for missing in ("error", "interpolate", "mask")
         ),
         (["data.path=one.csv", "data.columns=[a]"], "one.csv: 1 channels, a; the model takes 2, in windows of 8 steps"),
-        (["data.path=short.csv"], "horizons: 3: no window of 8 steps with as many after it in the training split"),
+        (["data.path=short.csv"], "horizons: 3: no window of 8 steps has 3 steps after it in the training split"),
         (["data.path=cut.npy", "data.columns=[0,1]"], "cut.npy: windows already cut; expected series"),
         (["data.test_path=a.csv"], "data.test_path=a.csv: a.csv is among the files of data.path too"),
         (["out=there.csv"], "out=there.csv: there.csv exists; overwrite=true replaces it"),

@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> LGTA:
 
 
 def changes(model: LGTA, part: slice) -> torch.Tensor:
-    """Mean squared change of each time step where a part of the latent changes by as much as it varies."""
+    """Mean squared change of each time step when a part of the latent changes by its usual variation."""
     x = waves()
     with torch.no_grad():
         z = model.encode(x)
@@ -75,7 +75,7 @@ class TestShapes:
     )
     @pytest.mark.parametrize("global_dim", [0, 3])
     def test_any_window(self, shape: tuple[int, ...], steps: int, stretch: int, global_dim: int) -> None:
-        """At most 32 latent steps; of images, whole rows."""
+        """There are at most 32 latent steps; for images each is a number of whole rows."""
         model = LGTA(shape, global_dim=global_dim, hidden_dim=4, equivariance=1.0)
         x = torch.rand(3, model.channels, model.length)
         x_hat, z = model(x)
@@ -86,7 +86,7 @@ class TestShapes:
         assert model.penalties(z)["equivariance"] > 0
 
     def test_windows_scaled_each_by_itself_and_missing_values(self, tmp_path: Path) -> None:
-        """The level is told in the latent; NaN changes nothing but what is left out."""
+        """The level is in the latent; NaN changes only the values that are left out."""
         x = 100 + 5 * waves(64)
         x[:, :, 5:9] = torch.nan
         model = LGTA((1, 32), steps=8, global_dim=2, hidden_dim=8, equivariance=0.1)
@@ -113,7 +113,7 @@ class TestShapes:
 
 class TestCodes:
     def test_it_learns(self, trained: LGTA) -> None:
-        """Most of the variance, and no latent value collapses."""
+        """It explains most of the variance, and no latent value collapses."""
         x = waves()
         with torch.no_grad():
             x_hat, z = trained(x)
@@ -127,14 +127,14 @@ class TestCodes:
         assert change[step] > 0.9 * change.sum()
 
     def test_the_global_code_changes_all(self, trained: LGTA) -> None:
-        """Each stretch by about as much, and no less than a step's code does of the whole window."""
+        """It changes each stretch by about the same, and more than half as much as a step's code changes the window."""
         change = changes(trained, trained.codes["global"]).unflatten(0, (8, 4)).mean(1)
         assert change.min() > change.mean() / 2
         assert change.max() < change.mean() * 2
         assert change.mean() > 0.5 * changes(trained, slice(2, 4)).mean()
 
     def test_stages(self, trained: LGTA) -> None:
-        """What the global code makes alone does not know the steps' code, and is more than half of the variance."""
+        """The global stage does not depend on the steps' code, and explains more than half of the variance."""
         x = waves()
         with torch.no_grad():
             z = trained.encode(x)
@@ -162,7 +162,7 @@ def linear(global_dim: int) -> LGTA:
 class TestEquivariance:
     @pytest.mark.parametrize("global_dim", [0, 3])
     def test_of_a_decoder_that_is_equivariant(self, global_dim: int) -> None:
-        """Zero for scaling, jitter and warp; a map that adds something else than it is given is not."""
+        """Its loss is zero for scaling, jitter and warp; a map that adds something else has a loss."""
         model = linear(global_dim)
         z = torch.randn(64, model.latent_dim)
         assert model.penalties(z)["equivariance"] < 1e-10
@@ -171,7 +171,7 @@ class TestEquivariance:
         assert model.penalties(z)["equivariance"] > 0.01
 
     def test_by_hand(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A decoder that says 3, whatever it is given, where all is doubled: 6 was to be, and the weight is 2."""
+        """The decoder always gives 3; when all is doubled, 6 is expected, and the weight is 2."""
         model = linear(0)
         with torch.no_grad():
             model.output.weight.zero_()
@@ -193,7 +193,7 @@ class TestEquivariance:
         assert "train/equivariance" not in trainer.callback_metrics
 
     def test_falls_in_training(self, tmp_path: Path, trained: LGTA) -> None:
-        """Far below that of the same model trained without it; it is logged."""
+        """It falls far below that of the same model trained without it, and it is logged."""
         torch.manual_seed(0)
         options = trained.hparams | {"equivariance": 5.0}
         model = LGTA(**options)
@@ -210,7 +210,7 @@ class TestEquivariance:
         assert model.errors(waves())[0] < 0.1 * waves().var()
 
     def test_changes(self) -> None:
-        """A third each: one factor for all steps; a shift of each; a smooth curve. Their greatest deviation is .5."""
+        """A third of the windows each has one factor for all steps, a shift of each, or a smooth curve; at most .5."""
         factor, shift, scaling = perturbation(3000, 32, torch.device("cpu"))
         alike, shifted = (factor.std(1) < 1e-6), shift.abs().amax(1) > 0
         warped = ~alike & ~shifted

@@ -112,7 +112,7 @@ def test_files_that_are_there_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tiny_mnist")
 def test_units() -> None:
-    """Raw units are [0, 1] in both; what differs is the scale on which models work."""
+    """Raw units are [0, 1] in both; only the normalized units differ."""
     unit, standard = mnist(), mnist(units="standard")
     assert torch.equal(unit.train.x, standard.train.x)
     assert (unit.offset.item(), unit.scale.item()) == (0, 1)

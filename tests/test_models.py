@@ -27,7 +27,7 @@ from msae.models.reconstructor import Reconstructor
 
 @final
 class Shift(Reconstructor):
-    """Reconstructs perfectly, but for a constant, in scaled units."""
+    """Reconstructs perfectly, except for a constant, in normalized units."""
 
     def __init__(self, shape: Sequence[int], by: float = 0.0) -> None:
         super().__init__(shape)
@@ -95,7 +95,7 @@ def test_loss_of_a_constant_offset_is_its_square(by: float) -> None:
 
 
 def test_units() -> None:
-    """Raw in, raw out; the loss is of the scaled values, the MSE of the raw ones."""
+    """Inputs and outputs are in raw units; the loss is in normalized units, the MSE in raw units."""
     model = Shift((2, 4), 0.5)
     offset, scale = torch.tensor([[10.0], [-3.0]]), torch.tensor([[2.0], [4.0]])
     model.set_statistics(offset, scale, torch.tensor([0.0, 1.0]))
@@ -151,7 +151,7 @@ class TestRegularizers:
         assert model.regularized(self.Z)[1].item() == pytest.approx((2.5 + 1 + 0.75 + 0.75) / 8)
 
     def test_kl_is_that_of_the_sampled_distribution(self) -> None:
-        """Against torch's divergence, and samples of the mean and variance that it is of."""
+        """It equals torch's divergence, and samples have its mean and variance."""
         torch.manual_seed(0)
         model = AutoEncoder((1, 1), latent_dim=2, regularizer="kl")
         torch.nn.init.normal_(model.log_variance.weight)
@@ -205,7 +205,7 @@ class TestRegularizers:
 
 
 def test_missing_values_are_left_out() -> None:
-    """Loss, metrics and gradients are those of the values that are there; NaN counts as the channel's mean."""
+    """Loss, metrics and gradients are those of the present values; NaN is encoded as the channel's mean."""
     model = Lines((1, 4))
     model.set_statistics(torch.tensor([[2.0]]), torch.tensor([[4.0]]), torch.tensor([0.0, 1.0]), missing=True)
     x = torch.tensor([[[6.0, torch.nan, 10.0, torch.nan]], [[2.0, 2.0, 2.0, torch.nan]]])
@@ -220,7 +220,7 @@ def test_missing_values_are_left_out() -> None:
 
 
 def test_means_over_batches_are_exact_where_values_are_missing(tmp_path: Path) -> None:
-    """Batches hold unequal numbers of values: each value weighs alike."""
+    """Batches have unequal numbers of values; each value has the same weight."""
     x = torch.arange(28.0).reshape(7, 1, 4)
     x[0, 0, :3] = torch.nan
     data = DataModule(Windows(x), Windows(x), batch_size=2, missing=True, normalize="standard")
@@ -337,7 +337,7 @@ class TestOptimizerSteps:
         [({"max_epochs": 5}, 195), ({"max_steps": 50}, 50), ({"limit_train_batches": 7, "max_epochs": 3}, 21)],
     )
     def test_cosine(self, knobs: dict[str, int], steps: int, tmp_path: Path) -> None:
-        """From next to nothing in 200 steps, times a fall to 0 at the last."""
+        """The rate rises from nearly 0 in 200 steps and falls to 0 at the last step."""
         rates: list[float] = []
         model = AutoEncoder((1, 4), latent_dim=2, hidden_dims=[3], lr=0.1, schedule="cosine")
         configure = model.configure_optimizers
@@ -360,7 +360,7 @@ class TestOptimizerSteps:
             fit(model, DataModule(windows(8), windows(4)), tmp_path, max_epochs=-1, max_time="00:00:00:05")
 
     def test_as_one_step_a_call(self, tmp_path: Path) -> None:
-        """The same windows in the same order, and the same logged means, whatever goes into one call."""
+        """Windows, order and logged means do not depend on the number of steps in a call."""
         trained = []
         for knobs in ({}, {"limit_train_batches": 39}):
             L.seed_everything(0, verbose=False)
@@ -428,7 +428,7 @@ class TestLoad:
         assert torch.equal(msae.load(path.parent).by, msae.load(path).by)
 
     def test_older_file(self, path: Path) -> None:
-        """Before `data_options` were kept."""
+        """It is from before `data_options` were saved."""
         checkpoint = torch.load(path, weights_only=True)
         del checkpoint["state_dict"]["_extra_state"]["data_options"]
         torch.save(checkpoint, path)

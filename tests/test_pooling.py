@@ -46,7 +46,7 @@ def test_scikit_learns_checks(estimator: BaseEstimator, check: Any) -> None:
 
 @pytest.mark.parametrize("coder", [LINEAR, QUICK])
 def test_events_are_found_wherever_they_are(coder: Any) -> None:
-    """Where the latent of a whole sample, of as many values, tells little."""
+    """The latent of a whole sample, with as many values, shows little of them."""
     (x, y), (x_test, y_test) = events(60, 1), events(200, 2)
     pooled = make_pipeline(MultiScalePooler(coder, random_state=0), StandardScaler(), RidgeClassifier()).fit(x, y)
     whole = make_pipeline(PCA(40), StandardScaler(), RidgeClassifier()).fit(x, y)
@@ -92,7 +92,7 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_few_windows_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A coder is fitted to different ones, of all samples."""
+    """A coder is fitted to different windows, from all samples."""
     monkeypatch.setattr("msae.estimators.pooler.WINDOWS", 50)
     seen: list[Any] = []
     monkeypatch.setattr(PCA, "fit", lambda self, x, *_: seen.append(x) or self)

@@ -48,7 +48,7 @@ class TestScale:
     @given(st.integers(1, 3), st.lists(st.integers(1, 20), min_size=1, max_size=2), st.integers(1, 20))
     @settings(deadline=None)
     def test_segments_are_the_window(self, channels: int, sides: list[int], segments: int) -> None:
-        """Cut and joined, whatever remains at the end; a segment is a piece of the window."""
+        """Cutting and joining restores the window, with any remainder; a segment is a piece of the window."""
         segments = min(segments, *sides)
         scale = Scale((channels, *sides), segments, 1, 2)
         x = torch.randn(2, channels, *sides)
@@ -72,7 +72,7 @@ class TestScale:
         assert not seen.requires_grad
 
     def test_adjoint(self) -> None:
-        """It is the gradient, where nothing but the code carries one."""
+        """The adjoint is the gradient when only the code has one."""
         for segments in (1, 3):
             scale = Scale((2, 9), segments, 4, 8)
             torch.nn.init.normal_(scale.synthesis.weight)
@@ -97,7 +97,7 @@ def test_principal_axes_are_those_of_the_covariance() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 24), (2, 12), (1, 4, 6)])
 def test_it_starts_at_pca(shape: Shape) -> None:
-    """One scale: reconstructions of PCA; more passes change nothing before they are trained."""
+    """One scale reconstructs like PCA; more passes change nothing before training."""
     x = windows(60, shape)
     flat = x.flatten(1)
     mean, axes = principal_axes(flat, 4)
@@ -124,7 +124,7 @@ def test_finer_scales_start_at_the_axes_of_what_is_left() -> None:
 
 
 def test_held_out_windows_are_explained_by_the_others() -> None:
-    """By hand, for five windows; no axes leave all."""
+    """The error equals that by hand for five windows; without axes all of the variance is left."""
     x = torch.randn(5, 1, 6)
     scale = Scale((1, 6), 1, 2, 1)
     rests = list(held_out(x, scale, [0, 2]))
@@ -137,7 +137,7 @@ def test_held_out_windows_are_explained_by_the_others() -> None:
 
 
 def test_folds_hold_neighbours_and_every_stretch() -> None:
-    """Neighbours, which may overlap, share a fold, but for stretches' ends; a fold is not one stretch."""
+    """Neighbours, which may overlap, share a fold except at the ends of stretches; a fold has several stretches."""
     x = torch.arange(1000.0)[:, None, None].expand(1000, 1, 2)
     [rest] = held_out(x, Scale((1, 2), 1, 1, 1), [1])
     assert rest.abs().max() < 1e-2
@@ -172,7 +172,7 @@ class TestShares:
         assert "one scale, 1, gets the whole latent; to share it, choose model.code_dims" in caplog.text
 
     def test_noise_chooses_the_coarsest(self) -> None:
-        """A gain within its standard error is none."""
+        """A gain within its standard error does not count."""
         assert chosen(torch.randn(40, 1, 48, generator=torch.Generator().manual_seed(1)), 8)[0] == 8
 
     def test_one_window_has_nothing_to_choose_by(self) -> None:
@@ -200,7 +200,7 @@ def chosen(x: Tensor, latent_dim: int) -> list[int]:
 )
 @settings(deadline=None, max_examples=50)
 def test_scales_cost_no_parameters(channels: int, length: int, latent: int, hidden: int, segments: list[int]) -> None:
-    """As many as a model of one scale has, but for what one more value of the hidden layers would have."""
+    """The number differs from that of one scale by less than one more value in the hidden layers would add."""
     one, several = (PyramidAutoEncoder((channels, length), latent, s, hidden) for s in ([1], segments))
     sizes = [sum(p.numel() for p in m.parameters()) for m in (one, several)]
     step = 2 * (channels * length + latent + 1)

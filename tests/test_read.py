@@ -55,7 +55,7 @@ def test_windows_of_a_stretch(stride: int) -> None:
 
 
 def test_stretches_know_rows_times_and_labels() -> None:
-    """Rows of two series in turn, one of them with a gap, and a column that is no channel."""
+    """The rows of two series alternate, one series has a gap, and one column is not a channel."""
     day = np.arange(50) // 2
     day[40:] += 9
     stamps = np.datetime64("2024-01-01") + day
@@ -80,7 +80,7 @@ def test_windows_already_cut() -> None:
 
 
 def test_samples_are_the_official_splits() -> None:
-    """In order, with the windows that training would hold out in their place."""
+    """Samples are in order; those that training would hold out stay in their place."""
     from sklearn.datasets import load_digits
 
     save(AutoEncoder((1, 64)), "best.ckpt")
@@ -169,7 +169,7 @@ def test_what_exists_can_be_overwritten() -> None:
 
 @pytest.mark.parametrize("name", ["new/z.csv", "new/z.parquet"])
 def test_writer(name: str) -> None:
-    """Pieces, texts with commas, empty fields, times with fractions in a later piece only."""
+    """Tables come in pieces, with commas in texts, empty fields, and fractions of seconds only in a later piece."""
     path = Path(name)
     whole, parts = np.datetime64("2024-01-01T01:00:00", "us"), np.datetime64("2024-01-01T02:00:00.250", "us")
     with write.Writer(path) as out:
@@ -189,7 +189,7 @@ def test_writer(name: str) -> None:
 
 @pytest.fixture
 def small_disk() -> Iterator[None]:
-    """No file can grow beyond 8 KiB."""
+    """Files cannot grow beyond 8 KiB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
     yield
@@ -207,7 +207,7 @@ def fill(path: str, rows: int, pieces: int) -> None:
     ("name", "rows", "pieces"), [("z.csv", 1000, 9), ("z.parquet", 1000, 9), ("z.parquet", 850, 1)]
 )
 def test_a_table_that_cannot_grow_is_removed(name: str, rows: int, pieces: int) -> None:
-    """While it is written, or, of the last, when it is closed; what the old file held is kept."""
+    """The failure comes while writing, or for the last table when closing; the old file is kept."""
     Path(name).write_text("old")
     with pytest.raises(InputError) as error:
         fill(name, rows, pieces)
@@ -253,7 +253,7 @@ def stderr(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
 
 
 def test_progress_is_a_line_for_every_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But none soon after the one before, whatever series they are of."""
+    """No line follows soon after another, even for different series."""
     err = stderr(monkeypatch, terminal=False)
     clock = iter([0, 4, 8, 12, 14, 23, 40, 41])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))

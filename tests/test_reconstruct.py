@@ -27,7 +27,7 @@ Run = Callable[..., Result]
 
 @final
 class Same(Reconstructor):
-    """Reconstructs perfectly, but for a constant of 1 in raw units."""
+    """Reconstructs perfectly, except for a constant of 1 in raw units."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__(shape)
@@ -80,7 +80,7 @@ def test_csv(run: Run, stride: int) -> None:
 
 
 def test_csv_of_another_kind(run: Run) -> None:
-    """Semicolons, decimal commas, no header, and rows of two series in turn."""
+    """The file has semicolons, decimal commas, no header, and alternating rows of two series."""
     rows = [f"{i};{'xy'[i % 2]};{a:.4f};{b:.4f}".replace(".", ",") for i, (a, b) in enumerate(X)]
     Path("a.csv").write_text("\n".join(["t;g;a;b", *rows]))
     options = ("data.separator=;", "data.decimal=,", "data.time_column=t", "data.group_column=g")
@@ -104,7 +104,7 @@ def test_columns_that_are_no_channels_stay(run: Run) -> None:
 
 
 def test_channels_are_those_it_was_trained_on(command: Command) -> None:
-    """By name, in whatever order another file has them; a file without them is refused."""
+    """Channels are found by name, in any order; a file without them is refused."""
     header, rows = "p,q", [f"{i % 9},{1000 + i % 7}" for i in range(200)]
     Path("a.csv").write_text("\n".join([header, *rows]))
     Path("b.csv").write_text("\n".join(["q,extra,p", *(f"{row.split(',')[1]},x,{row.split(',')[0]}" for row in rows)]))
@@ -161,7 +161,7 @@ def test_a_file_is_written_whole_or_not_at_all(run: Run, monkeypatch: pytest.Mon
 
 
 def test_errors_by_channel() -> None:
-    """Each in its unit, over time or windows; a channel without a value has none."""
+    """Each error is in its channel's unit, over time or windows; a channel without values has none."""
     x = np.array([[0.0, 0.0, np.nan], [0.0, np.nan, np.nan]])
     assert summary(x, x + np.array([3.0, 5.0, 1.0]), ["a", "b", "c"]) == "RMSE by channel: a 3, b 5, c nan"
     windows = np.zeros((4, 9, 5))

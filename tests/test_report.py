@@ -18,7 +18,7 @@ SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "h
 
 
 def run(overrides: str, seed: int, mse: float, curve: list[float], **more: Any) -> report.Run:
-    """What the report reads of a run."""
+    """The values that the report reads of a run."""
     return {
         "overrides": [*overrides.split(), f"seed={seed}"], "model": "ae", "job": seed, "data": "digits",
         "class": "AutoEncoder", "seed": seed, "parameters": 10, "latent_dim": 4,
@@ -79,7 +79,7 @@ def test_differences_by_hand(models: dict[str, list[report.Run]]) -> None:
 
 
 def test_validation_losses_where_there_are_any(models: dict[str, list[report.Run]]) -> None:
-    """The mean over seeds of that of the weights that were kept; in old results, of the least of all epochs."""
+    """It is the mean over seeds of the loss of the kept weights; in old results, of the lowest of all epochs."""
     models["other"][0]["val_loss"] = None  # as a run without a validation split has it
     assert report.compare(models)["rows"][0]["val_loss"] is report.compare(models)["rows"][1]["val_loss"] is None
     assert "validation" not in report.markdown("digits", report.compare(models) | {"pca": []})
@@ -93,11 +93,11 @@ def test_validation_losses_where_there_are_any(models: dict[str, list[report.Run
     assert result["rows"][0]["val_loss"] == pytest.approx((0.1 + 0.1 + 2.2) / 3)
     text = report.markdown("digits", result | {"pca": []})
     assert "| validation MSE |" in text
-    assert "Validation MSE: that of the weights that were kept, in scaled units." in text
+    assert "Validation MSE: that of the kept weights, in normalized units." in text
 
 
 def test_pca_of_fewer_windows_than_latent_values() -> None:
-    """It has the axes that there are, one less than windows."""
+    """PCA has as many axes as possible, one fewer than windows."""
     x = torch.randn(12, 1, 30)
     data = DataModule(Windows(x[:6]), Windows(x[6:]))
     [few], [many] = baselines.pca(data, [5]), baselines.pca(data, [20])
@@ -139,7 +139,7 @@ def test_names_are_what_differs() -> None:
 
 
 def test_pca_is_the_best_linear_reconstruction() -> None:
-    """Against the singular value decomposition of the centered training windows."""
+    """PCA equals the singular value decomposition of the centered training windows."""
     rng = np.random.default_rng(0)
     train, test = (rng.normal(size=(n, 2, 3)).astype(np.float32) for n in (40, 20))
     data = DataModule(Windows(torch.from_numpy(train)), Windows(torch.from_numpy(test)), value_range=(-1.0, 1.0))
@@ -158,7 +158,7 @@ def test_pca_is_the_best_linear_reconstruction() -> None:
 
 
 def of_data(losses: dict[str, float], pca: float) -> dict[str, Any]:
-    """What the report knows of one data set."""
+    """The results of one data set in the report."""
     rows = [{"model": model, "latent": 4, "test_loss": loss} for model, loss in losses.items()]
     others = [{"model": "PCA", "latent": latent, "test_loss": value} for latent, value in ((4, pca), (8, 0.001))]
     return {"rows": rows, "pca": others}
@@ -203,7 +203,7 @@ def test_models_that_a_data_set_lacks_have_no_rank() -> None:
 
 
 def test_losses_of_nothing_tie() -> None:
-    """As of constant series, whose reconstruction is exact."""
+    """Constant series have such losses, since their reconstruction is exact."""
     results = {"a": of_data({"ae": 0.0, "b": 1e-18}, 0.0), "b": of_data({"ae": 1.0, "b": 2.0}, 4.0)}
     over = report.over_data_sets(results)
     assert {row["model"]: row["mean_rank"] for row in over["ranks"]} == {"ae": 1.5, "b": 2.0, "PCA": 2.5}
@@ -246,9 +246,9 @@ def test_scaled_units_have_a_column_where_they_are_not_the_raw_ones(models: dict
         for one in runs:
             one["metrics"]["test/mse"] *= 9
     text = report.markdown("a", report.compare(models) | {"pca": []})
-    assert "| test MSE, scaled | test MSE, raw units |" in text
+    assert "| test MSE, normalized units | test MSE, raw units |" in text
     assert "| ae | 3 | 4 | 10 | 0.5 ± 0.1 | 4.5 ± 0.9 |" in text
-    assert "Differences of test MSE, scaled, paired by seed" in text
+    assert "Differences of test MSE in normalized units, paired by seed" in text
 
 
 class TestCommand:
@@ -311,7 +311,7 @@ class TestCommand:
         assert (folder / "digits_data.val_size=400" / "curves.png").exists()
 
     def test_several_sweeps_under_one_folder(self, command: Command) -> None:
-        """Each with its own data; runs of one data set are together, whatever sweep they come from."""
+        """Each table has its own data set, with its runs from all sweeps."""
         for i, name in enumerate(("GunPoint", "ItalyPowerDemand", "GunPoint")):
             model = ("model=ae", "model.latent_dim=4") if i < 2 else ("model=msae", "model.small_dim=2")
             args = ("data=ucr", f"data.name={name}", *model, "seed=0,1")

@@ -27,7 +27,7 @@ Result = dict[str, Any]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
-    """Runs that train nothing, and whose val/loss is lr; what each was asked to do."""
+    """Runs that train nothing and whose val/loss is lr; the fixture lists what each was asked to do."""
     asked: list[Result] = []
 
     def run(cfg: Any, run: Path, name: str, bar: bool = True) -> Result:
@@ -49,7 +49,7 @@ def states(folder: str) -> list[str]:
 
 
 def test_a_search_and_its_best(command: Command) -> None:
-    """The value is the kept val/loss; folders are as every run's; the command it ends with trains the best again."""
+    """A trial's value is the kept val/loss, its folder is like any run's, and the last line trains the best again."""
     code, out, err = command(*SEARCH, "n_trials=3", "out=s", module="search")
     assert (code, err) == (0, "")
     assert "0 of 3 trials are done\n  s\n" in out
@@ -74,7 +74,7 @@ def test_a_search_and_its_best(command: Command) -> None:
 
 
 def test_goes_on_as_if_it_had_not_stopped(quick: list[Result], command: Command) -> None:
-    """n_trials counts all; a study stopped half-way tries what one tries that was not."""
+    """n_trials counts all trials; a study that was stopped tries the same values as one that was not."""
     assert command(*SEARCH, "n_trials=13", "out=whole", module="search").code == 0
     whole = [run.pop("run") and run for run in quick]
     quick.clear()
@@ -102,7 +102,7 @@ def test_its_folder_is_that_of_the_command(quick: list[Result], command: Command
 
 @pytest.mark.usefixtures("quick")
 def test_options_ranges_and_yaml(command: Command) -> None:
-    """Of an experiment's `hydra.sweeper.params` the command line fixes what it gives."""
+    """The command line overrides an experiment's `hydra.sweeper.params`."""
     args = ("experiment=fair_search", "data=digits", "model=single,pyramid", "model.segments=[1],[1,4]", "out=s")
     assert command(*args, "model.passes=range(1,6,2)", "n_trials=12", module="search").code == 0
     tried = {key: {trial.params[key] for trial in study("s").trials} for key in study("s").trials[0].params}
@@ -126,7 +126,7 @@ def test_the_same_values_are_trained_once(quick: list[Result], command: Command)
 
 
 def test_a_trial_that_fails(quick: list[Result], command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told, kept with its reason, and the others go on."""
+    """The trial is reported and kept with its reason, and the others continue."""
     once = train.train
 
     def fails(*args: Any, **options: Any) -> Result:
@@ -160,7 +160,7 @@ def test_all_fail(command: Command) -> None:
 def test_an_interruption(
     kind: type[BaseException], quick: list[Result], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends the trial, which does not count; the study is as good as before."""
+    """An interruption ends the trial, which does not count; the study can continue."""
     once = train.train
 
     def interrupted(*args: Any, **options: Any) -> Result:
@@ -180,7 +180,7 @@ def test_an_interruption(
 
 
 def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
-    """Together they make as many trials as were asked for; one that is killed leaves a trial that does not count."""
+    """Together they run `n_trials` trials; the trial of a killed process does not count."""
     args = [sys.executable, "-m", "msae.search", *SEARCH, "n_trials=6", "out=s"]
     endless = [*args, "trainer.max_epochs=100000"]
     (tmp_path / "s").mkdir()
@@ -208,7 +208,7 @@ def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("model=ae", "nothing to search; expected what to try, such as 'model.lr=tag(log,interval(1e-4,1e-2))'"),
+        ("model=ae", "nothing to search; expected values to try, such as 'model.lr=tag(log,interval(1e-4,1e-2))'"),
         ("model=ae model.lr=1e-3", "nothing to search"),
         ("model=ae,msea", "model=msea: no such option; nearest: msae"),
         ("model=msea model.lr=1e-3,2e-3", "model=msea: no such option; nearest: msae"),
@@ -217,15 +217,15 @@ def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
         ("model.lr=tag(log,interval(0,1))", "model.lr=tag(log,interval(0,1)): expected the lower bound first"),
         ("model.lr=tag(lg,interval(1,2))", "model.lr=tag(lg,interval(1,2)): tag lg; expected none, or log"),
         ("model.passes=range(3,1)", "model.passes=range(3,1): expected the lower bound first"),
-        ("seed=0,1", "seed=0,1: not for searching; expected one value"),
-        ("seed=[0,1] model.lr=1,2", "seed=[0, 1]: expected one seed, which all trials have; train the best"),
-        ("data.val_size=0 model.lr=1,2", "data: no validation split, by which trials are compared; expected"),
+        ("seed=0,1", "seed=0,1: cannot be searched; expected one value"),
+        ("seed=[0,1] model.lr=1,2", "seed=[0, 1]: expected one seed for all trials; train the best"),
+        ("data.val_size=0 model.lr=1,2", "data: no validation split, on which trials are compared; expected"),
         ("model.lr=1,2 n_trials=0", "n_trials=0: expected a whole number, at least 1"),
         ("model.lr=1,2 n_trails=3", "n_trails: no such key; nearest: n_trials"),
         ("model.lr=1,2 resume=a.ckpt", "resume=a.ckpt: no such file or folder"),
         ("model.lr=1,2 trainer.max_steps=0", "trainer.max_steps=0: expected a whole number above 0"),
         ("model.lr=1,2 trainer=ddp", "trainer=ddp trainer.devices=2 trainer.num_nodes=1: a run of several processes"),
-        ("model.lr=1,2 hydra/launcher=joblib", "hydra/launcher=joblib: a search has none; started several times, the"),
+        ("model.lr=1,2 hydra/launcher=joblib", "hydra/launcher=joblib: a search has none; start the same command"),
         ("-m model.lr=1,2", "-m: a search is a sweep by itself; leave it out"),
         ("model.lr=interval(1", "model.lr=interval(1: cannot be read; expected key=value"),
         ("out=mine model.lr=1,2", "out=mine: contains other files; expected a new folder, or that of a study"),

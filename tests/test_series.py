@@ -1,4 +1,4 @@
-"""A user's own files: what is read, how it is split, and what is said of files that cannot be used."""
+"""A user's own files: reading, splitting, and the errors for files that cannot be used."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -69,7 +69,7 @@ class TestSplit:
         missing: str,
         holes: set[int],
     ) -> None:
-        """Whatever stands in the later rows, holes too, training windows and statistics are the same."""
+        """Training windows and statistics do not depend on later rows, nor on missing values there."""
         rng = np.random.default_rng(n)
         x = rng.normal(size=(n, 2))
         x[[hole for hole in holes if hole < n], 0] = np.nan
@@ -87,7 +87,7 @@ class TestSplit:
 
     @pytest.mark.parametrize("scale", NORMALIZATIONS)
     def test_nor_of_groups_broken_by_gaps(self, scale: str, tmp_path: Path) -> None:
-        """Two series of 50 rows, interleaved, with a gap after row 20: what comes after row 35 of each is no matter."""
+        """Two interleaved series of 50 rows have a gap after row 20; rows after 35 have no effect."""
         rng, found = np.random.default_rng(0), []
         values = rng.normal(size=(100, 2))
         for factor in (1, 1e6):
@@ -198,7 +198,7 @@ class TestFormats:
         )
 
     def test_a_header_of_numbers(self, tmp_path: Path) -> None:
-        """As pandas writes it for columns without names."""
+        """pandas writes such a header for columns without names."""
         write(tmp_path / "a.csv", ["0", "1"], self.X.tolist())
         torch.testing.assert_close(self.read(tmp_path / "a.csv")[0], torch.tensor(self.X[0]).float())
 
@@ -214,7 +214,7 @@ class TestFormats:
     @pytest.mark.parametrize("zone", ["", "Z", "+02:00"])
     @pytest.mark.parametrize("kind", ["csv", "parquet", "stamps"])
     def test_times(self, kind: str, zone: str, tmp_path: Path) -> None:
-        """A microsecond apart, in texts and in parquet's own type; fractions begin late in the file."""
+        """Times may be a microsecond apart, as text or parquet's own type, with fractions only late in the file."""
         times = [f"2024-03-01T23:59:59{f'.{i:06}' if i else ''}{zone}" for i in range(60)]
         if kind == "csv":
             path = write(tmp_path / "a.csv", ["t", "a"], [(time, i) for i, time in enumerate(times)])
@@ -227,14 +227,14 @@ class TestFormats:
         assert len(rows.stretches(table)) == 1
 
     def test_numbers_of_two_kinds_are_times(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whole ones first, then, in a later block, with fractions."""
+        """Whole numbers come first, fractions in a later block."""
         monkeypatch.setattr(tables, "BLOCK", 100)
         times = [*range(80), *(79 + i / 2 for i in range(1, 60))]
         path = write(tmp_path / "a.csv", ["t", "a"], [(t, 1) for t in times])
         assert files.read(Path(path), tables.Format(time_column="t")).times == pytest.approx(times)
 
     def test_blank_lines(self, tmp_path: Path) -> None:
-        """In one column a missing value, at the end nothing; between rows of several columns nothing."""
+        """A blank line is a missing value in a file of one column, but not at its end, nor with several columns."""
         (tmp_path / "a.csv").write_text("a\r\n" + "1\r\n\r\n3\r\n" * 20 + "\r\n\r\n")
         x = self.read(tmp_path / "a.csv", missing="interpolate")
         assert x[:, 0].tolist() == [1, 2, 3] * 18
@@ -292,7 +292,7 @@ class TestFormats:
     @settings(max_examples=50, deadline=None)
     @given(st.lists(st.booleans(), min_size=2, max_size=30), st.integers(0, 2**16))
     def test_interpolation(self, missing: list[bool], seed: int) -> None:
-        """As numpy's, over any holes."""
+        """Interpolation equals numpy's for any missing values."""
         x = np.random.default_rng(seed).normal(size=(len(missing), 1))
         holes, there = np.flatnonzero(missing), np.flatnonzero(~np.array(missing))
         expected = x[:, 0].copy()
@@ -305,7 +305,7 @@ class TestFormats:
         assert x[:, 0] == pytest.approx(expected, nan_ok=True)
 
     def test_pieces(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Files are read in pieces: where these end changes nothing."""
+        """Files are read in pieces, and their ends change nothing."""
         rng = np.random.default_rng(0)
         names = rng.choice(["x", "y", "z"], 400)
         lines = [(i, name, f"{v:.4f}") for i, (name, v) in enumerate(zip(names, rng.normal(size=400), strict=True))]
@@ -349,12 +349,12 @@ def text(content: str) -> Callable[[Path], str]:
 
 
 def lines(n: int = 50, **changed: str) -> Callable[[Path], str]:
-    """A file of columns t, a, b, of which some lines are other ones."""
+    """A file of columns t, a, b, with some lines replaced."""
     return text("t,a,b\n" + "\n".join(changed.get(f"line{i + 2}", f"{i},{i}.5,1") for i in range(n)) + "\n")
 
 
 def stamped(n: int = 50, **changed: str) -> Callable[[Path], str]:
-    """A file of hourly time stamps t and a channel a, in which some stamps are other ones."""
+    """A file of hourly time stamps t and a channel a, with some stamps replaced."""
     times = [f"2020-01-{1 + i // 24:02} {i % 24:02}:00" for i in range(n)]
     return text("t,a\n" + "\n".join(f"{changed.get(f'line{i + 2}', time)},{i}" for i, time in enumerate(times)) + "\n")
 
@@ -484,7 +484,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_constant_channels_and_many(tmp_path: Path) -> None:
-    """A constant channel scales to 0; a thousand channels are a thousand."""
+    """A constant channel is normalized to 0, and a thousand channels work."""
     np.save(tmp_path / "a.npy", np.full((80, 1000), 3.0))
     for scale, expected in (("standard", 0.0), ("minmax", 0.0), ("none", 3.0)):
         data = series(str(tmp_path / "a.npy"), 4, normalize=scale)
@@ -493,7 +493,7 @@ def test_constant_channels_and_many(tmp_path: Path) -> None:
 
 
 def test_a_thousand_channels_and_values_that_are_missing(command: Command) -> None:
-    """From file to pictures; the last windows of the test split have no value at all."""
+    """They work from file to pictures, even if the last test windows have no values."""
     x = np.random.default_rng(0).normal(size=(200, 1000)).astype(np.float32)
     x[190:] = np.nan
     np.save("a.npy", x)

@@ -1,4 +1,4 @@
-"""Several seeds as one run: each as if it had been alone."""
+"""Several seeds as one run: each gives the results of a run alone."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def told(folder: Path) -> dict[str, Any]:
 
 
 def assert_same(one: Path, other: Path, tolerance: float = 1e-3) -> None:
-    """Two runs' folders agree but for rounding, which Adam makes larger where a gradient is near 0."""
+    """Two runs' folders agree up to rounding, which Adam enlarges where a gradient is near 0."""
     mine, theirs = told(one), told(other)
     for key in ("seed", "class", "parameters", "latent_dim", "codes", "epochs", "steps", "checkpoint", "data", "model"):
         assert mine[key] == theirs[key]
@@ -167,7 +167,7 @@ def test_finished_seeds_are_as_long_as_the_command_says(command: Command, monkey
 
 
 def test_threads_are_those_of_the_steps(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which the main thread makes."""
+    """The main thread makes the steps."""
     normal, threads = Stacked.make_steps, torch.get_num_threads()
     seen: list[int] = []
 
@@ -238,7 +238,7 @@ class Descending(AutoEncoder):
 
 
 class Sized(AutoEncoder):
-    """As wide as the seed says."""
+    """Its width depends on the seed."""
 
     def __init__(self, shape: Any, latent_dim: int, size: int | None = None, **knobs: Any) -> None:
         super().__init__(shape, latent_dim, **knobs)
@@ -260,7 +260,7 @@ def test_what_cannot_be_stacked_goes_in_turn(model: str, reason: str, command: C
     code, out, _ = command(*args, "seed=[0,1]", "hydra.run.dir=both")
     assert code == 0
     [line] = [line for line in out.splitlines() if "cannot be stacked" in line]
-    assert line.startswith(f"{model} cannot be stacked, its runs go in turn: ")
+    assert line.startswith(f"{model} cannot be stacked, so runs take turns: ")
     assert reason in line
     assert command(*args, "seed=1", "hydra.run.dir=alone").code == 0
     assert told(Path("both/seed=1"))["history"] == told(Path("alone"))["history"]
@@ -270,7 +270,7 @@ def test_compiled_steps_are_not_stacked(command: Command, monkeypatch: pytest.Mo
     monkeypatch.setattr(AutoEncoder, "_compiled", lambda self: self.objective)
     code, out, _ = command(*FIFTY, "model=ae", "model.compile=true", "seed=[0,1]")
     assert code == 0
-    assert "AutoEncoder cannot be stacked, its runs go in turn: its steps are compiled, one run at a time" in out
+    assert "AutoEncoder cannot be stacked, so runs take turns: its steps are compiled, one run at a time" in out
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class TestSweeps:
 
     @pytest.mark.parametrize("knobs", [("trainer.max_epochs=-1", "trainer.max_steps=30"), ("trainer.max_epochs=2",)])
     def test_resume_finishes_a_run_that_lacks_its_result_alone(self, knobs: tuple[str, ...], command: Command) -> None:
-        """Stopped after the last step, be it within an epoch, of 20."""
+        """The run was stopped after its last step, within or at the end of an epoch."""
         sweep = (*FAST[:2], *knobs, "-m", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
         assert command(*sweep).code == 0
         before = {path: json.loads(path.read_text()) for path in Path("sweep").glob("*/metrics.json")}
@@ -109,7 +109,7 @@ class TestSweeps:
 
     @pytest.mark.parametrize("finished", [0, 3])
     def test_a_launcher_that_gives_up(self, finished: int, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As joblib's does when one of its processes is killed."""
+        """joblib's launcher does this when one of its processes is killed."""
         name = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
         launcher: Any = Plugins.instance().class_name_to_class[name]
         normal = launcher.launch
@@ -140,7 +140,7 @@ class TestSweeps:
 
     @pytest.mark.usefixtures("sigint")
     def test_side_by_side_and_interrupted(self, tmp_path: Path) -> None:
-        """Ctrl-C reaches all processes of the sweep, which tells how to go on."""
+        """Ctrl-C reaches all processes of the sweep, which prints how to resume."""
         args = [
             sys.executable,
             "-m",

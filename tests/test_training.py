@@ -73,7 +73,7 @@ def test_what_a_run_writes(command: Command) -> None:
 
 
 def test_the_numbers_are_those_of_the_checkpoint(made: Command) -> None:
-    """The test MSE and the curves' last value, again from the weights and the data alone."""
+    """The test MSE and the curves' last value can be computed again from weights and data alone."""
     run = run_folder(made(*FAST).out)
     data, result = digits(val_size=200), metrics(run)
     for name, value in (
@@ -96,7 +96,7 @@ def test_the_best_checkpoint_is_chosen_on_validation_data(command: Command) -> N
 
 
 def test_a_model_that_starts_at_pca_is_not_left_for_a_worse_one(command: Command) -> None:
-    """The start counts as an epoch: where training only harms, PCA is tested."""
+    """The start counts as an epoch: if training only harms, PCA is tested."""
     args = ("data=digits", "model=single", "model.latent_dim=8", "model.lr=1", "model.schedule=constant")
     result = metrics(run_folder(command(*args, "trainer=cpu", "trainer.max_epochs=2").out))
     [_, clipped] = baselines.pca(digits(val_size=200), [8])
@@ -117,7 +117,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch(
 
 
 def test_shares_chosen_by_the_data_are_kept_on_resuming(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are not chosen again, which may end otherwise on another machine; what differs is told all the same."""
+    """Shares are not chosen again, since another machine may choose others; other differences are still reported."""
     args = ("model=pyramid", "data=ucr", "data.name=ArrowHead", "model.latent_dim=31", "trainer=cpu")
     run = run_folder(command(*args, "trainer.max_epochs=2").out)
     codes = metrics(run)["codes"]
@@ -188,7 +188,7 @@ def test_steps_that_end_within_an_epoch(steps: int, lr: float, best: int, comman
 
 @pytest.mark.parametrize("knobs", [("trainer.max_epochs=-1", "trainer.max_steps=30"), ("trainer.max_epochs=2",)])
 def test_a_complete_run_is_finished(knobs: tuple[str, ...], command: Command) -> None:
-    """One that was stopped after its last step, before its result."""
+    """The run was stopped after its last step, before its result."""
     args = ("data=digits", "trainer=cpu", *knobs, "hydra.run.dir=run")
     assert command(*args).code == 0
     run = Path("run")
@@ -365,7 +365,7 @@ def test_a_run_that_was_moved_goes_on_with_its_best(command: Command) -> None:
 
 @pytest.mark.usefixtures("sigint")
 def test_ctrl_c(tmp_path: Path) -> None:
-    """A real signal, in the middle of training, ends it within two seconds."""
+    """A real signal in the middle of training ends the run within two seconds."""
     args = ["data=digits", "trainer=cpu", "trainer.max_epochs=100000", "hydra.run.dir=run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "msae.train", *args],
@@ -412,7 +412,7 @@ def test_no_progress_on_request(command: Command) -> None:
 
 
 def test_compiled_steps(command: Command, tmp_path: Path) -> None:
-    """They change nothing but the time; a checkpoint does not know of them."""
+    """Compiled steps change only the time, and a checkpoint does not depend on them."""
     args = ("data=digits", "trainer=cpu", "model=ae")
     compiled = [*args, "trainer.max_epochs=1", "model.compile=true", "hydra.run.dir=a"]
     # in a process of its own: the check of shapes, which tests put around each function, cannot be compiled

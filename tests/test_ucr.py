@@ -1,4 +1,4 @@
-"""The UCR/UEA archive: what comes with aeon, local archives, and what is said of sets that cannot be used."""
+"""The UCR/UEA archive: sets in aeon, local archives, and the errors for sets that cannot be used."""
 
 import builtins
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Features, anomaly scores and new samples behind scikit-learn's interface, an estimator a file."""
+"""Features, anomaly scores and new samples behind scikit-learn's interface, one estimator a file."""
 
 from msae.estimators.augmenter import MultiScaleAugmenter
 from msae.estimators.detector import MultiScaleDetector

@@ -35,8 +35,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     Args:
         contamination: the fraction of outliers, above 0 and at most 0.5, which sets the threshold. A number refers to
             the samples in `fit`; the model reconstructs them better than new samples, so that more of those are
-            outliers. `auto` refers to new samples, of which it makes a tenth outliers: three folds are held out in
-            turn, for three times the training.
+            outliers. `auto` refers to new samples, a tenth of which become outliers: three folds are held out in
+            turn, which takes three more trainings.
         by: `error` scores the reconstruction. `scales` compares the error and the code distance of each scale to their
             usual values in `fit` and takes the largest ratio, as `score=scales` of `python -m msae.detect` does.
         model: this and the other arguments are those of `MultiScaleTransformer`.
@@ -91,8 +91,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
         """The score of each sample, `(n,)`, low for outliers.
 
-        It is minus the mean squared error of the reconstruction in scaled units; with `by="scales"`, the mean of the
-        sample's `score_series`.
+        It is minus the mean squared error of the reconstruction, in normalized units; with `by="scales"`, the mean of
+        the sample's `score_series`.
         """
         windows = self._windows(X)
         if self.reference_ is None:
@@ -118,7 +118,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     def score_series(self, series: ArrayLike) -> NDArray[np.float64]:
         """The score of each time step of one series, low where it is anomalous.
 
-        It is minus the mean squared error, in scaled units, over all windows that contain the step; with
+        It is minus the mean squared error, in normalized units, over all windows that contain the step; with
         `by="scales"`, minus the largest ratio of a scale's score to its usual value in `fit`.
 
         Args:

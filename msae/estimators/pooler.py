@@ -33,7 +33,7 @@ class MultiScalePooler(TransformerMixin, Samples):  # type: ignore[misc]
     """Features for classification of time series: the distribution of the codes of short windows, at several scales.
 
     The latent of a whole sample depends on when something happens: two samples with the same events at other times are
-    far apart in it. Here, each scale has windows of a length of its own, overlapping, and a coder that is trained on
+    far apart in it. Here, each scale has overlapping windows of its own length, and a coder that is trained on
     them. A feature is a quantile, the mean or the standard deviation of one value of their codes, over the windows of
     the whole sample, of a half of it, or of a quarter. Each scale has the same number of features. (Features from the
     distribution of window codes are a bag of features, Baydogan et al. 2013; pooling parts too is spatial pyramid

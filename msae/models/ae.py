@@ -45,11 +45,11 @@ class AutoEncoder(Reconstructor):
         self.codes = {"whole": slice(0, latent_dim)}
 
     def encode_scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
-        """Latents of scaled windows."""
+        """Latents of normalized windows."""
         z: Tensor = self.encoder(x.flatten(1))
         return z
 
     def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
-        """Scaled reconstructions of latents."""
+        """Normalized reconstructions of latents."""
         x_hat: Tensor = self.decoder(z).unflatten(1, (self.channels, self.length))
         return x_hat

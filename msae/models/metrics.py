@@ -15,15 +15,15 @@ def squared_error(
     scale: Float[Tensor, "levels channels 1"],
     present: Bool[Tensor, "batch channels length"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
-    """The mean squared error of a batch in scaled units and in raw units, and the weight of the batch.
+    """The mean squared error of a batch in normalized units and in raw units, and the weight of the batch.
 
     The weight makes means over batches exact. It is the number of windows, or the number of values that are present
     where some may be missing.
 
     Args:
-        x_hat: scaled reconstructions.
-        x: scaled windows.
-        scale: what turns scaled values into raw ones: one value a channel for all windows, or for each window.
+        x_hat: normalized reconstructions.
+        x: normalized windows.
+        scale: the factor from normalized to raw values: one value a channel for all windows, or for each window.
         present: False where a value is missing and does not count; None where no value is missing.
 
     Examples:

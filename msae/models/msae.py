@@ -56,11 +56,11 @@ class MultiScaleAutoEncoder(Reconstructor):
         self.codes = {"small": slice(0, small_dim), "large": slice(small_dim, small_dim + large_dim)}
 
     def encode_scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
-        """Latents of scaled windows, the small-scale code first."""
+        """Latents of normalized windows, the small-scale code first."""
         half = x[..., ::2] if self.small_scale == "strided" else x[..., : -(-self.length // 2)]
         return torch.cat([self.small_encoder(half.flatten(1)), self.large_encoder(x.flatten(1))], dim=1)
 
     def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
-        """Scaled reconstructions of latents."""
+        """Normalized reconstructions of latents."""
         x_hat: Tensor = self.decoder(z).unflatten(1, (self.channels, self.length))
         return x_hat

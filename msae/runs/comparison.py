@@ -23,7 +23,7 @@ Run = dict[str, Any]
 
 
 def read_runs(folder: Path) -> tuple[list[Run], dict[str, str]]:
-    """The finished runs under `folder`, in the sweep's order, and why each of the others is not one of them.
+    """The finished runs under `folder`, in the sweep's order, and the reason why each of the others is missing.
 
     Raises:
         InputError: no such folder, or no run in it.
@@ -35,7 +35,7 @@ def read_runs(folder: Path) -> tuple[list[Run], dict[str, str]]:
         if (run / "metrics.json").exists():
             runs.append(json.loads((run / "metrics.json").read_text()) | {"folder": run})
         elif any(run.glob("seed=*/train.log")):
-            continue  # runs of several seeds as one lie in it
+            continue  # it contains the runs of several seeds
         elif (run / "error.txt").exists():
             missing[str(run.relative_to(folder))] = "failed: " + (run / "error.txt").read_text().splitlines()[0]
         else:
@@ -46,7 +46,7 @@ def read_runs(folder: Path) -> tuple[list[Run], dict[str, str]]:
 
 
 def name_runs(runs: list[Run]) -> None:
-    """Name each run by the overrides that tell it from the others, seed and data set apart."""
+    """Name each run by the overrides that distinguish it from the others, other than seed and data set."""
     common = set.intersection(*(set(run["overrides"]) for run in runs)) if runs else set()
     for run in runs:
         own = [o for o in run["overrides"] if o not in common and not re.match(r"seed=|data=|data\.(?!batch_size)", o)]
@@ -111,7 +111,7 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
 
 
 def val_loss(run: Run) -> float | None:
-    """The validation loss of the weights that a run kept, or None; old results lack that of a start that was kept."""
+    """The validation loss of the weights that a run kept, or None; old results lack it if that was the start."""
     losses: list[float] = [epoch["val/loss"] for epoch in run["history"] if "val/loss" in epoch]
     kept: float | None = run.get("val_loss")
     return kept if kept is not None else min(losses, default=None)
@@ -126,8 +126,9 @@ def over_data_sets(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Mean rank of each model over the data sets that all have, 1 for the best, and Wilcoxon's signed-rank tests.
 
     Ranks are of the mean of the test loss over seeds; the tests use its logarithm, so that data sets weigh
-    alike (Demsar, JMLR 7, 2006). PCA has the latent size of the first model. Losses tie that agree in five digits, as
-    those of models that stayed at PCA, or are below float32's squared rounding error, as constant data gives.
+    alike (Demsar, JMLR 7, 2006). PCA has the latent size of the first model. Losses tie if they agree in five
+    digits, as those of models that stayed at PCA do, or if they are below float32's squared rounding error, as on
+    constant data.
     """
     from scipy.stats import rankdata, wilcoxon
 
@@ -168,8 +169,9 @@ def markdown_over(result: dict[str, Any]) -> str:
         [
             f"## Over {n} data sets",
             *left,
-            "Of the mean test MSE over seeds, in scaled units: rank among the models, 1 for the best; geometric mean "
-            "of the ratio; two-sided p of Wilcoxon's signed-rank test of its logarithm, at least .06 for five sets.",
+            "Rank 1 is the model with the lowest mean test MSE over seeds, in normalized units. The ratio of MSE is a "
+            "geometric mean over data sets. p is two-sided, of Wilcoxon's signed-rank test of the ratios' logarithms; "
+            "for five data sets it is at least .06.",
             table(["model", "mean rank"], ranks),
             table(["pair", "lower MSE on", "ratio of MSE", "p"], tests),
         ]
@@ -183,7 +185,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def markdown(data: str, result: dict[str, Any]) -> str:
-    """The report's text for one data set; scaled units where they are not the raw ones, and alone for several channels.
+    """The report's text for one data set; in normalized units if they are not the raw ones, or for several channels.
 
     A mean of errors over channels whose units may differ has no meaning; `metrics.json` has the RMSE of each channel.
     """
@@ -206,14 +208,15 @@ def markdown(data: str, result: dict[str, Any]) -> str:
         val = [f"{row['val_loss']:.4g}"] if validated else []
         rows.append([row["model"], *sizes, *val, *errors, psnr, reached, f"{row['seconds']:.3g}"])
     first = result["rows"][0]["model"]
-    columns = ["test MSE, scaled"] * in_units + ["test MSE, raw units" if in_units else "test MSE"] * (not several)
+    columns = ["test MSE, normalized units"] * in_units
+    columns += ["test MSE, raw units" if in_units else "test MSE"] * (not several)
     columns = ["validation MSE"] * validated + columns
     header = ["model", "n", "latent", "parameters", *columns, "PSNR, dB", f"epochs to {first}'s last", "training, s"]
     text = [f"## {data}", table(header, rows)]
     text.append(
         "Test MSE: mean ± standard deviation over n seeds. "
         f"{'PCA is fitted to the same training split. ' * bool(result['pca'])}"
-        f"{'Validation MSE: that of the weights that were kept, in scaled units. ' * validated}"
+        f"{'Validation MSE: that of the kept weights, in normalized units. ' * validated}"
         f"Epochs to {first}'s last: until the test MSE is that of {first} after its last epoch, seed by seed."
     )
     differences = []
@@ -221,7 +224,7 @@ def markdown(data: str, result: dict[str, Any]) -> str:
         low_high = "n = 1" if d["interval"] is None else f"{d['interval'][0]:.3g} to {d['interval'][1]:.3g}"
         differences.append([f"{d['model']} - {d['against']}", f"{d['n']}", f"{d['mean']:.3g}", low_high])
     if differences:
-        units = ", scaled" if in_units else ""
+        units = " in normalized units" if in_units else ""
         text.append(f"Differences of test MSE{units}, paired by seed; below 0 the first of the two is better.")
         text.append(table(["difference", "n", "mean", "95 % interval"], differences))
     return "\n\n".join(text)

@@ -35,11 +35,11 @@ def result_of(
     """The content of `metrics.json` for a run that was trained and tested.
 
     Args:
-        cfg: of the run.
-        name: of the run, for its log line.
-        trainer: which has just tested it.
-        model: with the weights that were tested.
-        data: of the run.
+        cfg: the config of the run.
+        name: the name of the run, for its log line.
+        trainer: the Trainer that has just tested the model.
+        model: the model with the weights that were tested.
+        data: the data of the run.
         trained: `epochs`, `seconds` and `windows` of its training, as `History` has them, `val_loss` and `checkpoint`.
     """
     hydra = HydraConfig.get()
@@ -112,17 +112,17 @@ def log_hyperparameters(board: TensorBoardLogger, cfg: DictConfig, result: dict[
 
 
 def summary(result: dict[str, Any], run: Path, data: DataModule) -> str:
-    """The lines that the command ends with."""
+    """The lines that the command prints at the end."""
     folder = Path(os.path.relpath(run))
     metrics, epochs = result["metrics"], result["epochs"]
     scaled = metrics["test/loss"]
     if "rmse" in result:
         listed = ", ".join(f"{name} {value:.4g}" for name, value in list(result["rmse"].items())[:8])
         more = f", and {len(result['rmse']) - 8} more in metrics.json" if len(result["rmse"]) > 8 else ""
-        error = f"test MSE {scaled:.4g} in scaled units   RMSE by channel: {listed}{more}"
+        error = f"test MSE {scaled:.4g} in normalized units   RMSE by channel: {listed}{more}"
     else:
         same = math.isclose(metrics["test/mse"], scaled, rel_tol=1e-3)
-        both = "" if same else f" in raw units, {scaled:.4g} scaled"
+        both = "" if same else f" in raw units, {scaled:.4g} in normalized units"
         error = f"test MSE {metrics['test/mse']:.4g}{both}   PSNR {metrics['test/psnr']:.2f} dB"
     held = f", {len(data.val):,} more chose epoch {result['epoch']}" if len(data.val) else ""
     return (

@@ -1,4 +1,4 @@
-"""What a search tries: the values that the command line gives, as distributions of Optuna."""
+"""The values that a search tries: those of the command line, as distributions of Optuna."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FREE = ("n_trials", "out", "resume", "threads", "data.root", "trainer.accelerato
 
 
 def overrides(values: Mapping[str, Any]) -> list[str]:
-    """Overrides that set keys to the values that a trial tries."""
+    """Overrides that set keys to the values of a trial."""
     return [f"{key}={value}" for key, value in values.items()]
 
 
@@ -36,7 +36,7 @@ def to_try(swept: Sequence[Override]) -> tuple[list[str], list[Override]]:
     """The overrides of every trial, and those with values to try, from the experiment's `hydra.sweeper.params` as well.
 
     Raises:
-        InputError: nothing is to be tried, or a key that is not for searching.
+        InputError: no values to try, or a key that cannot be searched.
     """
     own = {"n_trials", "out", "resume"} | {override.key_or_group for override in swept}
     given = [text for text in HydraConfig.get().overrides.task if key_of(text) not in own]
@@ -47,14 +47,14 @@ def to_try(swept: Sequence[Override]) -> tuple[list[str], list[Override]]:
     tried = [override for override in found if override.is_sweep_override()]
     for override in tried:
         if override.key_or_group in ("seed", *FREE, *UNNAMED):
-            raise InputError(f"{override.input_line}: not for searching; expected one value")
+            raise InputError(f"{override.input_line}: cannot be searched; expected one value")
     if not tried:
-        raise InputError("nothing to search; expected what to try, such as 'model.lr=tag(log,interval(1e-4,1e-2))'")
+        raise InputError("nothing to search; expected values to try, such as 'model.lr=tag(log,interval(1e-4,1e-2))'")
     return [*given, *(str(override.input_line) for override in found if override not in tried)], tried
 
 
 def spaces(given: Sequence[str], tried: Sequence[Override]) -> dict[str, BaseDistribution]:
-    """The values to try as distributions of Optuna, by key; InputError where no trial could be run, or compared."""
+    """The values to try as distributions of Optuna, by key; InputError if trials could not be run or compared."""
     options = {o.get_key_element(): list(o.sweep_string_iterator()) for o in tried if o.is_choice_sweep()}
     first = {key: texts[0] for key, texts in options.items()}
     chosen = composed([*given, *overrides(first)])
@@ -71,8 +71,8 @@ def distribution(override: Override, chosen: DictConfig) -> BaseDistribution:
     """The values to try for a key, as a distribution of Optuna.
 
     Args:
-        override: which holds it.
-        chosen: a run's config; where the key is a whole number in it, so are those of an interval of whole numbers.
+        override: the override with the values.
+        chosen: the config of a run; an interval with whole bounds gives whole numbers if the key has one there.
 
     Raises:
         InputError: bounds in the wrong order, or a tag other than log.
@@ -103,16 +103,16 @@ def distribution(override: Override, chosen: DictConfig) -> BaseDistribution:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise InputError for what no trial could be run with, or compared by."""
+    """Raise InputError for a config whose trials could not be run or compared."""
     if OmegaConf.is_list(cfg.seed):
-        raise InputError(f"seed={cfg.seed}: expected one seed, which all trials have; train the best with several")
+        raise InputError(f"seed={cfg.seed}: expected one seed for all trials; train the best with several")
     if launcher := next((o for o in HydraConfig.get().overrides.hydra if re.match(r"hydra[./]launcher", o)), None):
-        raise InputError(f"{launcher}: a search has none; started several times, the same command works side by side")
+        raise InputError(f"{launcher}: a search has none; start the same command several times to run trials at once")
     check_sweep(cfg)
     check_run(cfg)
     quiet()
     if not len(instantiate(cfg.data).val):
-        raise InputError("data: no validation split, by which trials are compared; expected data.val_size above 0")
+        raise InputError("data: no validation split, on which trials are compared; expected data.val_size above 0")
 
 
 def composed(texts: Sequence[str]) -> DictConfig:

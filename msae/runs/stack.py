@@ -1,4 +1,4 @@
-"""Runs that differ by their seed alone, as one: each optimizer step is made for all of them at once."""
+"""Runs that differ only in their seed, trained as one: each optimizer step is made for all of them at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class Run(Thread):
-    """A run with its own Trainer, which does everything but the optimizer steps as if it were alone.
+    """A run with its own Trainer, which does everything except the optimizer steps as if it were alone.
 
     Args:
-        name: of the run.
-        task: the run; it gives itself to its model, as `stack`.
+        name: the name of the run.
+        task: trains the run, whose model has this object as its `stack`.
     """
 
     def __init__(self, name: str, task: Callable[[Run], None]) -> None:
@@ -33,17 +33,17 @@ class Run(Thread):
         self.batches: list[Tensor] = []
         self.noise: list[Tensor | None] = []
         self.asks: Queue[bool] = Queue()
-        """True where it asks for steps, False at its end."""
+        """True when the run asks for steps, False when it ends."""
         self.answers: Queue[dict[str, Tensor] | BaseException | None] = Queue()
         self.seconds = 0.0
-        """Its share of the time of its last steps."""
+        """The run's share of the time of its last steps."""
         self.waited = 0.0
-        """Time in which other runs had their turns, or their shares."""
+        """The time of other runs: their turns, and their shares of common steps."""
 
     def run(self) -> None:
-        """Go through the task."""
+        """Do the task."""
         try:
-            with contextlib.suppress(SystemExit):  # an interruption, which the stack tells
+            with contextlib.suppress(SystemExit):  # an interruption, which the stack reports
                 self.task(self)
         finally:
             self.asks.put(False)
@@ -51,11 +51,11 @@ class Run(Thread):
     def make_steps(
         self, model: MultiStepModule, batches: list[Tensor], noise: list[Tensor | None]
     ) -> dict[str, Tensor]:
-        """As `MultiStepModule.make_steps`, by the stack."""
+        """Let the stack make the steps, as `MultiStepModule.make_steps` would."""
         self.model, self.batches, self.noise = model, batches, noise
         devices = [model.device] if model.device.type == "cuda" else []
         started = time.perf_counter()
-        with torch.random.fork_rng(devices):  # the generator is that of all runs
+        with torch.random.fork_rng(devices):  # all runs share one generator
             self.asks.put(True)
             answer = self.answers.get()
         self.waited += time.perf_counter() - started - self.seconds
@@ -67,11 +67,11 @@ class Run(Thread):
 class Stack:
     """Runs that take turns: one runs until it asks for steps, then the next.
 
-    When all have asked, those that are furthest behind get theirs together. Where the model cannot be stacked, the log
-    says why, and each run makes its own steps in its turn.
+    When all have asked, those that are furthest behind make their steps together. If the model cannot be stacked, the
+    log says why, and each run makes its own steps in its turn.
 
     Args:
-        tasks: the runs, by their names.
+        tasks: the tasks of the runs, by name.
     """
 
     def __init__(self, tasks: dict[str, Callable[[Run], None]]) -> None:
@@ -81,10 +81,10 @@ class Stack:
         self._interrupted = False
 
     def run(self) -> None:
-        """Go through all runs.
+        """Do all tasks.
 
         Raises:
-            KeyboardInterrupt: after an interruption, when each run has ended at its next step.
+            KeyboardInterrupt: after an interruption, once each run has ended at its next step.
         """
         for run in self.runs:
             run.start()
@@ -111,14 +111,14 @@ class Stack:
                 return
 
     def _answers(self, group: list[Run]) -> Sequence[dict[str, Tensor] | BaseException | None]:
-        """The answer to each run: the terms of its steps, None to make them itself, or an error."""
+        """The answer to each run: the loss terms of its steps; None if it makes the steps itself; or an error."""
         alone = [None] * len(group)
         try:
             if self._apart is None:
                 reason = refused(group)
                 self._apart = reason is not None
                 if reason:
-                    log.warning("%s cannot be stacked, its runs go in turn: %s", type(group[0].model).__name__, reason)
+                    log.warning("%s cannot be stacked, so runs take turns: %s", type(group[0].model).__name__, reason)
             if self._apart:
                 return alone
             started = time.perf_counter()
@@ -130,14 +130,14 @@ class Stack:
         except Exception as error:  # noqa: BLE001  (each run raises it)
             return [error] * len(group)
         if group[0].model.device.type == "cuda":
-            torch.cuda.synchronize(group[0].model.device)  # once a call: else the first that reads a loss waits for all
+            torch.cuda.synchronize(group[0].model.device)  # once a call: else the first to read a loss waits for all
         for run in group:
             run.seconds = (time.perf_counter() - started) / len(group)
         return answers
 
 
 def refused(runs: Sequence[Run]) -> str | None:
-    """Why the steps of runs cannot be made together, or None."""
+    """The reason why the steps of runs cannot be made together, or None."""
     for run in runs:
         if run.model.compiles:
             return "its steps are compiled, one run at a time"
@@ -157,10 +157,10 @@ def refused(runs: Sequence[Run]) -> str | None:
 
 
 class Stacked:
-    """Parameters of copies of a model, stacked, and one Adam over them.
+    """The stacked parameters of copies of a model, and one Adam for all.
 
     Args:
-        models: within `training_step`, all at the same step of the same schedule.
+        models: models in their `training_step`, all at the same step of the same schedule.
     """
 
     def __init__(self, models: Sequence[MultiStepModule]) -> None:
@@ -168,7 +168,7 @@ class Stacked:
         self.owners = [owner for model in models if isinstance(owner := model.optimizers(False), torch.optim.Optimizer)]
         for owner in self.owners:
             owner.zero_grad()
-            owner.step()  # of nothing: a schedule wants to have seen one
+            owner.step()  # without gradients: a schedule expects a step before its own
         objectives = [Objective(model) for model in models]
         self.objective = objectives[0]
         self.params, self.buffers = torch.func.stack_module_state(objectives)
@@ -204,7 +204,7 @@ class Stacked:
     def make_steps(
         self, batches: Sequence[list[Tensor]], noise: Sequence[list[Tensor | None]]
     ) -> list[dict[str, Float[Tensor, " steps"]]]:
-        """An optimizer step of each copy on each of its batches; the terms to log, of each copy."""
+        """Make an optimizer step of each copy on each of its batches; return the terms to log, copy by copy."""
         found = []
         for number, weight in enumerate(self.models[0].penalty_weights(len(batches[0]))):
             self.optimizer.param_groups[0]["lr"] = self.owners[0].param_groups[0]["lr"]
@@ -222,7 +222,7 @@ class Stacked:
         ]
 
     def clip(self) -> None:
-        """Each copy's gradient, to its greatest norm."""
+        """Clip each copy's gradient to the greatest norm."""
         greatest = self.models[0].gradient_clip_val
         if greatest is not None:
             gradients = [p.grad for p in self.params.values() if p.grad is not None]
@@ -244,12 +244,12 @@ class Stacked:
 
 
 class Objective(nn.Module):
-    """A model's `objective` as a forward, which `functional_call` wants."""
+    """A model's `objective` as a `forward`, which `functional_call` needs."""
 
     def __init__(self, model: MultiStepModule) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor, noise: Tensor | None, weight: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `MultiStepModule.objective`."""
+        """The value of `MultiStepModule.objective`."""
         return self.model.objective(x, noise, weight)

@@ -26,8 +26,8 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
 
     Args:
         train: `msae.train.train`.
-        cfg: of the run.
-        run: its folder.
+        cfg: the config of the run.
+        run: the folder of the run.
         shared: further arguments of `train`.
     """
     failure = run / "error.txt"
@@ -39,7 +39,7 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
             failure.unlink(missing_ok=True)
         ckpt = checkpoint_of(str(run)) if cfg.resume else None
         result = train(cfg, run, run.name, ckpt, bar=False, **shared)
-        error = ("loss", " in scaled units") if "rmse" in result else ("mse", "")
+        error = ("loss", " in normalized units") if "rmse" in result else ("mse", "")
         log.info("%s: test MSE %.4g%s", run.name, result["metrics"][f"test/{error[0]}"], error[1])
     except Exception as error:  # whatever it is, the other runs continue, and the sweep ends with exit code 2
         if not leads():
@@ -62,7 +62,7 @@ class SweepReport(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             check_sweep(config)
-        except InputError as error:  # Hydra would make a warning of it
+        except InputError as error:  # Hydra would turn it into a warning
             fail(str(error))
         if not config.resume and any(folder.glob("*/train.log")):
             fail(f"{folder}: already contains this sweep. To resume it: {resuming(folder)}; out=FOLDER starts anew")
@@ -76,7 +76,7 @@ class SweepReport(Callback):
 
     @classmethod
     def given_up(cls, error: Exception) -> NoReturn:
-        """Report a sweep whose launcher raised an error, since one of its processes was killed; raise others again.
+        """Report a sweep whose launcher failed because one of its processes was killed; raise other errors again.
 
         On Slurm the other runs continue, and this waits for them.
         """
@@ -93,7 +93,7 @@ class SweepReport(Callback):
 
 
 def wait_for_jobs(folder: Path) -> None:
-    """Wait for the end of the last array of jobs of which submitit has folders, named by their numbers, in `folder`."""
+    """Wait for the last job array of submitit, which has a folder for each job, named by its number, in `folder`."""
     from submitit import SlurmJob
 
     arrays: dict[int, list[Path]] = {}
@@ -104,12 +104,12 @@ def wait_for_jobs(folder: Path) -> None:
 
 
 def end_of_sweep(folder: Path) -> None:
-    """Report, on the terminal too; exit code 2 if a run did not finish."""
+    """Write the report and print it; exit with code 2 if a run did not finish."""
     from msae.runs.comparison import report, shown
 
     try:
         text, missing = report(folder)
-    except Exception as error:  # noqa: BLE001  (Hydra would make a warning of it)
+    except Exception as error:  # noqa: BLE001  (Hydra would turn it into a warning)
         if not isinstance(error, MISTAKES):
             traceback.print_exc()
         fail(f"no report of {folder}: {explain(error, 'train')}")

@@ -15,13 +15,13 @@ from msae.errors import InputError, check_int
 from msae.models.reconstructor import Reconstructor
 
 BLOCK = 512
-"""Windows that go through a model at once."""
+"""The number of windows that go through a model at once."""
 KEPT = 1 << 18
-"""Training scores that are kept, evenly spread, at most."""
+"""The greatest number of training scores that are kept; they are spread evenly."""
 WINDOWS = 20_000
-"""Training windows of which codes are looked at, evenly spread, at most."""
+"""The greatest number of training windows whose codes are used; they are spread evenly."""
 USUAL = 0.99
-"""Quantile of the training scores against which scales are compared."""
+"""The quantile of a scale's training scores that is its usual value."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Scores:
     """Scores of time steps, NaN where no channel has a value; high scores are anomalous.
 
     Attributes:
-        total: mean of those of the channels that have a value.
-        channels: squared error of the reconstruction in normalized units, averaged over the windows that hold the step;
-            NaN where the channel has no value.
-        scales: for each scale up to which a model can reconstruct, `error_SCALE`, the mean of the channels' squared
-            errors by the scales up to it; and for each code `code_SCALE`, its distance from the training codes.
+        total: the mean score of the channels that have a value.
+        channels: the squared error of the reconstruction in normalized units, averaged over the windows that contain
+            the step; NaN where the channel has no value.
+        scales: `error_SCALE`, for models whose scales add up: the squared error, averaged over channels, when the
+            scales up to this one reconstruct; and `code_SCALE`, for each code: its distance from the training codes.
     """
 
     total: Float[Tensor, " time"]
@@ -45,7 +45,7 @@ class Scores:
 
 
 def joined(parts: Sequence[Scores]) -> Scores:
-    """Scores one after the other."""
+    """The scores of consecutive parts as one."""
     return Scores(
         torch.cat([part.total for part in parts]),
         torch.cat([part.channels for part in parts], dim=1),
@@ -55,11 +55,11 @@ def joined(parts: Sequence[Scores]) -> Scores:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """How a code is distributed over training windows.
+    """The normal distribution of a code over training windows.
 
     Attributes:
-        mean: of each value.
-        whiten: takes what is left to a covariance of 1.
+        mean: the mean of each value.
+        whiten: the matrix that gives differences from the mean a covariance of 1.
     """
 
     mean: Float[Tensor, " code"]
@@ -73,7 +73,7 @@ class Gaussian:
 def fit(code: Float[Tensor, "n code"]) -> Gaussian:
     """The distribution of a code, with the covariance of its standardized values shrunk (Ledoit and Wolf, 2004).
 
-    Shrinking makes it invertible where windows are fewer than values, or values depend on each other.
+    Shrinkage makes it invertible even if there are fewer windows than values, or if values depend on each other.
     """
     from sklearn.covariance import ledoit_wolf
 
@@ -94,15 +94,15 @@ class Scorer:
 
     Args:
         model: in evaluation mode.
-        codes: the training codes' distributions, as `learn` gives them; without, codes are left out.
+        codes: the distributions of the training codes, `Reference.codes`; without them codes are not scored.
         stride: time steps from the start of a window to that of the next, at most the length of a window.
-        block: windows in a block; 1 gives scores as soon as they are certain, a window after the step.
+        block: the number of windows in a block; 1 gives scores as soon as they are final, a window after the step.
 
     Attributes:
-        names: of `Scores.scales`.
+        names: the keys of `Scores.scales`.
 
     Raises:
-        InputError: a stride or block out of its range.
+        InputError: a stride or block that is out of range.
     """
 
     def __init__(
@@ -119,14 +119,14 @@ class Scorer:
         self._start()
 
     def _start(self) -> None:
-        """Forget the series."""
+        """Start a new series."""
         rows = self.model.channels + len(self.names)
         self._x = torch.zeros(self.model.channels, 0)
         self._sums, self._counts = torch.zeros(rows, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         self._next = 0  # first step, in `_x`, of the next window
 
     def push(self, piece: Float[Tensor, "channels time"]) -> Scores:
-        """The next time steps, in raw units and NaN where missing; returns the scores that are certain by now."""
+        """Add the next time steps, in raw units and NaN where missing; return the scores that are final now."""
         length = self.model.length
         self._add(piece)
         width = (self.block - 1) * self.stride + length
@@ -136,7 +136,7 @@ class Scorer:
         return self._take(min(self._next, max(0, self._x.shape[1] - length)))
 
     def finish(self) -> Scores:
-        """The scores that are left, with those of a last window that ends with the series; then a new series begins.
+        """Return the remaining scores, with a last window that ends with the series; then a new series begins.
 
         Raises:
             InputError: the series was shorter than a window.
@@ -165,7 +165,7 @@ class Scorer:
         self._sums, self._counts = (F.pad(sums, (0, piece.shape[1])) for sums in (self._sums, self._counts))
 
     def _count(self, start: int, n: int) -> None:
-        """Add the errors of n windows, the first of which starts at a step of `_x`, to the sums of their steps."""
+        """Add the errors of n windows to the sums of their steps; the first window starts at step `start` of `_x`."""
         length = self.model.length
         width = (n - 1) * self.stride + length
         windows = self._x[:, start : start + width].unfold(1, length, self.stride).movedim(0, 1)
@@ -176,7 +176,7 @@ class Scorer:
 
     @torch.no_grad()
     def _errors(self, x: Float[Tensor, "n channels length"]) -> Float[Tensor, "n rows length"]:
-        """Squared errors of each channel, of their mean by each stage, and the distance of each code; 0 for missing."""
+        """Each channel's squared error, the mean over channels of each stage, each code's distance; 0 for missing."""
         x = x.float().to(self.model.device)
         z = self.model.encode(x)
         scaled = (x - self.model.level(x)[0]) / self.model.level(x)[1]
@@ -193,7 +193,7 @@ class Scorer:
         return torch.cat(rows, dim=1)
 
     def _take(self, n: int) -> Scores:
-        """The scores of the first n steps, which are then forgotten."""
+        """Return the scores of the first n steps, and drop these steps."""
         scores = self._scores(self._x[:, :n], self._sums[:, :n] / self._counts[:n])
         self._x, self._sums, self._counts = self._x[:, n:], self._sums[:, n:], self._counts[n:]
         self._next -= n
@@ -233,10 +233,10 @@ def scores(
 
 
 class Thinned:
-    """Rows, evenly spread, of more than can be kept: every row at first, then every second, fourth and so on.
+    """An evenly spread selection of rows: every row at first, then every second, every fourth and so on.
 
     Args:
-        limit: rows that are kept at most.
+        limit: the greatest number of rows that are kept.
     """
 
     def __init__(self, limit: int) -> None:
@@ -245,20 +245,20 @@ class Thinned:
         self._kept: list[Tensor] = []
 
     def chosen(self, n: int) -> slice:
-        """Which of the next n rows to add."""
+        """The slice of the next n rows that is to be added."""
         start = -self.seen % self.step
         self.seen += n
         return slice(start, None, self.step)
 
     def add(self, rows: Float[Tensor, "n values"]) -> None:
-        """Add rows that `chosen` chose."""
+        """Add the rows of the slice that `chosen` returned."""
         self._kept.append(rows)
         while sum(map(len, self._kept)) > self.limit:
             self._kept = [self.rows()[::2]]
             self.step *= 2
 
     def rows(self) -> Float[Tensor, "m values"]:
-        """Those that are kept."""
+        """The rows that are kept."""
         return torch.cat(self._kept)
 
 
@@ -267,10 +267,10 @@ class Reference:
     """The distribution of scores in training series.
 
     Attributes:
-        codes: distribution of each code.
+        codes: the distribution of each code.
         usual: the quantile `USUAL` of each of `Scores.scales`.
-        totals: the scores of time steps, of many evenly spread ones.
-        times: of the same steps, the greatest ratio of a scale's error or distance to its usual value.
+        totals: `Scores.total` of evenly spread time steps.
+        times: at the same steps, the greatest ratio of a scale's error or distance to its usual value.
     """
 
     codes: dict[str, Gaussian]
@@ -286,16 +286,16 @@ Data = Float[Tensor, "channels _"] | Float[Tensor, "_ channels length"]
 def learn(
     model: Reconstructor, data: Iterable[Data], stride: int = 1, seen: Callable[[int], object] = lambda _: None
 ) -> Reference:
-    """The distribution of training scores of series, each at least a window long, or windows, in raw units.
+    """The distribution of the scores of training data: series of at least a window, or windows, in raw units.
 
     Args:
         model: in evaluation mode.
         data: read twice; memory-mapped data are read piece by piece.
         stride: see `Scorer`.
-        seen: is called with numbers of time steps as they are done.
+        seen: called after each piece with its number of time steps.
 
     Raises:
-        InputError: fewer than two windows, or no value in any.
+        InputError: fewer than two windows that have a value.
 
     Examples:
         >>> import torch
@@ -337,8 +337,8 @@ def strangest(
     """The scale with the greatest ratio of its error or distance to its usual value, at each step.
 
     Returns:
-        The names of scales; for each step the number of one of them, -1 where no channel has a value; and how many
-        that ratio.
+        The names of the scales; for each step the number of its scale, -1 where no channel has a value; and the
+        ratio.
     """
     names = list(dict.fromkeys(name.partition("_")[2] for name in scales))
     least = torch.finfo(torch.float32).tiny

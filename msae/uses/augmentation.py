@@ -1,7 +1,7 @@
-"""New samples from old ones by controlled changes of the latent, of all scales or of some.
+"""New samples from old ones by controlled changes of the latent, in all scales or in some.
 
 Every change moves a latent along one random direction, and `strength` is the distance. All directions have the same
-length, in standard deviations of the latent over reference samples or in shares of a latent's difference from their
+length, in standard deviations of the latent over reference samples or relative to a latent's difference from their
 mean, so that a strength means the same for every model and data set. The changes follow L-GTA (arXiv 2507.23615), which
 changes a latent sequence by draws of random length.
 """
@@ -22,9 +22,9 @@ from msae.models.reconstructor import Reconstructor
 
 CHANGES = ("jitter", "scaling", "magnitude_warp", "drift", "mix")
 STRONGEST = 100.0
-"""Deviations that a change, or a sample by it, may go at most; a mixture goes at most to the neighbour, at 1."""
+"""The greatest strength, and the greatest distance, in standard deviations; `mix` reaches the neighbour at 1."""
 TOLERANCE = 0.01
-"""Share of a distance by which an adaptive change may miss it."""
+"""The greatest relative error of the distance of an adaptive change."""
 NEIGHBOURS = 5
 KNOTS = 4
 BATCH = 2048
@@ -32,14 +32,14 @@ BATCH = 2048
 
 @dataclass(frozen=True)
 class Reference:
-    """Samples by which strengths, distances and neighbours are measured, as their latents.
+    """The latents of samples by which strengths, distances and neighbours are measured.
 
     Attributes:
-        z: latents.
-        y: labels, where there are any; only samples of one label are mixed.
-        mean: of each latent value.
-        deviation: of each latent value.
-        spread: deviation of each channel in normalized units.
+        z: the latents.
+        y: the labels, or None; only samples of one label are mixed.
+        mean: the mean of each latent value.
+        deviation: the standard deviation of each latent value.
+        spread: the standard deviation of each channel, in normalized units.
     """
 
     z: Float[Tensor, "n latent"]
@@ -53,10 +53,10 @@ class Reference:
     def of(
         cls, model: Reconstructor, x: Float[Tensor, "n channels length"], y: Int[Tensor, " n"] | None = None
     ) -> Reference:
-        """The reference that samples in raw units make, such as those of the training split.
+        """The reference of samples in raw units, such as the training split.
 
         Raises:
-            InputError: no sample, or samples that are not of the model's shape.
+            InputError: no samples, or samples whose shape is not the model's.
         """
         if not len(x):
             raise InputError("reference: no sample")
@@ -69,13 +69,13 @@ class Reference:
 
 
 class Augmented(NamedTuple):
-    """New samples, and how far each is from the old one.
+    """New samples, and the distance of each from its old sample.
 
     Attributes:
         x: the samples, in raw units.
-        strength: of each one's change.
-        distance: root mean square of each one's change, in normalized units, by the reference's deviation.
-        reached: whether that is the distance asked for, within `TOLERANCE`; True where none was.
+        strength: the strength of each sample's change.
+        distance: the root mean square of each sample's change, in normalized units divided by `Reference.spread`.
+        reached: whether this is the requested distance, within `TOLERANCE`; True if none was requested.
     """
 
     x: Float[Tensor, "batch channels length"]
@@ -98,28 +98,28 @@ def augment(
     residual: bool = True,
     generator: torch.Generator | None = None,
 ) -> Augmented:
-    """New samples, each with the label of the old one.
+    """A new sample for each old one; it has the old one's label.
 
     Args:
         model: in evaluation mode.
         x: samples in raw units.
         reference: see `Reference.of`.
-        change: `jitter`, a random direction; `drift`, the same, growing over the values of each code; `scaling`, from
-            the mean or towards it; `magnitude_warp`, the same by a smooth curve of factors over the values of each
-            code, which are in order of time where a code is of segments; or `mix`, towards one of the nearest latents
-            of the same label, at most all the way.
-        strength: root mean square of the move, for `jitter` and `drift` by that of the values' deviations, for
-            `scaling` and `magnitude_warp` by that of the differences from the mean; for `mix` the share of the way.
-        y: labels, for `mix`.
-        scales: names of the codes to change, of `model.codes`; by default all but `level`.
-        distance: where given, each sample has the strength at which its decoded change is as large as this.
-        residual: whether what the reconstruction lacks of a sample is kept: x + decode(z') - decode(z) in place of
-            decode(z'), within the data's range where it has one. Missing values are then missing still. On validation
-            splits such samples were harder to tell from real ones in most of what was tried.
-        generator: of the draws, on the CPU; the same state gives the same draws at every strength.
+        change: `jitter` moves in a random direction. `drift` does too, further along the values of each code. `scaling`
+            moves away from the mean or towards it. `magnitude_warp` does too, by a smooth curve of factors over the
+            values of each code, which are in order of time if the code is of segments. `mix` moves towards one of the
+            nearest latents of the same label, at most all the way.
+        strength: the root mean square of the move, for `jitter` and `drift` relative to that of the deviations, for
+            `scaling` and `magnitude_warp` to that of the differences from the mean; for `mix` a fraction of the way.
+        y: the labels, for `mix`.
+        scales: the names of the codes to change, from `model.codes`; by default all but `level`.
+        distance: if given, each sample gets the strength at which `Augmented.distance` is this.
+        residual: whether a new sample keeps the reconstruction error of its old one: x + decode(z') - decode(z) instead
+            of decode(z'), clipped to the data's range if it has one. Missing values then stay missing. On validation
+            splits such samples were harder to tell from real ones in most experiments.
+        generator: the random generator, on the CPU; the same state gives the same draws at every strength.
 
     Raises:
-        InputError: a change, scale, strength or distance that cannot be used.
+        InputError: an invalid change, scale, strength or distance.
 
     Examples:
         >>> import torch
@@ -135,7 +135,7 @@ def augment(
     move = directions(model, z, reference, change, y, chosen(model, scales).to(z), generator)
     x_hat, width = model.decode(z), model.level(x)[1] * reference.spread
     bounds = model.value_range.to(x) if residual and model.bounded else x.new_tensor([-math.inf, math.inf])
-    low, high = torch.fmin(bounds[0], x), torch.fmax(bounds[1], x)  # a sample beyond them stays where it is
+    low, high = torch.fmin(bounds[0], x), torch.fmax(bounds[1], x)  # a sample beyond the bounds stays where it is
     room = (low - x).nan_to_num(-math.inf), (high - x).nan_to_num(math.inf)
 
     def decoded(strengths: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def augment(
 
 
 def check(model: Reconstructor, change: Any, strength: Any, scales: Sequence[str] | str | None, distance: Any) -> float:
-    """Raise InputError for what `augment` cannot use; returns the greatest strength that the change may have."""
+    """Raise InputError for an invalid argument of `augment`; return the greatest strength of the change."""
     check_choice("change", change, CHANGES)
     most = 1.0 if change == "mix" else STRONGEST
     check_number("strength", strength, most)
@@ -179,7 +179,7 @@ def check(model: Reconstructor, change: Any, strength: Any, scales: Sequence[str
 
 
 def chosen(model: Reconstructor, scales: Sequence[str] | None) -> Float[Tensor, " latent"]:
-    """1 for the latent values in the codes of these scales, 0 for others; None is all but `level`."""
+    """1 for the latent values in the codes of these scales, 0 for others; None means all codes but `level`."""
     one = torch.zeros(model.latent_dim)
     for name, code in model.codes.items():
         one[code] = float(name != "level" if scales is None else name in map(str, scales))
@@ -195,7 +195,7 @@ def directions(
     moved: Float[Tensor, " latent"],
     generator: torch.Generator | None,
 ) -> Float[Tensor, "batch latent"]:
-    """The moves of latents at strength 1, of the values for which `moved` is 1."""
+    """The move of each latent at strength 1; only values for which `moved` is 1 change."""
 
     def draw(size: int) -> Tensor:
         return torch.randn(len(z), size, generator=generator).to(z.device, z.dtype)
@@ -220,7 +220,7 @@ def directions(
 
 
 def places(model: Reconstructor) -> Float[Tensor, " latent"]:
-    """Where each latent value stands in its code, up to 1 for the last."""
+    """The relative position of each latent value in its code, 1 for the last."""
     sizes = [code.stop - code.start for code in model.codes.values()]
     return torch.cat([torch.arange(1, size + 1) / size for size in sizes])
 
@@ -231,13 +231,13 @@ def neighbours(
     y: Int[Tensor, " batch"] | None,
     generator: torch.Generator | None,
 ) -> Float[Tensor, "batch latent"]:
-    """One of the nearest latents of the same label, for each; the latent itself where there is no other.
+    """For each latent, one of the nearest of the same label, or the latent itself if there is no other.
 
     Raises:
         InputError: the reference has labels and the latents have none.
     """
     if reference.y is not None and y is None:
-        raise InputError("y=None: change=mix keeps labels apart, and the reference has some; expected labels")
+        raise InputError("y=None: mix needs labels, since the reference has some; expected a label for each sample")
     unit = reference.deviation.where(reference.deviation > 0, 1.0)
     apart = torch.cdist(z / unit, reference.z / unit, compute_mode="donot_use_mm_for_euclid_dist")
     apart = apart.masked_fill(apart < 1e-4, math.inf)  # the sample itself
@@ -251,9 +251,9 @@ def neighbours(
 
 
 def meet(distance: float, effect: Callable[[Tensor], Tensor], n: int, most: float) -> Float[Tensor, " n"]:
-    """Strengths of n samples at which `effect` is `distance`, by bisection; `most` where it is less even there.
+    """Strengths of n samples at which `effect` is `distance`, by bisection; `most` if the effect is less even there.
 
-    The least of strengths that double up to `most` at which the effect is large enough is where bisection starts.
+    Strengths double up to `most` until the effect is large enough; bisection starts there.
     """
     low, high = torch.zeros(n), torch.full((n,), most / 2**12)
     for _ in range(12):
@@ -281,13 +281,13 @@ def check_prior(model: Reconstructor) -> None:
 def sample(
     model: Reconstructor, n: int, reference: Reference | None = None, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n channels length"]:
-    """New samples, in raw units, of latents from the prior of a model trained with `regularizer=kl`.
+    """New samples, in raw units: decoded latents from the prior of a model trained with `regularizer=kl`.
 
-    The prior is a normal distribution (arXiv 1312.6114); the level of windows that are each scaled by itself has none,
-    and is taken from a sample of the reference.
+    The prior is a normal distribution (arXiv 1312.6114). With `normalize=window` the level has no prior and is taken
+    from a random sample of the reference.
 
     Raises:
-        InputError: another regularizer, or windows with a level and no reference.
+        InputError: another regularizer, or `normalize=window` without a reference.
 
     Examples:
         >>> from msae.models.ae import AutoEncoder
@@ -301,7 +301,7 @@ def sample(
     z = torch.randn(n, model.latent_dim - levels, generator=generator)
     if levels:
         if reference is None:
-            raise InputError("reference=None: the model scales each window by itself; expected one, for the level")
+            raise InputError("reference=None: the model normalizes each window by itself; expected one, for its level")
         picked = torch.randint(len(reference.z), (n,), generator=generator)
         z = torch.cat([z, reference.z[picked, -levels:].cpu()], dim=1)
     return torch.cat([model.decode(part.to(model.device)) for part in z.split(BATCH)])
@@ -310,11 +310,11 @@ def sample(
 def statistics(
     x: Float[Tensor, "n channels length"], x_new: Float[Tensor, "m channels length"], lags: int = 3
 ) -> dict[str, Float[Tensor, "2 channels"]]:
-    """What new samples should have in common with old ones: for each channel, of the old ones and of the new ones.
+    """Statistics that should be the same for old and new samples: for each channel, of the old and of the new ones.
 
-    Mean, deviation, least and greatest value; autocorrelation within samples, at `lags` lags; slope of the logarithm of
-    the mean power spectrum over that of the frequency; and, of several channels, the mean correlation with the others.
-    Missing values are left out, of a channel's spectra the samples that have some; of none NaN is left.
+    Mean, deviation, least and greatest value; autocorrelation within samples at `lags` lags; slope of the logarithm of
+    the mean power spectrum over that of the frequency; for several channels the mean correlation with the others.
+    Missing values are left out; spectra leave out samples that have some, and give NaN if all samples do.
     """
     both = [summary(samples.double(), min(lags, x.shape[2] - 1)) for samples in (x, x_new)]
     return {name: torch.stack([found[name] for found in both]).float() for name in both[0]}

@@ -15,24 +15,24 @@ from msae.errors import InputError, check_choice, check_int, check_number
 from msae.uses.anomaly import Scores
 
 PEAKS = 20
-"""Peaks that a tail is fitted to, at least."""
+"""The least number of peaks to which a tail is fitted."""
 METHODS = ("evt", "quantile")
 
 
 def threshold(totals: Float[Tensor, " n"], probability: float, method: str = "evt", level: float = 0.98) -> float:
-    """The score that a training step is above with a wanted probability.
+    """The score that a training step exceeds with the given probability.
 
     Args:
-        totals: scores of training steps; NaN is left out.
-        probability: of an alarm at a step like those of training.
-        method: `quantile`, of the scores; or `evt`, extreme value theory: a generalized Pareto distribution, fitted by
-            maximum likelihood to the peaks over a first threshold, tells of scores that training did not show (Siffer
-            et al., KDD 2017, equation 1).
-        level: quantile that is the first threshold of `evt`; a probability above 1 - level needs no tail, and gives the
-            quantile.
+        totals: the scores of training steps; NaN is left out.
+        probability: the probability of an alarm at a step like those of training.
+        method: `quantile`, that of the scores; or `evt`, extreme value theory: a generalized Pareto distribution is
+            fitted by maximum likelihood to the peaks over a first threshold, and extends beyond the training scores
+            (Siffer et al., KDD 2017, equation 1).
+        level: the quantile that is the first threshold of `evt`; a probability of 1 - level or more needs no tail and
+            gives a quantile.
 
     Raises:
-        InputError: a probability that is not between 0 and 1, another method, too few scores.
+        InputError: a probability that is not between 0 and 1, another method, or too few scores.
 
     Examples:
         >>> import torch
@@ -48,7 +48,7 @@ def threshold(totals: Float[Tensor, " n"], probability: float, method: str = "ev
     if len(found) < least - 1e-6:
         hint = "a higher probability" if method == "quantile" else "threshold=quantile"
         raise InputError(
-            f"probability={probability:g}: {len(found)} training scores; expected {least:.0f} at least, or {hint}"
+            f"probability={probability:g}: {len(found)} training scores; expected at least {least:.0f}, or {hint}"
         )
     if method == "quantile" or probability >= 1 - level:
         return float(np.quantile(found, 1 - probability))
@@ -56,7 +56,7 @@ def threshold(totals: Float[Tensor, " n"], probability: float, method: str = "ev
 
     first = float(np.quantile(found, level))
     peaks = found[found > first] - first
-    if not len(peaks):  # scores that are all alike up there
+    if not len(peaks):  # the highest scores are all equal
         return first
     unit = peaks.mean()
     shape, _, scale = genpareto.fit(peaks / unit, floc=0)
@@ -68,12 +68,12 @@ class Event:
     """A run of time steps above the threshold; steps are counted from 0.
 
     Attributes:
-        start: first step.
-        end: last step.
-        peak: the step of the greatest score.
-        score: that score.
+        start: the first step.
+        end: the last step.
+        peak: the step with the greatest score.
+        score: the score at the peak.
         scale: the number of the scale with the highest relative score at the peak, -1 for none.
-        channel: number of the channel with the greatest score at the peak.
+        channel: the number of the channel with the greatest score at the peak.
     """
 
     start: int
@@ -94,11 +94,11 @@ def events(
     """The runs of steps whose score is above a threshold.
 
     Args:
-        found: scores of steps, the first of which is number `first`.
+        found: the scores of steps.
         above: the threshold.
         scale: the number of the scale with the highest relative score at each step.
-        first: number of the first step.
-        length: of windows that stand alone, one after the other; no event extends from one to the next.
+        first: the number of the first step.
+        length: of separate windows, the length of a window; no event extends from one window to the next.
 
     Examples:
         >>> import torch
@@ -122,9 +122,9 @@ def events(
 
 
 def merged(runs: Iterable[Event], gap: int = 0, length: int | None = None) -> list[Event]:
-    """Events in order, with those joined that are `gap` steps or fewer apart; 0 joins those that touch.
+    """Events in order; those at most `gap` steps apart are joined, with 0 those that touch.
 
-    None are of different windows of `length` steps that stand alone.
+    Events of separate windows of `length` steps are never joined.
     """
     check_int("gap", gap, 0)
     result: list[Event] = []

@@ -1,9 +1,9 @@
 """Forecasts by ridge regression on latents, after TS2Vec's protocol (arXiv 2106.10466, section 4.2).
 
-The latent of the window that ends with step t is all that a forecast made at t knows of the past. For each horizon one
-ridge regression takes it to the next steps of all channels at once. Sums are added up batch by batch, so that memory
-does not grow with the series. Other than in the paper, latents are standardised by the training windows, so that a
-penalty means the same for each of their values, and the penalty is chosen by the MSE alone.
+A forecast at step t sees only the latent of the window that ends with t. For each horizon one ridge regression maps it
+to the next steps of all channels at once. The sums for the regression are added up batch by batch, so that memory does
+not grow with the series. Unlike in the paper, latents are standardized by the training windows, so that a penalty means
+the same for each latent value, and the penalty is chosen by the MSE alone.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from msae.errors import InputError
 
 HORIZONS = (24, 48, 96, 168, 336)
 ALPHAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
-"""Penalties that the validation split chooses from."""
+"""The candidates for the penalty; the validation split chooses one."""
 PIECE = 1 << 22
-"""Values of the future held at a time."""
+"""The number of future values that are held in memory at once."""
 Encode = Callable[[Float[Tensor, "n channels length"]], Float[Tensor, "n latent"]]
-"""Features of windows in raw units: a model's `encode`, or for comparison `lambda x: x.flatten(1)`."""
+"""Computes features of windows in raw units: a model's `encode`, or for comparison `lambda x: x.flatten(1)`."""
 Part = tuple[Shaped[Tensor, "channels _"], int]
-"""A part of a series, and its first step that belongs to the split; those before are only looked back at."""
+"""A part of a series, and its first step that belongs to the split; earlier steps are never forecast."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Forecaster:
     """A fitted regression.
 
     Attributes:
-        alpha: the penalty that was chosen.
-        weights: of 1 and the latent's values, on scaled futures, channel by channel.
-        mean: of each channel, over the training split.
-        deviation: of each channel, the same; 1 where it is constant.
+        alpha: the chosen penalty.
+        weights: the weights of 1 and of the latent values, for futures in normalized units, channel by channel.
+        mean: the mean of each channel over the training split.
+        deviation: the standard deviation of each channel over the training split; 1 if the channel is constant.
     """
 
     alpha: float
@@ -45,23 +45,23 @@ class Forecaster:
     deviation: Float64[Tensor, "channels 1"]
 
     def scaled(self, z: Float[Tensor, "n latent"]) -> Float64[Tensor, "n channels horizon"]:
-        """Forecasts in the units of the training split's deviation."""
+        """Forecasts in normalized units, by the training split's mean and deviation."""
         y_hat: Tensor = (with_one(z) @ self.weights).unflatten(1, (len(self.mean), -1))
         return y_hat
 
     def __call__(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n channels horizon"]:
-        """Forecasts in raw units of the steps after the windows whose latents these are."""
+        """Forecasts, in raw units, of the steps after the windows with these latents."""
         return (self.scaled(z) * self.deviation + self.mean).float()
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors over the windows of a split, by channel, in the units of the training split's deviation.
+    """Errors of each channel over the windows of a split, in normalized units, by the training split's deviation.
 
     Attributes:
-        n: windows.
-        mse: mean squared error; times `deviation ** 2` it is in raw units.
-        mae: mean absolute error; times `deviation` it is in raw units.
+        n: the number of windows.
+        mse: the mean squared error; times `deviation ** 2` it is in raw units.
+        mae: the mean absolute error; times `deviation` it is in raw units.
     """
 
     n: int
@@ -81,14 +81,14 @@ def fit(
 
     Args:
         encode: latents of windows `(n, channels, length)`.
-        training: gives the statistics and the weights.
-        validation: chooses the penalty.
-        length: steps of a window.
-        horizons: steps to be forecast.
-        stride: steps from one window to the next.
+        training: the parts from which statistics and weights are computed.
+        validation: the parts on which the penalty is chosen.
+        length: time steps of a window.
+        horizons: numbers of steps to forecast.
+        stride: time steps from the start of one window to the next.
 
     Raises:
-        InputError: a split without a window that has such a future.
+        InputError: a split without a window that has a horizon's steps after it.
 
     Examples:
         >>> import torch
@@ -114,7 +114,7 @@ def fit(
 def evaluate(
     encode: Encode, forecasters: dict[int, Forecaster], parts: Sequence[Part], length: int, stride: int = 1
 ) -> dict[int, Errors]:
-    """The errors of each horizon's forecaster on the windows of a split; InputError where there are none.
+    """The errors of each horizon's forecaster on the windows of a split; InputError if there are none.
 
     Examples:
         >>> import torch
@@ -141,7 +141,7 @@ def evaluate(
 def pairs(
     encode: Encode, parts: Sequence[Part], length: int, horizons: Sequence[int], stride: int = 1
 ) -> Iterator[tuple[Float[Tensor, "n latent"], dict[int, Shaped[Tensor, "m channels horizon"]]]]:
-    """Latents of windows, in batches, and for each horizon what follows the first m of them, within the split."""
+    """Latents of windows, in batches, and for each horizon the steps after the first m windows, within the split."""
     for series, first in parts:
         size = max(1, min(2048, PIECE // (len(series) * max(horizons))))
         for start in torch.arange(*bounds(series, first, length, min(horizons)), stride).split(size):
@@ -155,24 +155,24 @@ def pairs(
 
 
 def bounds(series: Shaped[Tensor, "channels time"], first: int, length: int, horizon: int) -> tuple[int, int]:
-    """The first start of a window that a future within the split follows, and the one after the last."""
+    """The first start of a window with `horizon` steps of the split after it, and the last such start plus 1."""
     low = max(0, first - length)
     return low, max(low, series.shape[1] - length - horizon + 1)
 
 
 def check_horizons(split: str, parts: Sequence[Part], length: int, horizons: Sequence[int]) -> None:
-    """Raise InputError for the first horizon that does not follow any window of a split's parts."""
+    """Raise InputError for the first horizon for which no window of a split has enough steps after it."""
     for horizon in horizons:
         if not any(low < high for low, high in (bounds(*part, length, horizon) for part in parts)):
             longest = max((series.shape[1] - first for series, first in parts), default=0)
             raise InputError(
-                f"horizons: {horizon}: no window of {length} steps with as many after it in the {split} split, whose "
-                f"longest stretch has {longest} steps; expected a shorter one, or other shares of the splits"
+                f"horizons: {horizon}: no window of {length} steps has {horizon} steps after it in the {split} split, "
+                f"whose longest stretch has {longest} steps; expected a shorter horizon, or other shares of the splits"
             )
 
 
 def statistics(parts: Sequence[Part]) -> tuple[Float64[Tensor, "channels 1"], Float64[Tensor, "channels 1"]]:
-    """Mean and deviation of each channel over the parts' own steps; 1 for the deviation of a constant one."""
+    """Mean and deviation of each channel over the steps of the split; the deviation of a constant channel is 1."""
     own = [series[:, first:] for series, first in parts]
     steps = max(1, PIECE // len(own[0]))
 
@@ -187,7 +187,7 @@ def statistics(parts: Sequence[Part]) -> tuple[Float64[Tensor, "channels 1"], Fl
 
 
 def with_one(z: Float[Tensor, "n latent"]) -> Float64[Tensor, "n latent_and_1"]:
-    """A column of ones before latents."""
+    """Latents with a column of ones before them."""
     return torch.cat([torch.ones(len(z), 1, dtype=torch.float64), z.double()], 1)
 
 
@@ -200,7 +200,7 @@ def sums(
     mean: Float64[Tensor, "channels 1"],
     deviation: Float64[Tensor, "channels 1"],
 ) -> dict[int, Sums]:
-    """The sums over a split that a regression needs, for each horizon."""
+    """The sums over a split that the regression of each horizon needs."""
     found: dict[int, Sums] = {}
     for z, futures in pairs(encode, parts, length, horizons, stride):
         for horizon, y in futures.items():
@@ -212,7 +212,7 @@ def sums(
 
 
 class Sums:
-    """Sums of products of latents, with a one before them, and of scaled futures."""
+    """Sums of products of latents, with a column of ones before them, and of futures in normalized units."""
 
     def __init__(self, latent: int, outputs: int) -> None:
         self.zz = torch.zeros(latent + 1, latent + 1, dtype=torch.float64)
@@ -220,17 +220,17 @@ class Sums:
         self.yy = 0.0
 
     def add(self, z: Float[Tensor, "n latent"], y: Float64[Tensor, "n outputs"]) -> None:
-        """Take in a batch."""
+        """Add a batch."""
         one = with_one(z)
         self.zz += one.T @ one
         self.zy += one.T @ y
         self.yy += float(y.square().sum())
 
     def solve(self, alpha: float) -> Float64[Tensor, "latent_and_1 outputs"]:
-        """Ridge regression's weights on the latents as they are, which are penalised as if these were standardised."""
+        """The weights of a ridge regression on the latents, penalized as if the latents were standardized."""
         n, center = self.zz[0, 0], self.zz[0, 1:] / self.zz[0, 0]
         covariance = self.zz[1:, 1:] / n - center.outer(center)
-        seen = covariance.diag() > 1e-12 * self.zz.diag()[1:] / n  # others are constant, but for rounding
+        seen = covariance.diag() > 1e-12 * self.zz.diag()[1:] / n  # the others are constant up to rounding
         width = covariance.diag().where(seen, 1.0).sqrt()
         gram = n * covariance / width.outer(width) * seen.outer(seen)
         right = (self.zy[1:] - center[:, None] * self.zy[0]) / width[:, None] * seen[:, None]
@@ -238,5 +238,5 @@ class Sums:
         return torch.cat([(self.zy[0] / n - center @ slopes)[None], slopes])
 
     def squared_error(self, weights: Float64[Tensor, "latent_and_1 outputs"]) -> float:
-        """The sum of squared errors of weights on these windows."""
+        """The sum of the squared errors that weights have on these windows."""
         return self.yy - float((weights * (2 * self.zy - self.zz @ weights)).sum())

@@ -1,4 +1,4 @@
-"""New samples: do their changes obey the strength, can they be told from real ones, and do they help a classifier?
+"""New samples: do their changes grow with the strength, can they be told from real ones, and do they help a classifier?
 
     python studies/augmentation/augmentation.py control tourism.csv,window=12 ECG5000 --archive UCR
     python studies/augmentation/augmentation.py realism ETTh1.csv,window=24,time_column=date ECG5000

@@ -4,7 +4,7 @@
 
 ARCHIVE is a folder of NAME_TRAIN.tsv and NAME_TEST.tsv, or .ts; sets with unequal lengths or missing values are left
 out. Features are fitted to the training split, without its labels. Then a ridge classifier is fitted to the
-standardised features; cross-validation within that split chooses its penalty. The test split is used for the accuracy
+standardized features; cross-validation within that split chooses its penalty. The test split is used for the accuracy
 only. Latents have an eighth of the length, at least 8 values. `pooled` are the features of `MultiScalePooler` with its
 defaults; `pooled PCA` the same with principal components of the windows; `pooled, one scale` the same with windows of
 one length, a sixteenth of a sample, and as many features. Of a quarter, an eighth and a sixteenth, this length was the
