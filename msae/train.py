@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msae import cli
@@ -55,7 +54,7 @@ def train(
 
     of_run.check(cfg)
     of_run.begin(cfg, first=stack is None)
-    data = data or instantiate(cfg.data)
+    data = data or of_model.data_of(cfg)
     trainer, history, checkpoint, board = of_run.trainer_of(cfg, run, name, bar, data)
     processes.check_processes(cfg, trainer)
     kept = "best.ckpt" if len(data.val) else "last.ckpt"

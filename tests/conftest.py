@@ -9,12 +9,13 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from jaxtyping import install_import_hook
 
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
@@ -42,6 +43,14 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"]
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n` a worker takes whole files, whose tests share fixtures, and one that is done takes from the others."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 class Result(NamedTuple):
     """How a command ended."""
 
@@ -53,10 +62,20 @@ class Result(NamedTuple):
 Command = Callable[..., Result]
 
 
+def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    """What Hydra composes the whole config for, before it composes it again: `hydra.mode`, which experiments set."""
+    set_ = any("experiment=" in text or "hydra.mode=" in text for text in overrides)
+    return COMPOSED(self, config_name, overrides) if set_ else None
+
+
+COMPOSED = Hydra.get_mode
+
+
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs `python -m msae.train ARGS`, or another command, in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Hydra, "get_mode", get_mode)
 
     def run(*args: str, module: str = "train", traceback: bool = False) -> Result:
         monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(traceback)))

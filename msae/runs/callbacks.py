@@ -205,7 +205,9 @@ class Progress(ProgressBar):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values = trainer.callback_metrics
-        metrics = {name: f"{values[name]:.4g}" for name in ("train/mse", "val/mse") if name in values}
+        kind = "mse" if self.data.shape[0] == 1 else "loss"  # a mean over units of several channels says nothing
+        names = (f"train/{kind}", f"val/{kind}")
+        metrics = {name: f"{values[name]:.4g}" for name in names if name in values}
         if self.tqdm is not None:
             self.tqdm.set_postfix(metrics)
             return

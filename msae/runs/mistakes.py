@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import importlib
+import inspect
 import re
 import sys
 from collections.abc import Iterable
@@ -16,6 +18,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -56,8 +59,25 @@ def explain(error: BaseException, config_name: str) -> str:
         return incomplete(error)
     if isinstance(error, InstantiationException):
         where = section[1] if section else "the config"
-        return f"in {where}: {one_line(chain[1] if len(chain) > 1 else error)} (HYDRA_FULL_ERROR=1 shows the traceback)"
+        return not_made(str(error), where) or (
+            f"in {where}: {one_line(chain[1] if len(chain) > 1 else error)} (HYDRA_FULL_ERROR=1 shows the traceback)"
+        )
     return one_line(error)
+
+
+def not_made(text: str, where: str) -> str | None:
+    """The message for a `_target_` whose module lacks the name, or that does not take one of its section's keys."""
+    if lacking := re.match(r"Error locating target '([\w.]+)\.(\w+)'", text):
+        with contextlib.suppress(ImportError):
+            names = vars(importlib.import_module(lacking[1]))
+            return f"{where}._target_: {lacking[1]} has no {lacking[2]}{nearest(lacking[2], names)}"
+    target, key = re.match(r"Error in call to target '([\w.]+)'", text), re.search(r"argument '(\w+)'", text)
+    if target and key and "unexpected keyword" in text:
+        called = get_object(target[1])
+        methods = [c.__init__ for c in called.__mro__[:-1]] if isinstance(called, type) else [called]  # type: ignore[misc]
+        taken = [name for method in methods for name in inspect.signature(method).parameters]
+        return f"{where}.{key[1]}: {target[1]} takes no such key{nearest(key[1], taken)}"
+    return None
 
 
 def incomplete(error: MissingMandatoryValue | ConfigCompositionException | OverrideParseException) -> str:

@@ -25,6 +25,16 @@ CHOSEN = ("code_dims",)
 """A model's arguments that its training windows choose where the config has null."""
 
 
+def data_of(cfg: DictConfig) -> DataModule:
+    """The data of a run; InputError if its function returns something else."""
+    from msae.data.module import DataModule
+
+    data = instantiate(cfg.data)
+    if not isinstance(data, DataModule):
+        raise InputError(f"data: {cfg.data._target_} returns a {type(data).__name__}; expected a DataModule")
+    return data
+
+
 def built(cfg: DictConfig, data: DataModule, ckpt: Path | None, kept: Path) -> Reconstructor:
     """The model of a run, as it starts or before its checkpoint's weights are loaded.
 

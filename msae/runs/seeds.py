@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError, check_ints
 from msae.runs import folder
-from msae.runs.model import built
+from msae.runs.model import built, data_of
 from msae.runs.processes import is_one, processes
 from msae.runs.stack import Run, Stack
 from msae.runs.sweeps import end_of_sweep, in_sweep
@@ -41,7 +40,7 @@ def together(cfg: DictConfig, run: Path, alone: bool, train: Callable[..., dict[
         check(first)
         accelerator(first)
         begin(first, first=True)  # also of this thread, which makes the steps of all
-        shared = instantiate(first.data)
+        shared = data_of(first)
         if alone:  # else the sweep continues with its other runs
             built(first, shared, None, run)  # a mistake in the model is reported once
             folder.keep_overrides(run, cfg)
