@@ -23,29 +23,36 @@ except ImportError:  # on Windows, where files that a killed process left are no
 
 PATTERN = ".msae-*"
 """Names of temporary files, which lie in the folder of the file that they become."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+FULL = (errno.ENOSPC, errno.EDQUOT, None)
 """Errors for which the free space is told; numpy gives none for a full disk."""
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary file to write to, of the same ending, which replaces `path` at the end once it is on the disk.
-
-    After a failure it is removed, and `path` is as it was. A symbolic link at `path` is replaced, not followed.
+    """A temporary file to write to, as `part`.
 
     Raises:
         InputError: an OSError while writing, such as of a full disk.
     """
-    with told(path):
-        clean(path.parent.resolve())
-        temporary, file = begun(path)
-        try:
-            yield temporary
-            os.fsync(file)
-            temporary.replace(path)
-        finally:
-            os.close(file)
-            temporary.unlink(missing_ok=True)
+    with told(path), part(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def part(path: Path) -> Iterator[Path]:
+    """A temporary file to write to, of the same ending, which replaces `path` at the end once it is on the disk.
+
+    After a failure it is removed, and `path` is as it was. A symbolic link at `path` is replaced, not followed.
+    """
+    clean(path.parent.resolve())
+    temporary, file = begun(path)
+    try:
+        yield temporary
+        os.fsync(file)
+        temporary.replace(path)
+    finally:
+        os.close(file)
+        temporary.unlink(missing_ok=True)
 
 
 def begun(path: Path) -> tuple[Path, int]:
@@ -124,14 +131,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
     """A value as JSON, which knows no NaN and no Infinity: such a number is null.
 
     Examples:
         >>> to_json({"mse": 0.5, "psnr": [math.inf, math.nan]})
         '{"mse": 0.5, "psnr": [null, null]}'
     """
-    return json.dumps(finite(value), indent=indent, allow_nan=False)
+    return json.dumps(finite(value), indent=indent, allow_nan=False, sort_keys=sort_keys)
 
 
 def finite(value: Any) -> Any:

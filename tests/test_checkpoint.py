@@ -129,7 +129,7 @@ def test_a_class_that_a_file_names_is_not_imported(content: Content) -> None:
     assert "antigravity" not in sys.modules
     assert said.endswith(
         "its model is antigravity:X, which is not imported for a file that names it; where you trust it, import "
-        "antigravity first, type model_class=antigravity:X, or register it as an entry point of msae.models"
+        "antigravity in Python, type model_class=antigravity:X, or register it as an entry point of msae.models"
     )
 
 

@@ -142,6 +142,20 @@ def load(path: str | PathLike[str]) -> Reconstructor:
     return model.eval()
 
 
+def trust(path: str) -> None:
+    """Import the class `module:class` of a model of a user's own, which `load` then finds.
+
+    Raises:
+        InputError: there is no such class.
+    """
+    module, _, cls = path.partition(":")
+    try:
+        importlib.import_module(module)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"model_class={path}: cannot be imported ({error}); expected package.module:Class") from None
+    class_of(f"model_class={path}", f"{module}:{cls}")
+
+
 def class_of(name: str, path: str) -> type[Reconstructor]:
     """The class `module:class` of a model.
 
@@ -165,7 +179,8 @@ def class_of(name: str, path: str) -> type[Reconstructor]:
     if module not in sys.modules and not registered:
         raise InputError(
             f"{name}: its model is {path[:200]}, which is not imported for a file that names it; where you trust it, "
-            f"import {module[:100]} first, type model_class={path[:200]}, or register it as an entry point of {GROUP}"
+            f"import {module[:100]} in Python, type model_class={path[:200]}, "
+            f"or register it as an entry point of {GROUP}"
         )
     found: Any = registered[0].load() if registered else sys.modules[module]
     for part in () if registered else cls.split("."):
