@@ -57,13 +57,13 @@ def detect(cfg: DictConfig) -> Path:
         above = events.threshold(known.totals if cfg.score == "error" else known.times, cfg.probability, above)
     scorer = anomaly.Scorer(model, known.codes if known else None, cfg.stride)
     detector = Detector(scorer, known, float(above), cfg.merge, by_scales=cfg.score == "scales")
-    with write.Writer(out) as table, write.Progress("steps") as progress:
+    with write.Writer(out, cfg.escape) as table, write.Progress("steps") as progress:
         for part in parts:
             progress.begin(part.name, part.x.numel() // model.channels)
             for rows in detector.scores(part):
                 table.write(rows)
                 progress.update(len(rows["score"]))
-    with write.Writer(out.with_name(f"{out.name}.events.csv")) as found:
+    with write.Writer(out.with_name(f"{out.name}.events.csv"), cfg.escape) as found:
         like = detector.row(part, events.Event(0, 0, 0, 0.0, 0, 0))  # there may be no event, but the table has columns
         for row in [{name: write.column(values, text=False)[:0] for name, values in like.items()}, *detector.events]:
             found.write(row)

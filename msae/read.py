@@ -51,7 +51,8 @@ def begin(cfg: DictConfig, files: bool = True) -> Reconstructor:
     if OmegaConf.is_missing(cfg, "ckpt") or not cfg.ckpt:
         raise InputError("ckpt: no value; expected the folder of a run, such as ckpt=runs/msae, or its best.ckpt")
     check_int("threads", cfg.threads)
-    check_choice("overwrite", cfg.overwrite, (True, False))
+    for key in ("overwrite", "escape"):
+        check_choice(key, cfg[key], (True, False))
     import torch
 
     torch.set_num_threads(cfg.threads)

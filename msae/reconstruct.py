@@ -51,7 +51,7 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
         x_hat = of_table(table, model, cfg)
         output.mkdir(parents=True, exist_ok=True)
         with whole(out) as temporary:
-            write_reconstruction(table, form, x_hat, temporary)
+            write_reconstruction(table, form, x_hat, temporary, cfg.escape)
         times = None if table.times is None else read.stamps(table.times, table.origin).to_numpy(zero_copy_only=False)
         figure = plots.series(table.values, x_hat, table.columns, model.length, times, cfg.data.time_column)
         write.picture(figure, out.with_name(f"{out.name}.png"))
@@ -86,7 +86,7 @@ def outputs(model: Reconstructor, batches: Iterator[Tensor] | tuple[Tensor, ...]
             yield model(x.float())[0]
 
 
-def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Path) -> None:
+def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Path, escape: bool) -> None:
     """Write the reconstruction in the format of the table's file, with the rows in the file's order."""
     import numpy as np
 
@@ -101,7 +101,7 @@ def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Pa
     else:
         source = files.open_table(table.path, form)
         kept = [name for name in source.names if name not in table.columns]
-        source.write(path, kept, table.columns, x_hat)
+        source.write(path, kept, table.columns, x_hat, escape)
 
 
 def summary(x: np.ndarray, x_hat: np.ndarray, names: Sequence[str]) -> str:

@@ -64,12 +64,17 @@ class Writer:
         with Writer(path) as out:
             out.write({"row": numpy_array, "score": tensor, "label": texts})
 
+    Args:
+        path: of the table.
+        escape: whether a text that a spreadsheet would run, such as =A1, gets an apostrophe in front in a .csv.
+
     Raises:
         InputError: the file cannot be written, such as on a full disk; no part of it is left.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, escape: bool = True) -> None:
         self.path = path
+        self.escape = escape
         self.rows = 0
         self._out: Any = None
         self._schema: pa.Schema | None = None
@@ -80,9 +85,13 @@ class Writer:
         """Add rows: arrays, tensors or lists of one length, by column name. Do not change them afterwards."""
         import pyarrow as pa
 
+        from msae.data.tables import inert
+
         csv = self.path.suffix.lower() == ".csv"
-        arrays = [column(values, csv) for values in columns.values()]
-        batch = pa.RecordBatch.from_arrays(arrays, list(columns))
+        arrays, names = [column(values, csv) for values in columns.values()], pa.array(columns, pa.string())
+        if csv and self.escape:
+            names, *arrays = (inert(one) if pa.types.is_string(one.type) else one for one in (names, *arrays))
+        batch = pa.RecordBatch.from_arrays(arrays, names.to_pylist())
         with told(self.path):
             if self._schema is None:
                 self._schema = batch.schema

@@ -190,6 +190,24 @@ def test_writer(name: str) -> None:
     assert [str(np.datetime64(t, "us")) for t in table["t"]] == [str(whole), str(parts), str(parts)]
 
 
+@pytest.mark.parametrize("escape", [True, False])
+def test_no_text_is_a_formula_of_a_spreadsheet(escape: bool) -> None:
+    """In a cell or a header of a .csv; numbers stay as they are."""
+    run = ["=1+1", "+a", "-a", "@a", "\t=1", "\r=1", "=A1\nb"]
+    others = ["-1.5", "+3", "-1,5e-3", "-inf", "-", "a=1", "", None]
+    texts = [*run, *others]
+    with write.Writer(Path("z.csv"), escape) as out:
+        out.write({"=name": texts, "x": [-1.5] * len(texts)})
+    with write.Writer(Path("z.parquet"), escape) as out:
+        out.write({"=name": texts})
+    found = csv.read_csv("z.csv", parse_options=csv.ParseOptions(newlines_in_values=True)).to_pydict()
+    mark = "'" * escape
+    assert list(found) == [f"{mark}=name", "x"]
+    assert found[f"{mark}=name"] == [*(mark + text for text in run), *others[:-1], ""]
+    assert found["x"] == [-1.5] * len(texts)
+    assert parquet.read_table("z.parquet").to_pydict() == {"=name": texts}
+
+
 @pytest.fixture
 def small_disk() -> Iterator[None]:
     """No file can grow beyond 8 KiB."""
