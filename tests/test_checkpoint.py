@@ -11,7 +11,7 @@ from typing import Any, final
 
 import pytest
 import torch
-from conftest import save
+from conftest import FAST, Command, save
 
 import msae
 from msae import InputError
@@ -283,3 +283,62 @@ def test_a_field_that_is_missing_mistyped_or_unknown(
             said = str(error)
         assert len(said.splitlines()) == bool(said), keys
         assert not said or said.startswith("checkpoint best.ckpt: "), keys
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"loops": 3},
+        {"loops": {}},
+        {"loops": {"fit_loop": {"epoch_progress": None}}},
+        {"optimizer_states": []},
+        {"optimizer_states": [{"state": "x"}]},
+        {"callbacks": 1},
+        {"callbacks": None},
+        {"lr_schedulers": 1},
+        {"pytorch-lightning_version": 5},
+    ],
+)
+def test_a_training_state_that_cannot_be_restored(damage: Content, made: Command, command: Command) -> None:
+    made(*FAST, "model=ae", "hydra.run.dir=run")
+    found = torch.load("run/last.ckpt", weights_only=True)
+    write(found | damage, "run/last.ckpt")
+    code, _, err = command("resume=run", "trainer.max_epochs=3")
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert err.startswith("error: resume=run/last.ckpt: its state of the training cannot be restored")
+
+
+def test_resuming_notices_a_flipped_bit(made: Command, command: Command) -> None:
+    made(*FAST, "model=ae", "hydra.run.dir=run")
+    path = Path("run/last.ckpt")
+    bad = bytearray(path.read_bytes())
+    bad[len(bad) // 2] ^= 4
+    path.write_bytes(bad)
+    code, _, err = command("resume=run", "trainer.max_epochs=3")
+    said = "damaged, its content does not match its checksum; use run/best.ckpt, which is sound"
+    assert (code, err) == (2, f"error: checkpoint run/last.ckpt: {said}\n")
+    assert command("resume=run/best.ckpt", "trainer.max_epochs=3").code == 0
+    assert of_file.read_checkpoint("run/last.ckpt")["epoch"] == 2
+
+
+def test_a_model_of_a_users_own_in_a_command(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its class is typed; an error says how."""
+    code = Path(__file__).read_text()
+    start, stop = code.index("@final\nclass Mine"), code.index("def test_a_class_that_the_caller_imported")
+    header = "from typing import Any, final\nimport torch\nfrom msae.models.reconstructor import Reconstructor\n"
+    Path("theirs.py").write_text(header + code[start:stop])
+    monkeypatch.syspath_prepend(".")
+    from theirs import Mine as Theirs  # type: ignore[import-not-found]
+
+    save(Theirs((1, 64)), "best.ckpt")
+    sys.modules.pop("theirs")
+    args = ("ckpt=best.ckpt", "data=digits", "out=z.csv")
+    code, _, err = command(*args, module="embed")
+    assert (code, "type model_class=theirs:Mine, or register it as an entry point of msae.models" in err) == (2, True)
+    assert "theirs" not in sys.modules
+    code, _, err = command(*args, "model_class=theirs:Nothing", module="embed")
+    assert (code, err) == (2, "error: model_class=theirs:Nothing: its model theirs:Nothing is not a Reconstructor\n")
+    code, _, err = command(*args, "model_class=nowhere:Mine", module="embed")
+    assert (code, err.startswith("error: model_class=nowhere:Mine: cannot be imported (No module")) == (2, True)
+    code, _, err = command(*args, "model_class=theirs:Mine", module="embed")
+    assert (code, err) == (0, "")
