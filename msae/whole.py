@@ -95,9 +95,14 @@ def told(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         if error.errno in FULL and path.parent.is_dir():
-            reason += f", {size(shutil.disk_usage(path.parent).free)} free in {path.parent}"
+            reason += f", {free(path.parent)}"
         kept = "the old file is kept" if path.exists() else "the unfinished file was removed"
         raise InputError(f"{path}: cannot be written: {reason}; {kept}") from None
+
+
+def free(folder: Path) -> str:
+    """The free space of a folder's disk, as text."""
+    return f"{size(shutil.disk_usage(folder).free)} free in {folder}"
 
 
 def size(n: float) -> str:
