@@ -63,7 +63,7 @@ def augment(cfg: DictConfig) -> Path:
     x, y = source.some(KEPT)
     reference = augmentation.Reference.of(model, x, y)
     generator = torch.Generator().manual_seed(cfg.seed)
-    with write.Writer(out) as table:
+    with write.Writer(out, cfg.escape) as table:
         if cfg.sample is None:
             kept, note = changed(cfg, model, source, reference, options, generator, table)
         else:

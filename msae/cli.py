@@ -76,6 +76,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     sys.argv += ["hydra/job_logging=disabled"] * (not leads())
     hook, sys.unraisablehook = sys.unraisablehook, dropped
+    threading.excepthook = of_thread
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(functools.wraps(task)(guarded))()
     except MISTAKES as error:
@@ -90,6 +91,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.exit(130)
     finally:
         sys.unraisablehook = hook
+        threading.excepthook = threading.__excepthook__
 
 
 def prepared(config_name: str) -> Path:
@@ -118,6 +120,12 @@ def dropped(error: "sys.UnraisableHookArgs") -> None:
         threading.Timer(0.01, _thread.interrupt_main).start()
     else:
         sys.__unraisablehook__(error)
+
+
+def of_thread(given: threading.ExceptHookArgs) -> None:
+    """Say nothing of a full disk in TensorBoard's writing thread: who writes next gets the error again."""
+    if not (isinstance(given.exc_value, OSError) and type(given.thread).__module__.startswith("tensorboard.")):
+        threading.__excepthook__(given)
 
 
 def quoted(text: str) -> str:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, read, write
 from msae.errors import InputError, check_choice, check_int, check_number
+from msae.runs.found import data_set
 from msae.runs.mistakes import explain
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -56,13 +57,13 @@ def detect(cfg: DictConfig) -> Path:
         above = events.threshold(known.totals if cfg.score == "error" else known.times, cfg.probability, above)
     scorer = anomaly.Scorer(model, known.codes if known else None, cfg.stride)
     detector = Detector(scorer, known, float(above), cfg.merge, by_scales=cfg.score == "scales")
-    with write.Writer(out) as table, write.Progress("steps") as progress:
+    with write.Writer(out, cfg.escape) as table, write.Progress("steps") as progress:
         for part in parts:
             progress.begin(part.name, part.x.numel() // model.channels)
             for rows in detector.scores(part):
                 table.write(rows)
                 progress.update(len(rows["score"]))
-    with write.Writer(out.with_name(f"{out.name}.events.csv")) as found:
+    with write.Writer(out.with_name(f"{out.name}.events.csv"), cfg.escape) as found:
         like = detector.row(part, events.Event(0, 0, 0, 0.0, 0, 0))  # there may be no event, but the table has columns
         for row in [{name: write.column(values, text=False)[:0] for name, values in like.items()}, *detector.events]:
             found.write(row)
@@ -128,16 +129,14 @@ def training(cfg: DictConfig, model: Reconstructor) -> list[Tensor] | Cut:
     Raises:
         InputError: the checkpoint does not say what they were, or they cannot be read.
     """
-    from hydra.utils import instantiate
-
     from msae.data.windows import Views
 
     hint = "type reference=PATH to compare with other files, or reference=null and threshold=NUMBER to do without"
     options = model.data_options
-    if options is None or not str(options["_target_"]).startswith("msae.data."):
-        raise InputError(f"reference=training: {cfg.ckpt} does not say how its data were read by msae; {hint}")
+    if options is None:
+        raise InputError(f"reference=training: {cfg.ckpt} does not say how its data were read; {hint}")
     try:
-        x = instantiate(options).train.x
+        x = data_set("its data options", options, "type data._target_={}", [cfg.data._target_]).train.x
     except (InputError, HydraException, OSError) as error:
         reason = explain(error, "train").rstrip(".")
         raise InputError(f"reference=training: cannot read the data of {cfg.ckpt}: {reason}; {hint}") from None

@@ -39,7 +39,7 @@ def embed(cfg: DictConfig) -> Path:
 
     pieces = of_files(cfg, model) if read.has_files(cfg) else of_samples(cfg, model)
     shown = Shown()
-    with write.Writer(out) as table:
+    with write.Writer(out, cfg.escape) as table:
         for x, about in pieces:
             with torch.no_grad():
                 z = model.encode(x)

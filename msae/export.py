@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from msae import cli, write
+from msae import cli, read, write
 from msae.errors import InputError, needs
 from msae.runs.mistakes import one_line
+from msae.whole import to_json, whole
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from collections.abc import Callable, Mapping
@@ -48,9 +48,7 @@ def export(cfg: DictConfig) -> list[Path]:
     to = check(cfg)
     import torch
 
-    from msae.models import checkpoint
-
-    model = checkpoint.load(cfg.ckpt)
+    model = read.model_of(cfg)
     torch.manual_seed(0)
     x = model.offset + model.scale * torch.randn(3, model.channels, model.length)
     suffix = to.suffix.lower()
@@ -68,7 +66,7 @@ def export(cfg: DictConfig) -> list[Path]:
     to.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for path, content in zip(paths, contents, strict=True):
-            stack.enter_context(write.whole(path)).write_bytes(content)
+            stack.enter_context(whole(path)).write_bytes(content)
     print(f"differs from PyTorch by at most {off:.1e}")
     for path, outputs in zip(paths, PARTS.values(), strict=True):
         print(f"  {path}: {'z' if path.stem.endswith('.decoder') else 'x'} -> {', '.join(outputs)}")
@@ -114,7 +112,7 @@ def about(model: Reconstructor) -> dict[str, str]:
         "codes": {name: [code.start, code.stop] for name, code in model.codes.items()},
         "columns": embed.names(model),
     }
-    return {key: json.dumps(value) for key, value in facts.items()}
+    return {key: to_json(value) for key, value in facts.items()}
 
 
 def part(model: Reconstructor, name: str, x: Float[Tensor, "batch channels length"]) -> tuple[Any, Tensor]:

@@ -186,7 +186,7 @@ def write_forecasts(
     import torch
 
     shown = None
-    with write.Writer(out) as rows:
+    with write.Writer(out, cfg.escape) as rows:
         for table, group, begin, stop in last:
             x = torch.from_numpy(table.values[stop - model.length : stop]).T[None].float()
             z = encoder(model, lambda _: None)(x)

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError, check_choice, check_int
+from msae.runs.found import check as check_options
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import numpy as np
@@ -53,13 +54,12 @@ def begin(cfg: DictConfig, files: bool = True) -> Reconstructor:
     if OmegaConf.is_missing(cfg, "ckpt") or not cfg.ckpt:
         raise InputError("ckpt: no value; expected the folder of a run, such as ckpt=runs/msae, or its best.ckpt")
     check_int("threads", cfg.threads)
-    check_choice("overwrite", cfg.overwrite, (True, False))
+    for key in ("overwrite", "escape"):
+        check_choice(key, cfg[key], (True, False))
     import torch
 
-    from msae.models import checkpoint
-
     torch.set_num_threads(cfg.threads)
-    model = checkpoint.load(cfg.ckpt)
+    model = model_of(cfg)
     cfg.data = data_of(cfg, model)
     if files and not has_files(cfg):
         raise InputError("data: a data set of samples; expected data=series, or an option made of it, such as data=ecg")
@@ -70,12 +70,21 @@ def begin(cfg: DictConfig, files: bool = True) -> Reconstructor:
     return model
 
 
+def model_of(cfg: DictConfig) -> Reconstructor:
+    """The model of `cfg.ckpt`, whose class `cfg.model_class` may name, which is then imported."""
+    from msae.models import checkpoint
+
+    if cfg.model_class is not None:
+        checkpoint.trust(str(cfg.model_class))
+    return checkpoint.load(cfg.ckpt)
+
+
 def data_of(cfg: DictConfig, model: Reconstructor) -> DictConfig:
     """The options that read the data: those of the model's run, overridden by the command line.
 
     Raises:
-        InputError: the checkpoint contains no data options, its options name code outside msae, or `data.window` is not
-            the length of the model's windows.
+        InputError: the checkpoint contains no data options, its options name a data set that is not known, or
+            `data.window` is not the length of the model's windows.
     """
     if not HydraConfig.initialized():  # composed in Python
         return cast(DictConfig, cfg.data)
@@ -89,13 +98,13 @@ def data_of(cfg: DictConfig, model: Reconstructor) -> DictConfig:
         if not (chosen or keys):
             raise InputError(f"ckpt={cfg.ckpt}: does not say how its data were read; expected data=NAME and its keys")
         return cast(DictConfig, cfg.data)
-    if not keys <= before.keys() or (chosen and cfg.data._target_ != before["_target_"]):  # other data
+    if not keys <= before.keys() or (chosen and cfg.data._target_ != before.get("_target_")):  # other data
         return cast(DictConfig, cfg.data)
-    target = str(before["_target_"])
-    if not target.startswith("msae.data."):
-        raise InputError(f"ckpt={cfg.ckpt}: reads its data by {target}, which is not msae's; expected data=NAME")
+    named = [cfg.data._target_] if chosen or "_target_" in keys else []
+    check_options(f"ckpt={cfg.ckpt}", before, "type data._target_={}", named)
+    target = before["_target_"]
     given = {key: cfg.data[key] for key in keys}
-    same = cfg.data if cfg.data._target_ == target else {}
+    same = cfg.data if cfg.data._target_ == target and "_target_" not in keys else {}
     data = cast(DictConfig, OmegaConf.merge(same, before, given))
     if "path" in keys:
         from msae.data import files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from msae import cli, read, write
 from msae.errors import InputError
+from msae.whole import whole
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import numpy as np
@@ -38,18 +40,18 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
     written = [output / path.name for path in paths]
     if twice := {path.name for path in written if written.count(path) > 1}:
         raise InputError(f"data.path={cfg.data.path}: two files called {min(twice)}; their output would be one")
-    if output.exists() and not output.is_dir():
+    if os.path.lexists(output) and not output.is_dir():
         raise InputError(f"out={output}: a file; expected a folder")
     if clash := next((path for path in written if path.resolve() in {p.resolve() for p in paths}), None):
         raise InputError(f"out={output}: {clash} would be written over")
-    if clash := next((path for path in written if path.exists()), None) if not cfg.overwrite else None:
+    if clash := next((path for path in written if os.path.lexists(path)), None) if not cfg.overwrite else None:
         raise InputError(f"out={output}: {clash} exists; overwrite=true replaces it, out=FOLDER writes elsewhere")
     for path, out in zip(paths, written, strict=True):
         table = files.read(path, form)
         x_hat = of_table(table, model, cfg)
         output.mkdir(parents=True, exist_ok=True)
-        with write.whole(out) as temporary:
-            write_reconstruction(table, form, x_hat, temporary)
+        with whole(out) as temporary:
+            write_reconstruction(table, form, x_hat, temporary, cfg.escape)
         times = None if table.times is None else read.stamps(table.times, table.origin).to_numpy(zero_copy_only=False)
         figure = plots.series(table.values, x_hat, table.columns, model.length, times, cfg.data.time_column)
         write.picture(figure, out.with_name(f"{out.name}.png"))
@@ -84,7 +86,7 @@ def outputs(model: Reconstructor, batches: Iterator[Tensor] | tuple[Tensor, ...]
             yield model(x.float())[0]
 
 
-def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Path) -> None:
+def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Path, escape: bool) -> None:
     """Write the reconstruction in the format of the table's file, with the rows in the file's order."""
     import numpy as np
 
@@ -99,7 +101,7 @@ def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Pa
     else:
         source = files.open_table(table.path, form)
         kept = [name for name in source.names if name not in table.columns]
-        source.write(path, kept, table.columns, x_hat)
+        source.write(path, kept, table.columns, x_hat, escape)
 
 
 def summary(x: np.ndarray, x_hat: np.ndarray, names: Sequence[str]) -> str:

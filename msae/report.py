@@ -11,8 +11,16 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m msae.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of a sweep, with a folder for each run")
+    parser.add_argument(
+        "--allow",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a data set of your own, package.module.function, or a model, package.module:Class, that the runs name",
+    )
+    given = parser.parse_args()
     try:
-        print(shown(report(parser.parse_args().folder)[0]))
+        print(shown(report(given.folder, given.allow)[0]))
     except MISTAKES as error:
         fail(explain(error, "train"))
 

@@ -68,7 +68,8 @@ def train(
 
         torch.manual_seed(cfg.seed + 2**32 * trainer.global_rank)  # noise of its own; the weights are the first's
 
-    trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    with of_model.restoring(ckpt):
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     best = checkpoint.best_model_score
     trained = history.state_dict() | {"checkpoint": kept, "val_loss": None if best is None else float(best)}
     # the folder of the first process, the one that knows `run`

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError
 from msae.read import SUFFIXES, found, has_files
+from msae.whole import part, told, whole
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import pyarrow as pa
@@ -47,36 +48,12 @@ def check_free(key: str, path: Path, written: Sequence[Path], overwrite: bool) -
     for file in written:
         if file.is_dir():
             raise InputError(f"{key}={path}: {file} is a folder; expected a file")
-        if file.exists() and not overwrite:
+        if os.path.lexists(file) and not overwrite:  # a link to nothing too
             raise InputError(f"{key}={path}: {file} exists; overwrite=true replaces it")
-    if above := next((folder for folder in path.parents if folder.exists() and not folder.is_dir()), None):
-        raise InputError(f"{key}={path}: {above} is a file; expected a folder")
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which replaces `path` at the end and is removed after a failure.
-
-    Raises:
-        InputError: an OSError while writing, such as of a full disk.
-    """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with as_input_error(path):
-            yield temporary
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def as_input_error(path: Path) -> Iterator[None]:
-    """Turn an OSError into an InputError that names the file and the reason."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be written: {reason}; the unfinished file was removed") from None
+    if above := next((folder for folder in path.parents if os.path.lexists(folder) and not folder.is_dir()), None):
+        raise InputError(
+            f"{key}={path}: {above} is {'a broken link' if above.is_symlink() else 'a file'}; expected a folder"
+        )
 
 
 class Writer:
@@ -87,30 +64,39 @@ class Writer:
         with Writer(path) as out:
             out.write({"row": numpy_array, "score": tensor, "label": texts})
 
+    Args:
+        path: of the table.
+        escape: whether a text that a spreadsheet would run, such as =A1, gets an apostrophe in front in a .csv.
+
     Raises:
         InputError: the file cannot be written, such as on a full disk; no part of it is left.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, escape: bool = True) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        self.escape = escape
         self.rows = 0
         self._out: Any = None
         self._schema: pa.Schema | None = None
         self._held: list[pa.Table] = []
+        self._file = contextlib.ExitStack()
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Add rows: arrays, tensors or lists of one length, by column name. Do not change them afterwards."""
         import pyarrow as pa
 
+        from msae.data.tables import inert
+
         csv = self.path.suffix.lower() == ".csv"
-        arrays = [column(values, csv) for values in columns.values()]
-        batch = pa.RecordBatch.from_arrays(arrays, list(columns))
-        with as_input_error(self.path):
+        arrays, names = [column(values, csv) for values in columns.values()], pa.array(columns, pa.string())
+        if csv and self.escape:
+            names, *arrays = (inert(one) if pa.types.is_string(one.type) else one for one in (names, *arrays))
+        batch = pa.RecordBatch.from_arrays(arrays, names.to_pylist())
+        with told(self.path):
             if self._schema is None:
                 self._schema = batch.schema
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._out = self._open(csv)
+                self._out = self._open(csv, self._file.enter_context(part(self.path)))
             self._held.append(pa.Table.from_batches([batch]).cast(self._schema))
             if sum(map(len, self._held)) * len(columns) >= PIECE:
                 self._flush()
@@ -122,29 +108,26 @@ class Writer:
         self._out.write(pa.concat_tables(self._held))
         self._held.clear()
 
-    def _open(self, csv: bool) -> Any:
+    def _open(self, csv: bool, temporary: Path) -> Any:
         from pyarrow import csv as pa_csv
         from pyarrow import parquet
 
-        return (pa_csv.CSVWriter if csv else parquet.ParquetWriter)(str(self.temporary), self._schema)
+        return (pa_csv.CSVWriter if csv else parquet.ParquetWriter)(str(temporary), self._schema)
 
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: object, *error: object) -> None:
-        try:
-            if kind is None:
-                assert self._out is not None, "a table without rows is written by a piece without rows"
-                with as_input_error(self.path):
-                    if self._held:
-                        self._flush()
-                    self._out.close()
-                    self.temporary.replace(self.path)
-            elif self._out is not None:
-                with contextlib.suppress(OSError):  # the first error is the one to report
-                    self._out.close()
-        finally:
-            self.temporary.unlink(missing_ok=True)
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if kind is None:
+            assert self._out is not None, "a table without rows is written by a piece without rows"
+            with told(self.path), self._file:
+                if self._held:
+                    self._flush()
+                self._out.close()
+        elif self._out is not None:
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                self._out.close()
+            self._file.__exit__(kind, *error)
 
 
 def column(values: Any, text: bool) -> pa.Array:

@@ -1,8 +1,11 @@
 """The command's errors, names, sweeps and help."""
 
+import errno
 import json
+import re
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -18,6 +21,7 @@ from msae.cli import CONF
 from msae.help import documented
 from msae.models.ae import AutoEncoder
 from msae.runs import folder
+from msae.runs.mistakes import explain
 from msae.runs.processes import n_jobs
 
 SMOKE = ("data=digits", "trainer=smoke", "trainer.accelerator=cpu")
@@ -357,3 +361,21 @@ class TestMain:
         subprocess.run(args, cwd=tmp_path, check=True, capture_output=True)
         assert (tmp_path / "run" / "metrics.json").exists()
         assert subprocess.run([*args, "model=no"], cwd=tmp_path, check=False, capture_output=True).returncode == 2
+
+
+def test_a_full_disk_is_one_line_that_names_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where neither the library that writes nor the system names a file."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    said = explain(OSError(errno.ENOSPC, "no space"), "train")
+    assert re.fullmatch(rf"No space left on device: \S+ .?B free in \., \S+ .?B free in {tmp_path}", said)
+
+
+def test_a_full_disk_in_tensorboards_thread_is_told_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+
+    writer = _AsyncWriterThread(None, None, 1)
+    for thread, lines in ((writer, 0), (threading.Thread(), 1)):
+        cli.of_thread(threading.ExceptHookArgs((OSError, OSError(errno.ENOSPC, "full"), None, thread)))
+        assert capsys.readouterr().err.count("OSError") == lines

@@ -306,7 +306,8 @@ def test_a_checkpoint_runs_no_code_but_ours(trained: Path, command: Command) -> 
     code, _, err = command("ckpt=x.ckpt", "out=x.csv", module="detect")
     assert (code, err) == (
         2,
-        "error: ckpt=x.ckpt: reads its data by os.system, which is not msae's; expected data=NAME\n",
+        "error: ckpt=x.ckpt: reads its data by os.system, which is not run for a file that names it; where you trust "
+        "it, type data._target_=os.system, or register it as an entry point of msae.data\n",
     )
     checkpoint["state_dict"]["_extra_state"]["data_options"] = None
     torch.save(checkpoint, "x.ckpt")

@@ -103,6 +103,16 @@ def test_columns_that_are_no_channels_stay(run: Run) -> None:
     assert np.array([[a, b] for _, a, _, b in cells[1:]], float) == approx(X)
 
 
+@pytest.mark.parametrize(("args", "mark"), [((), "'"), (("escape=false",), "")])
+def test_no_text_that_stays_is_a_formula(args: tuple[str, ...], mark: str, run: Run) -> None:
+    Path("a.csv").write_text("\n".join(["a,=x,b", *(f"{a:.4f},=1+1,{b:.4f}" for a, b in X)]))
+    code, _, err = run("data.path=a.csv", "data.columns=[a,b]", *args)
+    assert code == 0, err
+    lines = Path("run/reconstruction/a.csv").read_text().splitlines()
+    assert lines[0] == f"a,{mark}=x,b"
+    assert {line.split(",")[1] for line in lines[1:]} == {f"{mark}=1+1"}
+
+
 def test_channels_are_those_it_was_trained_on(command: Command) -> None:
     """Channels are found by name, in any order; a file without them is refused."""
     header, rows = "p,q", [f"{i % 9},{1000 + i % 7}" for i in range(200)]

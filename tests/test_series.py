@@ -1,6 +1,8 @@
 """A user's own files: reading, splitting, and the errors for files that cannot be used."""
 
+import io
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -481,6 +483,23 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", a=np.zeros(3), b=np.zeros(4))
     with pytest.raises(InputError, match=r"expected one array, or columns of one length, got a \(3,\), b \(4,\)"):
         series(str(tmp_path / "f.npz"), 4)
+
+
+def test_sizes_that_an_array_file_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are compared with the file, and with the memory that there is, before memory is taken."""
+    np.savez_compressed(tmp_path / "zeros.npz", a=np.zeros((3_000_000, 2)))
+    monkeypatch.setattr(files, "available", lambda: 40_000_000)
+    with pytest.raises(InputError, match=r"zeros\.npz: takes 48 MB unpacked, and 40 MB of memory are available; expec"):
+        series(str(tmp_path / "zeros.npz"), 4)
+    small = io.BytesIO()
+    np.lib.format.write_array_header_1_0(small, {"descr": "<f8", "fortran_order": False, "shape": (2**50, 2)})
+    with zipfile.ZipFile(tmp_path / "lie.npz", "w") as archive:
+        archive.writestr("a.npy", small.getvalue() + bytes(160))
+    with pytest.raises(InputError, match=r"lie\.npz: a\.npy claims 18 PB and holds 288 B"):
+        series(str(tmp_path / "lie.npz"), 4)
+    (tmp_path / "lie.npy").write_bytes(small.getvalue() + bytes(160))
+    with pytest.raises(InputError, match=r"lie\.npy: not an array file of numbers: "):
+        series(str(tmp_path / "lie.npy"), 4)
 
 
 def test_constant_channels_and_many(tmp_path: Path) -> None:

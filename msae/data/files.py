@@ -7,6 +7,7 @@ import glob
 import math
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow as pa
 from msae.data.rows import Clock, Table
 from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
 from msae.errors import InputError
+from msae.whole import available, size
 
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
 
@@ -66,9 +68,13 @@ def read(path: Path, form: Format) -> Table:
 def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
     """Read `.npy`, memory-mapped, or `.npz`: `(time,)`, `(time, channels)`, or windows `(n, channels, length)`."""
     try:  # copy on write: only interpolation writes, and never to the file
+        if path.suffix.lower() == ".npz":
+            check_claims(path)
         loaded = np.load(path, mmap_mode="c" if path.suffix.lower() == ".npy" else None)
         arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except (ValueError, OverflowError, MemoryError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not an array file of numbers: {' '.join(str(error).split())}") from None
     if not arrays:
         raise InputError(f"{path}: no array in it")
@@ -95,6 +101,26 @@ def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
         precision.add(array[start : start + step])
     precision.check(table)
     return table
+
+
+def check_claims(path: Path) -> None:
+    """Raise InputError unless each array of an `.npz` is as large as it claims, and all of them fit in memory."""
+    total = 0
+    with zipfile.ZipFile(path) as archive:
+        for one in archive.infolist():
+            with archive.open(one) as file:
+                form: Any = np.lib.format
+                header = form.read_array_header_1_0 if form.read_magic(file) == (1, 0) else form.read_array_header_2_0
+                shape, _, dtype = header(file)
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed > one.file_size:
+                raise InputError(f"{path}: {one.filename} claims {size(claimed)} and holds {size(one.file_size)}")
+            total += claimed
+    if total > available():
+        raise InputError(
+            f"{path}: takes {size(total)} unpacked, and {size(available())} of memory are available; expected .npy "
+            "files, which are not read into memory"
+        )
 
 
 def write_array(like: Path, path: Path, columns: Sequence[str], values: np.ndarray) -> None:

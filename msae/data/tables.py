@@ -22,6 +22,8 @@ BLOCK = 1 << 22
 """Number of bytes of text, or of values, read at a time."""
 NULLS = frozenset(pa_csv.ConvertOptions().null_values)
 """Texts that mean a missing number in a .csv, such as an empty field, NA and NaN."""
+FORMULA, NUMBER = r"(?s)^[=+\-@\t\r\n].", r"(?i)^[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?$|^[-+]?(inf|infinity|nan)$"
+"""Texts that a spreadsheet runs, unless they are numbers (OWASP, CSV Injection)."""
 INDEX = re.compile(r"__index_level_\d+__")
 """Names of the columns in which pandas stores an index in a .parquet."""
 
@@ -134,17 +136,23 @@ class Csv:
             next(islice(reader if len(self.names) == 1 else filter(None, reader), row, None), None)
             return self.skipped + reader.line_num
 
-    def write(self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray) -> None:
-        """Write a table with the `kept` columns of this one and new values `(rows, columns)`; NaN is an empty field."""
+    def write(
+        self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray, escape: bool = True
+    ) -> None:
+        """Write a table with the `kept` columns of this one and new values `(rows, columns)`; NaN is an empty field.
+
+        With `escape` texts are as `inert` gives them.
+        """
         names = [name for name in self.names if name in kept or name in columns]
         with path.open("w", encoding="utf-8", newline="") as file:
             out, row = csv.writer(file, delimiter=self.form.separator, lineterminator="\n"), 0
             if self.header:
-                out.writerow(names)
+                out.writerow(inert(pa.array(names)).to_pylist() if escape else names)
             texts = self._read(kept or columns[:1], dict.fromkeys(kept or columns[:1], pa.string()), nulls=[])
             for batch in texts:
                 new = {name: self._texts(values[row : row + len(batch), i]) for i, name in enumerate(columns)}
-                old = {name: batch.column(name).to_pylist() for name in kept}
+                texts_of = {name: batch.column(name) for name in kept}
+                old = {name: (inert(its) if escape else its).to_pylist() for name, its in texts_of.items()}
                 out.writerows(zip(*(new.get(name) or old[name] for name in names), strict=True))
                 row += len(batch)
 
@@ -243,8 +251,13 @@ class Parquet:
         for number in range(self.file.num_row_groups):
             yield from self.file.read_row_group(number, columns).to_batches(max(1, BLOCK // (8 * len(columns))))
 
-    def write(self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray) -> None:
-        """Write a table with the `kept` columns of this one and new values `(rows, columns)`; NaN is null."""
+    def write(
+        self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray, escape: bool = True
+    ) -> None:
+        """Write a table with the `kept` columns of this one and new values `(rows, columns)`; NaN is null.
+
+        `escape` is for a .csv.
+        """
         names = [name for name in self.names if name in kept or name in columns]
         floats = {name: pa.field(name, pa.float32()) for name in columns}
         schema, row = pa.schema([floats.get(name) or self.schema.field(name) for name in names]), 0
@@ -257,6 +270,17 @@ class Parquet:
                 ]
                 out.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
                 row += len(batch)
+
+
+def inert(texts: pa.Array) -> pa.Array:
+    """Texts with an apostrophe before each that a spreadsheet would run, such as =A1; numbers stay as they are.
+
+    Examples:
+        >>> inert(pa.array(["=A1", "-1.5", "-", "a=b", None])).to_pylist()
+        ["'=A1", '-1.5', '-', 'a=b', None]
+    """
+    run = pc.and_(pc.match_substring_regex(texts, FORMULA), pc.invert(pc.match_substring_regex(texts, NUMBER)))
+    return pc.if_else(run, pc.binary_join_element_wise("'", texts, ""), texts)
 
 
 def without_last(batches: Iterable[pa.RecordBatch], n: int) -> Iterator[pa.RecordBatch]:

@@ -92,7 +92,7 @@ class PyramidAutoEncoder(Reconstructor):
             latent_dim = max(8, int(latent_dim * self.channels * self.length))
             latent_dim = max(1, latent_dim // coarsest) * coarsest
         self.hparams["latent_dim"] = check_int("latent_dim", latent_dim)
-        self.passes = check_int("passes", passes)
+        self.passes = check_int("passes", passes, 1, 1000)
         if code_dims is None and latent_dim % coarsest:
             raise InputError(
                 f"latent_dim={latent_dim}: expected a multiple of {coarsest}, the number of the coarsest segments"

@@ -5,44 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-
-from msae.errors import InputError
-from msae.runs.folder import UNNAMED, folder_name, write_json
+from msae.runs.folder import UNNAMED, folder_name, write, write_json
+from msae.runs.found import check, data_set
+from msae.runs.reading import Run, read_runs
+from msae.whole import to_json, whole
 
 if TYPE_CHECKING:
     from msae.data.module import DataModule
-
-Run = dict[str, Any]
-
-
-def read_runs(folder: Path) -> tuple[list[Run], dict[str, str]]:
-    """The finished runs under `folder`, in the sweep's order, and the reason why each of the others is missing.
-
-    Raises:
-        InputError: no such folder, or no run in it.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    runs, missing = [], {}
-    for run in sorted(path.parent for path in folder.glob("**/train.log")):
-        if (run / "metrics.json").exists():
-            runs.append(json.loads((run / "metrics.json").read_text()) | {"folder": run})
-        elif any(run.glob("seed=*/train.log")):
-            continue  # it contains the runs of several seeds
-        elif (run / "error.txt").exists():
-            missing[str(run.relative_to(folder))] = "failed: " + (run / "error.txt").read_text().splitlines()[0]
-        else:
-            missing[str(run.relative_to(folder))] = "not finished"
-    if not runs and not missing:
-        raise InputError(f"{folder}: no runs in it; expected the folder of a sweep, or of several")
-    return sorted(runs, key=lambda run: (run["folder"].parent, run["job"], run["seed"])), missing
 
 
 def name_runs(runs: list[Run]) -> None:
@@ -79,6 +54,7 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
     for name, runs in models.items():
         mse, losses = ([run["metrics"][f"test/{name}"] for run in runs] for name in ("mse", "loss"))
         epochs = [epoch for run in runs if (epoch := epochs_to(run, goals.get(run["seed"], fmean(goals.values()))))]
+        psnrs = [psnr for run in runs if (psnr := run["metrics"].get("test/psnr")) is not None]
         validated = [loss for run in runs if (loss := val_loss(run)) is not None]
         rows.append(
             {
@@ -92,7 +68,7 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
                 "test_loss": fmean(losses),
                 "test_loss_sd": stdev(losses) if len(losses) > 1 else None,
                 "val_loss": fmean(validated) if validated else None,
-                "psnr": fmean(run["metrics"]["test/psnr"] for run in runs),
+                "psnr": fmean(psnrs) if psnrs else None,
                 "epochs_to_first": fmean(epochs) if epochs else None,
                 "reached_first": len(epochs),
                 "seconds": fmean(run["seconds"] for run in runs),
@@ -112,14 +88,15 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
 
 def val_loss(run: Run) -> float | None:
     """The validation loss of the weights that a run kept, or None; old results lack it if that was the start."""
-    losses: list[float] = [epoch["val/loss"] for epoch in run["history"] if "val/loss" in epoch]
+    losses: list[float] = [epoch["val/loss"] for epoch in run["history"] if epoch.get("val/loss") is not None]
     kept: float | None = run.get("val_loss")
     return kept if kept is not None else min(losses, default=None)
 
 
 def epochs_to(run: Run, goal: float) -> int | None:
     """The first epoch after which a run's test loss is at most `goal`, or None."""
-    return next((epoch for epoch, metrics in enumerate(run["history"], 1) if metrics["test/loss"] <= goal), None)
+    losses = (math.inf if (loss := epoch.get("test/loss")) is None else loss for epoch in run["history"])
+    return next((epoch for epoch, loss in enumerate(losses, 1) if loss <= goal), None)
 
 
 def over_data_sets(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -248,35 +225,51 @@ def pictures(folder: Path, data: DataModule, models: dict[str, list[Run]]) -> No
         epochs = min(len(run["history"]) for run in runs)
         splits = [split for split in ("train", "val", "test") if f"{split}/loss" in runs[0]["history"][0]]
         histories[name] = {
-            s: np.array([[epoch[f"{s}/loss"] for epoch in run["history"][:epochs]] for run in runs]) for s in splits
+            s: np.array([[epoch.get(f"{s}/loss") for epoch in run["history"][:epochs]] for run in runs], dtype=float)
+            for s in splits
         }
-    plots.curves(histories).savefig(folder / "curves.png", dpi=110)
     x, _ = data.shown(8)
     with torch.no_grad():
         outputs = {name: load(runs[0]["folder"] / runs[0]["checkpoint"])(x)[0] for name, runs in models.items()}
-    plots.reconstructions(x, outputs, data.image_shape).savefig(folder / "reconstructions.png", dpi=110)
+    figures = {
+        "curves": plots.curves(histories),
+        "reconstructions": plots.reconstructions(x, outputs, data.image_shape),
+    }
+    for name, figure in figures.items():
+        with whole(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=110)
 
 
-def report(folder: Path) -> tuple[str, dict[str, str]]:
+def report(folder: Path, allowed: Collection[str] = ()) -> tuple[str, dict[str, str]]:
     """Write `report.md`, `report.json`, `curves.png` and `reconstructions.png` into a sweep's folder.
 
     With several data sets, or splits of one, there is a table for each, and the pictures lie in a folder for each.
+
+    Args:
+        folder: of the sweep.
+        allowed: data sets, `package.module.function`, and models, `package.module:Class`, of a user's own that its
+            files may name.
 
     Returns:
         The text of `report.md`, and why each missing run is missing.
 
     Raises:
-        InputError: no such folder, or no run in it.
+        InputError: no such folder, no run in it, or a file in it names code of others, see `found` and `msae.load`.
     """
     from msae import baselines
+    from msae.models.checkpoint import trust
 
+    for path in allowed:
+        if ":" in path:
+            trust(path)
     runs, missing = read_runs(folder)
     name_runs(runs)
     texts, results = [], {}
     for run in runs:  # only runs with the same windows in the same splits are compared
-        config = OmegaConf.merge(OmegaConf.load(run["folder"] / "config.yaml").data, {"seed": 0, "batch_size": 1})
-        run["title"] = OmegaConf.select(config, "name") or run["data"]
-        run["config"] = json.dumps(OmegaConf.to_container(config), sort_keys=True)
+        where, options = f"{run['folder']}/config.yaml", run.pop("data_options")
+        check(where, options, "add --allow {}", allowed)
+        run["title"] = str(options.get("name") or run["data"])
+        run["config"] = to_json(options | {"seed": 0, "batch_size": 1}, sort_keys=True)
     runs.sort(key=lambda run: (run["title"], run["config"]))
     for config, group in groupby(runs, key=lambda run: run["config"]):
         of_data = sorted(group, key=lambda run: (run["folder"].parent, run["job"], run["seed"]))
@@ -286,11 +279,11 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
         models: dict[str, list[Run]] = {}
         for run in of_data:
             models.setdefault(run["name"], []).append(run)
-        data = instantiate(OmegaConf.create({"data": json.loads(config)}).data)
+        data = data_set(f"{of_data[0]['folder']}/config.yaml", json.loads(config), "add --allow {}", allowed)
         result = compare(models)
         result["pca"] = baselines.pca(data, sorted({run["latent_dim"] for run in of_data}))
         results[name] = result
-        place = folder if len(of_data) == len(runs) else folder / folder_name([name], "")
+        place = folder if len(of_data) == len(runs) else folder / (folder_name([name], "").lstrip(".") or "data")
         place.mkdir(exist_ok=True)
         pictures(place, data, models)
         texts.append(markdown(name, result))
@@ -304,7 +297,7 @@ def report(folder: Path) -> tuple[str, dict[str, str]]:
     if missing:
         texts.append("## Missing runs\n\n" + "\n".join(f"- {name}: {reason}" for name, reason in missing.items()))
     text = "\n\n".join([f"# {folder.resolve().name}", *texts]) + "\n"
-    (folder / "report.md").write_text(text)
+    write(folder / "report.md", text)
     write_json(folder / "report.json", {"data": results, "over_data_sets": over, "missing": missing})
     return text, missing
 

@@ -23,7 +23,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError
+from msae.runs.found import check_overrides
 from msae.runs.processes import leads
+from msae.whole import to_json, write_text
 
 UNNAMED = ("resume", "out", "trainer.enable_progress_bar")
 """Keys that do not change the result, only where a run is kept, how it resumes or what it displays."""
@@ -134,7 +136,9 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
     else:
         raise InputError(f"resume={path}: no run in it; expected the folder of a run, of several seeds, or of a sweep")
     own = {"hydra.mode", "hydra.sweep.dir", "resume", "out"} | set(map(key_of, texts))
-    return [text for text in saved if key_of(text) not in own] + list(texts) + sweep
+    kept = [text for text in saved if key_of(text) not in own]
+    check_overrides(f"resume={path}", kept)
+    return [*kept, *texts, *sweep]
 
 
 def quoted(path: Path | str) -> str:
@@ -166,15 +170,13 @@ def resuming(folder: Path, command: str = "train") -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write(path, json.dumps(value, indent=1) + "\n")
+    """Write a JSON file whole or not at all; a number that is not finite is null."""
+    write(path, to_json(value, indent=1) + "\n")
 
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

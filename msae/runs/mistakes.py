@@ -2,15 +2,20 @@
 
 import contextlib
 import difflib
+import errno
 import importlib
 import inspect
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -26,7 +31,9 @@ from msae.errors import InputError, needs
 from msae.help import CONF
 from msae.runs import folder
 from msae.runs.processes import leads
+from msae.whole import free
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 MISTAKES = (InputError, HydraException, OmegaConfBaseException, OSError)
 """Errors that end a command in one line, the machine's among them; all others are ours, and show their traceback."""
 
@@ -94,7 +101,10 @@ def incomplete(error: MissingMandatoryValue | ConfigCompositionException | Overr
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an exception without line breaks."""
+    """The text of an exception without line breaks; of a full disk, where it is full."""
+    if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+        output = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "."
+        return f"{os.strerror(error.errno)}: {free(Path(output))}, {free(Path(tempfile.gettempdir()))}"
     return " ".join(str(error).split())
 
 

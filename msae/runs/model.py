@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     from msae.models.reconstructor import Reconstructor
 
 log = logging.getLogger(__name__)
+RESTORE = {"_restore_modules_and_callbacks", "restore_training_state"}
+"""Lightning's functions that restore a run."""
+STATE = {"loops": dict, "optimizer_states": list, "callbacks": dict}
+"""What Lightning would do without: training would start anew, from the weights."""
 CHOSEN = ("code_dims",)
 """A model's arguments that its training windows choose where the config has null."""
 
@@ -77,6 +84,9 @@ def as_before(cfg: DictConfig, model: Reconstructor, data: DataModule, ckpt: Pat
     """
     name = f"resume={ckpt}"
     checkpoint = read_checkpoint(ckpt)
+    for key, kind in STATE.items():
+        if not isinstance(checkpoint.get(key), kind) or not checkpoint[key]:
+            raise InputError(f"{name}: its state of the training cannot be restored (no {key})")
     if (beside := ckpt.parent / "config.yaml").is_file():
         check_same(name, kept_keys(OmegaConf.load(beside)), kept_keys(cfg))
     if checkpoint["model_class"] != class_path(type(model)):
@@ -101,3 +111,16 @@ def as_before(cfg: DictConfig, model: Reconstructor, data: DataModule, ckpt: Pat
     if finished and not kept.exists():  # Lightning trains no further, and the run is tested
         raise InputError(f"{name}: has nothing left to train; expected the run's folder, with {kept.name} to test")
     return model
+
+
+@contextlib.contextmanager
+def restoring(ckpt: Path | None) -> Iterator[None]:
+    """Turn an error while Lightning restores the state of a run into an InputError that names the checkpoint."""
+    try:
+        yield
+    except Exception as error:
+        frames = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if isinstance(error, InputError) or not frames & RESTORE:
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"resume={ckpt}: its state of the training cannot be restored ({reason})") from error

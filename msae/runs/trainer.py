@@ -88,6 +88,7 @@ def trainer_of(
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
+    from msae.models.archive import WholeCheckpoints
     from msae.runs.callbacks import Checkpoint, History, Progress
     from msae.runs.pictures import Pictures
 
@@ -111,7 +112,7 @@ def trainer_of(
     ]
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(settings, dict)
-    settings |= {"accelerator": device, "logger": loggers, "callbacks": callbacks}
+    settings |= {"accelerator": device, "logger": loggers, "callbacks": callbacks, "plugins": [WholeCheckpoints()]}
     trainer: L.Trainer = instantiate(settings)
     data.trainer = trainer
     return trainer, history, checkpoint, board

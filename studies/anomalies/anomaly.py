@@ -42,8 +42,9 @@ from typing import Any
 
 import numpy as np
 
-from msae.runs.comparison import read_runs, table
+from msae.runs.comparison import table
 from msae.runs.folder import write_json
+from msae.runs.reading import read_runs
 
 MODELS = ("pyramid", "single", "ae")
 SEEDS = (0, 1, 2)

@@ -30,8 +30,9 @@ from torch import Tensor
 from msae import load
 from msae.data import tables
 from msae.data.series import in_time
-from msae.runs.comparison import interval, read_runs, table
+from msae.runs.comparison import interval, table
 from msae.runs.folder import write_json
+from msae.runs.reading import read_runs
 from msae.uses import forecasting
 
 MODELS = ("ae", "single", "pyramid")

@@ -28,8 +28,9 @@ from omegaconf import OmegaConf
 from msae import baselines
 from msae.data.ucr import SUFFIXES, ucr
 from msae.errors import InputError
-from msae.runs.comparison import Run, markdown_over, over_data_sets, read_runs, table
+from msae.runs.comparison import markdown_over, over_data_sets, table
 from msae.runs.folder import write_json
+from msae.runs.reading import Run, read_runs
 
 SPACE: dict[str, dict[str, tuple[str, ...]]] = {
     "single": {"model.lr": ("0.0001", "0.0003", "0.0006", "0.001", "0.002", "0.004")},
