@@ -79,6 +79,7 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
     for name, runs in models.items():
         mse, losses = ([run["metrics"][f"test/{name}"] for run in runs] for name in ("mse", "loss"))
         epochs = [epoch for run in runs if (epoch := epochs_to(run, goals.get(run["seed"], fmean(goals.values()))))]
+        psnr = [run["metrics"]["test/psnr"] for run in runs if "test/psnr" in run["metrics"]]  # it may have no value
         validated = [loss for run in runs if (loss := val_loss(run)) is not None]
         rows.append(
             {
@@ -92,7 +93,7 @@ def compare(models: dict[str, list[Run]]) -> dict[str, Any]:
                 "test_loss": fmean(losses),
                 "test_loss_sd": stdev(losses) if len(losses) > 1 else None,
                 "val_loss": fmean(validated) if validated else None,
-                "psnr": fmean(run["metrics"]["test/psnr"] for run in runs),
+                "psnr": fmean(psnr) if psnr else None,
                 "epochs_to_first": fmean(epochs) if epochs else None,
                 "reached_first": len(epochs),
                 "seconds": fmean(run["seconds"] for run in runs),
