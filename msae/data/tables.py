@@ -151,7 +151,7 @@ class Csv:
     def _texts(self, numbers: np.ndarray) -> list[str]:
         return [
             "" if number != number else str(number).replace(".", self.form.decimal)  # noqa: PLR0124  (NaN)
-            for number in numbers.astype(np.float32)
+            for number in numbers
         ]
 
     def _read(
@@ -246,11 +246,11 @@ class Parquet:
     def write(self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray) -> None:
         """Write a table with the `kept` columns of this one and new values `(rows, columns)`; NaN is null."""
         names = [name for name in self.names if name in kept or name in columns]
-        floats = {name: pa.field(name, pa.float32()) for name in columns}
+        floats = {name: pa.field(name, pa.from_numpy_dtype(values.dtype)) for name in columns}
         schema, row = pa.schema([floats.get(name) or self.schema.field(name) for name in names]), 0
         with parquet.ParquetWriter(path, schema) as out:
             for batch in self._read(kept or columns[:1]):
-                new = values[row : row + len(batch)].astype(np.float32)
+                new = values[row : row + len(batch)]
                 arrays = [
                     pa.array(new[:, columns.index(name)], from_pandas=True) if name in columns else batch.column(name)
                     for name in names
