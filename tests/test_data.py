@@ -1,5 +1,6 @@
 """Splits, order and batches of the DataModule."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,20 @@ def test_labels_of_another_number() -> None:
     x = torch.zeros(4, 1, 2)
     with pytest.raises(InputError, match="test labels: 3 for 4 windows; expected one for each"):
         DataModule(Windows(x), Windows(x, torch.zeros(3).long()))
+
+
+def test_a_device_without_float64() -> None:
+    x = 1e9 + torch.rand(4, 1, 2, dtype=torch.float64)
+    module = DataModule(Windows(x), Windows(x))
+    module.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("mps")),
+        limit_train_batches=1.0,
+        val_check_interval=1.0,
+        num_devices=1,
+        num_nodes=1,
+    )
+    with pytest.raises(InputError, match="mps: has no float64"):
+        module.train_dataloader()
 
 
 def test_digits() -> None:

@@ -312,6 +312,22 @@ def test_tensors_that_cannot_be_used(call: Any, message: str) -> None:
         call(AutoEncoder((1, 8), latent_dim=3).eval())
 
 
+def test_several_seeds_and_resuming(command: Command) -> None:
+    """Steps made for several runs at once, and a run that goes on, subtract the level too."""
+    lines = "\n".join(f"{a!r},{b!r}" for a, b in (walk() + 1e9).tolist())
+    Path("a.csv").write_text(f"a,b\n{lines}\n")
+    base = ("data=series", "data.path=a.csv", "data.window=16", "model=ae", "trainer=smoke")
+    assert command(*base, "seed=[0,1]", "hydra.run.dir=both").code == 0
+    assert command(*base, "seed=0", "hydra.run.dir=one").code == 0
+    both, one = (json.loads(Path(f"{run}/metrics.json").read_text())["metrics"] for run in ("both/seed=0", "one"))
+    assert both["test/loss"] == pytest.approx(one["test/loss"], rel=1e-3)
+    result = command("resume=one", "trainer.max_epochs=2")
+    assert result.code == 0, result.err
+    more = json.loads(Path("one/metrics.json").read_text())
+    assert len(more["history"]) == 2
+    assert more["metrics"]["test/loss"] < 1.5 * one["test/loss"]
+
+
 def test_ordinary_data_are_float32(tmp_path: Path) -> None:
     assert read_as("csv", walk(), tmp_path).test.x[:1].dtype == torch.float32
     assert read_as("csv", walk() + 1e9, tmp_path).test.x[:1].dtype == torch.float64

@@ -60,6 +60,8 @@ def check_windows(splits: dict[str, Windows], missing: bool) -> None:
         check_each(f"{name} labels", x if y is None else y, len(x), "windows")
         if isinstance(x, Views):
             continue
+        if not isinstance(x, Tensor):
+            raise InputError(f"{name} windows: expected a tensor, got {type(x).__name__}; try torch.as_tensor")
         if x.ndim != 3 or x.dtype not in (torch.float32, torch.float64) or not len(x):
             raise InputError(
                 f"{name} windows: expected float32 or float64 (n, channels, length), got {x.dtype} {tuple(x.shape)}"
@@ -267,6 +269,8 @@ class DataModule(L.LightningDataModule):
             raise InputError(
                 f"{len(self.train)} training windows: expected at least one for each of {self.processes} processes"
             )
+        if self.base is not None and self.trainer is not None and self.trainer.strategy.root_device.type == "mps":
+            raise InputError("mps: has no float64, which these data need for their levels or units; expected cpu")
         process = 0 if self.trainer is None else self.trainer.global_rank
         share = range(process, self.epoch_windows, self.processes)
         order = Shuffled(len(self.train), self.batch_size * self.steps_per_call, self.seed, self.passes, share)

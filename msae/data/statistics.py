@@ -155,7 +155,7 @@ def base_of(
     else:
         base = torch.zeros_like(middle)
     size = variation[variation > 0]
-    ordinary = not len(size) or (ORDINARY[0] < float(size.max()) < ORDINARY[1])
+    ordinary = bool(((size > ORDINARY[0]) & (size < ORDINARY[1])).all())
     return None if ordinary and not base.any() else base[:, None]
 
 

@@ -64,7 +64,7 @@ class MultiScaleAugmenter(Estimator):
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:  # noqa: N803
         """Train on samples `(n, time)` or `(n, channels, time)`; `mix` mixes only samples of one label `y`, `(n,)`."""
-        super().fit(X)
+        super().fit(X, y)
         x, labels = self._windows(X), None
         self.classes_ = None if y is None else np.unique(column_or_1d(y))
         if y is not None:

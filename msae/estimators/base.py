@@ -18,7 +18,7 @@ from torch import Tensor
 
 from msae.baselines import sample
 from msae.data.module import NORMALIZATIONS, DataModule, Windows
-from msae.errors import InputError, check_choice, check_int, check_number
+from msae.errors import InputError, check_choice, check_each, check_int, check_number
 from msae.estimators.training import isolated, train, trainer_options
 from msae.models.ae import AutoEncoder
 from msae.models.lgta import LGTA
@@ -115,6 +115,7 @@ class Estimator(Samples):
     def fit(self, X: ArrayLike, y: Any = None) -> Self:  # noqa: N803
         """Train on samples `(n, time)` or `(n, channels, time)`; `y` is not used."""
         windows = Windows(self._windows(X, reset=True))
+        check_each("y", windows if y is None else y, len(windows), "samples")
         value = {name: plain(value) for name, value in self.get_params(deep=False).items()}
         build = MODELS[check_choice("model", value["model"], MODELS)]
         device = trainer_options(value["device"])

@@ -73,7 +73,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         if not share:
             raise InputError(f"contamination={self.contamination}: expected auto, or a number above 0 and at most 0.5")
         by = check_choice("by", plain(self.by), ("error", "scales"))
-        super().fit(X)
+        super().fit(X, y)
         self.reference_ = anomaly.learn(self.model_, [self._windows(X)]) if by == "scales" else None
         x = self._samples(self._windows(X))
         scores = self.score_samples(X)
