@@ -17,8 +17,9 @@ VALUES = 50_000_000
 
 def scaled(data: DataModule, x: Float[Tensor, "n channels length"]) -> tuple[Tensor, Tensor]:
     """Normalized windows, 0 where a value is missing, and the scale they were divided by, in the same shape."""
-    offset, scale = window_level(x) if data.per_window else (data.offset, data.scale)
-    return ((x - offset) / scale).masked_fill_(x.isnan(), 0), scale.expand_as(x)
+    above = x if data.base is None else x.double() - data.base
+    offset, scale = window_level(above) if data.per_window else (data.offset, data.scale)
+    return ((above - offset) / scale).float().masked_fill_(x.isnan(), 0), scale.expand_as(x)
 
 
 def sample(data: DataModule) -> Float[Tensor, "n channels length"]:
@@ -67,7 +68,8 @@ def pca(data: DataModule, latents: list[int]) -> list[dict[str, Any]]:
         for k, name in sums:
             x_hat = z[:, : k - level] @ fitted.components_[: k - level] + fitted.mean_
             if name != "PCA":  # the bounds hold in raw units
-                offset = data.offset.numpy().repeat(data.shape[1], 1).reshape(-1)
+                above = data.offset if data.base is None else data.offset + data.base
+                offset = above.numpy().repeat(data.shape[1], 1).reshape(-1)
                 x_hat = np.clip(x_hat, (low - offset) / scale, (high - offset) / scale)
             error = np.where(missing, 0, x_hat - x)
             sums[k, name] += (error**2).sum(), ((error * scale) ** 2).sum()

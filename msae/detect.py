@@ -5,6 +5,7 @@ High scores are anomalous here; in scikit-learn's methods low scores are.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,6 @@ from msae.runs.mistakes import explain
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import numpy as np
-    import pyarrow as pa
     from jaxtyping import Float, Int
     from matplotlib.figure import Figure
     from torch import Tensor
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.uses.anomaly import Reference, Scorer
     from msae.uses.events import Event
 
+log = logging.getLogger(__name__)
 PLACES = ("start", "end", "peak")
 """Steps of an event that its table gives."""
 
@@ -64,8 +65,10 @@ def detect(cfg: DictConfig) -> Path:
                 table.write(rows)
                 progress.update(len(rows["score"]))
     with write.Writer(out.with_name(f"{out.name}.events.csv"), cfg.escape) as found:
-        like = detector.row(part, events.Event(0, 0, 0, 0.0, 0, 0))  # there may be no event, but the table has columns
-        for row in [{name: write.column(values, text=False)[:0] for name, values in like.items()}, *detector.events]:
+        note = {"note": [""]} if detector.notes else {}
+        like = detector.row(part, events.Event(0, 0, 0, 0.0, 0, 0)) | note  # the table has columns without an event
+        none = {name: write.column(values, text=False)[:0] for name, values in like.items()}
+        for row in [none, *(row | note for row in detector.events), *detector.notes]:
             found.write(row)
     write.picture(detector.figure(cfg.data.get("time_column")), out.with_name(f"{out.name}.png"))
     print(
@@ -233,7 +236,8 @@ class Detector:
             error.
 
     Attributes:
-        events: a row of the table for each event.
+        events: a row of the table of events for each event.
+        notes: a row of it for each channel that has no value in a part, though the model was trained on it.
         shown: the greatest score, the arguments of `plots.anomalies` for the series or window with this score, and its
             name.
     """
@@ -247,6 +251,7 @@ class Detector:
         self.merge = merge
         self.by_scales = by_scales
         self.events: list[dict[str, Any]] = []
+        self.notes: list[dict[str, Any]] = []
         self.shown: tuple[float, dict[str, Any], str] | None = None
 
     def scores(self, part: Part) -> Iterator[dict[str, Any]]:
@@ -255,8 +260,13 @@ class Detector:
         import torch
 
         from msae.data.files import Spool
-        from msae.uses import anomaly, events
+        from msae.uses import anomaly, events, ranges
 
+        for number in ranges.without_values(part.x):
+            name = part.channels[number]
+            log.warning("%s: channel %s has no value; scores are of the other channels", part.name, name)
+            whole = events.Event(0, part.x.numel() // len(part.channels) - 1, 0, float("nan"), -1, number)
+            self.notes.append(self.row(part, whole) | {"note": ["no value"]})
         length = part.x.shape[2] if part.x.ndim == 3 else None
         done = 0
         runs: list[Event] = []
@@ -271,7 +281,7 @@ class Detector:
                 table |= {f"score_{name}": row for name, row in zip(part.channels, found.channels, strict=True)}
                 table |= found.scales
                 if strange is not None:
-                    table |= {"strangest": texts(*strange[:2]), "times_usual": strange[2]}
+                    table |= {"strangest": write.texts(*strange[:2]), "times_usual": strange[2]}
                 yield table | {"alarm": found.total > self.above}
                 runs += events.events(found, self.above, strange and strange[1], done, length)
                 totals.append(found.total.numpy())
@@ -292,7 +302,7 @@ class Detector:
         found |= {"score": [run.score], "threshold": [self.above]}
         if self.known is not None:
             names = list(dict.fromkeys(name.partition("_")[2] for name in self.known.usual))
-            found["strangest"] = [names[run.scale]]
+            found["strangest"] = [names[run.scale] if run.scale >= 0 else ""]
         return found | {"channel": [part.channels[run.channel]]}
 
     def _show(self, part: Part, totals: np.ndarray, runs: list[Event]) -> None:
@@ -324,14 +334,6 @@ class Detector:
         figure = plots.anomalies(**drawn, threshold=self.above, clock=clock)
         figure.suptitle(name, fontsize=9)
         return figure
-
-
-def texts(names: list[str], numbers: Int[Tensor, " n"]) -> pa.Array:
-    """A column of texts, `names[number]` for each number; empty where the number is -1."""
-    import pyarrow as pa
-
-    index = numbers.numpy()
-    return pa.array(names, pa.string()).take(pa.array(index, mask=index < 0))
 
 
 def main() -> None:

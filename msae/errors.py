@@ -1,6 +1,6 @@
 """Errors that a user can correct, each in one line."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Sized
 from typing import Any
 
 
@@ -53,6 +53,12 @@ def check_ints(name: str, values: Any, low: int = 1, high: int | None = None) ->
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise InputError(f"{name}={values}: expected a list of whole numbers, such as [8,16]")
     return [check_int(name, value, low, high) for value in values]
+
+
+def check_each(name: str, values: Sized, n: int, what: str) -> None:
+    """Raise InputError unless there is one of `values` for each of n things, which are called `what`."""
+    if len(values) != n:
+        raise InputError(f"{name}: {len(values)} for {n} {what}; expected one for each")
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:

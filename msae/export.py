@@ -50,7 +50,7 @@ def export(cfg: DictConfig) -> list[Path]:
 
     model = read.model_of(cfg)
     torch.manual_seed(0)
-    x = model.offset + model.scale * torch.randn(3, model.channels, model.length)
+    x = model.raw(model.offset + model.scale * torch.randn(3, model.channels, model.length))
     suffix = to.suffix.lower()
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -100,6 +100,7 @@ def about(model: Reconstructor) -> dict[str, str]:
     """The metadata of the model in each file, by name, as JSON.
 
     `model` is its class; `channels` are their names, or null if the data had none; `length` is that of a window;
+    `dtype` is that of windows, float64 where the training data are small changes on a large level, else float32;
     `codes` are, for each scale, the first value in the latent and the one after the last; `columns` are the names of
     the latent values in `msae.embed`.
     """
@@ -109,6 +110,7 @@ def about(model: Reconstructor) -> dict[str, str]:
         "model": type(model).__name__,
         "channels": None if model.names is None else list(model.names),
         "length": model.length,
+        "dtype": str(model.raw_dtype).removeprefix("torch."),
         "codes": {name: [code.start, code.stop] for name, code in model.codes.items()},
         "columns": embed.names(model),
     }
@@ -227,10 +229,11 @@ def difference(model: Reconstructor, x: Float[Tensor, "batch channels length"], 
 
     with torch.no_grad():
         x_hat, z = model(x)
+        above = x if model.base is None else x - model.base
         found = {name: run(z if name == ".decoder" else x) for name, run in zip(PARTS, runs, strict=True)}
     level = model.codes.get("level", slice(model.latent_dim, None)).start
     places = {
-        "x_hat": [(x_hat[:, [i]], x[:, i], slice(i, i + 1)) for i in range(model.channels)],
+        "x_hat": [(x_hat[:, [i]], above[:, i], slice(i, i + 1)) for i in range(model.channels)],
         "z": [(z[:, place], z[:, place], place) for place in (slice(level), slice(level, None)) if z[:, place].numel()],
     }
     return max(

@@ -29,7 +29,7 @@ def forecast(cfg: DictConfig) -> Path:
         InputError: a checkpoint, data, horizons or an output that cannot be used.
     """
     model = read.begin(cfg)
-    horizons = sorted(set(check_ints("horizons", cfg.horizons)))
+    horizons = sorted(check_ints("horizons", cfg.horizons))
     if not horizons:
         raise InputError("horizons=[]: expected steps to forecast, such as [24,48]")
     out = write.check_out(cfg, ".png")
@@ -188,10 +188,10 @@ def write_forecasts(
     shown = None
     with write.Writer(out, cfg.escape) as rows:
         for table, group, begin, stop in last:
-            x = torch.from_numpy(table.values[stop - model.length : stop]).T[None].float()
+            x = torch.from_numpy(table.values[stop - model.length : stop]).T[None].to(model.raw_dtype)
             z = encoder(model, lambda _: None)(x)
             for horizon, forecaster in found.items():
-                y_hat = forecaster(z)[0]
+                y_hat = forecaster(z)[0].to(model.raw_dtype)
                 about: dict[str, Any] = {"file": [str(table.path)] * horizon}
                 if cfg.data.group_column is not None:
                     about["group"] = [group] * horizon
@@ -206,7 +206,7 @@ def write_forecasts(
                 if table.times is not None:
                     known = read.stamps(table.times[start:stop], table.origin)
                     times = np.concatenate([np.asarray(known), np.asarray(following(table, stop, horizon))])
-                shown = np.asarray(table.values[start:stop], np.float32), y_hat.T.numpy(), times
+                shown = np.asarray(table.values[start:stop]), y_hat.T.numpy(), times
     assert shown is not None
     return shown
 

@@ -72,9 +72,9 @@ def reconstructions(
 
 
 def bounds(x: Float[Tensor, "..."]) -> tuple[float, float]:
-    """The least and the greatest value that is not NaN; 0 and 1 if all are."""
-    present = x[~x.isnan()]
-    return (float(present.min()), float(present.max())) if len(present) else (0.0, 1.0)
+    """The least and the greatest value that is not NaN, or limits around the only one; 0 and 1 if all are NaN."""
+    low, high = (float(f(x[~x.isnan()])) for f in (torch.min, torch.max)) if not x.isnan().all() else (0.0, 1.0)
+    return (low, high) if low < high else (low - max(1.0, abs(low)), high + max(1.0, abs(high)))
 
 
 def gap(length: int) -> int:

@@ -21,6 +21,7 @@ from msae.runs.found import check as check_options
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import numpy as np
     import pyarrow as pa
+    import torch
     from jaxtyping import Float, Int, Shaped
     from torch import Tensor
 
@@ -184,6 +185,7 @@ class Stretch:
         group: the name of the series in a long table, else empty.
         first: the first row of the stretch in `table`.
         x: the series, or the windows of a file that already contains windows.
+        dtype: of the windows that the model takes.
         labels: the labels of its steps, if the command was given `label`.
     """
 
@@ -191,6 +193,7 @@ class Stretch:
     group: str
     first: int
     x: Shaped[Tensor, "channels time"] | Shaped[Tensor, "n channels length"]
+    dtype: torch.dtype
     labels: Labels | None = None
 
     def windows(
@@ -205,10 +208,10 @@ class Stretch:
         from msae.data.windows import cut, starts
 
         if self.x.ndim == 3:
-            yield from ((i, self.x[i].float()) for i in torch.arange(len(self.x)).split(size))
+            yield from ((i, self.x[i].to(self.dtype)) for i in torch.arange(len(self.x)).split(size))
         else:
             where = starts(self.x.shape[1], length, stride).split(size)
-            yield from zip(where, (x.float() for x in cut(self.x, length, stride, size)), strict=True)
+            yield from zip(where, (x.to(self.dtype) for x in cut(self.x, length, stride, size)), strict=True)
 
     def count(self, length: int, stride: int) -> int:
         """The number of windows."""
@@ -290,7 +293,7 @@ def stretches(cfg: DictConfig, model: Reconstructor, label: str | None = None) -
         table = files.read(path, like)
         for group, start, stop in spans(table, model, cfg):
             x = torch.from_numpy(table.values[start:stop])
-            yield Stretch(table, group, start, x.T if x.ndim == 2 else x, named)
+            yield Stretch(table, group, start, x.T if x.ndim == 2 else x, model.raw_dtype, named)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def of_table(table: Table, model: Reconstructor, cfg: DictConfig) -> np.ndarray:
     parts = read.spans(table, model, cfg)
     if table.values.ndim == 3:
         return torch.cat(list(outputs(model, torch.from_numpy(table.values).split(read.BATCH)))).numpy()
-    x_hat = np.full(table.values.shape, np.nan, dtype=np.float32)
+    x_hat = np.full(table.values.shape, np.nan, dtype=np.float32 if model.base is None else np.float64)
     for _, start, stop in parts:
         series = torch.from_numpy(table.values[start:stop]).T
         windows = outputs(model, cut(series, model.length, cfg.data.stride, read.BATCH))
@@ -83,7 +83,7 @@ def outputs(model: Reconstructor, batches: Iterator[Tensor] | tuple[Tensor, ...]
 
     for x in batches:
         with torch.no_grad():
-            yield model(x.float())[0]
+            yield model(x.to(model.raw_dtype))[0]
 
 
 def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Path, escape: bool) -> None:

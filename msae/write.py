@@ -18,7 +18,9 @@ from msae.whole import part, told, whole
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import pyarrow as pa
+    from jaxtyping import Int
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 PIECE = 1 << 22
 """Values of a table that are written together: a .parquet writer keeps memory for each row group."""
@@ -141,6 +143,14 @@ def column(values: Any, text: bool) -> pa.Array:
         seconds = values.cast(pa.timestamp("s"), safe=False)
         return (seconds if pc.all(pc.equal(seconds, values)).as_py() else values).cast(pa.string())
     return values
+
+
+def texts(names: list[str], numbers: Int[Tensor, " n"]) -> pa.Array:
+    """A column of texts, `names[number]` for each number; empty where the number is -1."""
+    import pyarrow as pa
+
+    index = numbers.numpy()
+    return pa.array(names, pa.string()).take(pa.array(index, mask=index < 0))
 
 
 def picture(figure: Figure, path: Path) -> None:

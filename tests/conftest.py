@@ -27,6 +27,7 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"]
     import msae.data.module
     import msae.data.rows
     import msae.data.series
+    import msae.data.statistics
     import msae.data.tables
     import msae.data.ucr
     import msae.data.windows
@@ -34,6 +35,7 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"]
     import msae.models.lgta
     import msae.models.msae
     import msae.models.pyramid
+    import msae.models.units
     import msae.plots
     import msae.uses.anomaly
     import msae.uses.augmentation

@@ -1,5 +1,6 @@
 """Splits, order and batches of the DataModule."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,16 @@ def test_the_range_is_that_of_the_training_split_alone() -> None:
         ({"normalize": "log"}, "normalize=log: expected one of none, minmax, standard, window"),
         ({"val_seed": -1}, "val_seed=-1: expected"),
         ({"seed": 2**32}, "seed=4294967296: expected"),
+        *(
+            ({"normalize": pair}, r"normalize=\(.*\): expected an offset and a scale above 0, such as \(20, 5\)")
+            for pair in ((0, 0), (0, -1), (0, float("nan")), (float("inf"), 1))
+        ),
+        *(
+            ({"value_range": pair}, r"value_range=\(.*\): expected a least and a greater value, such as \(0, 1\)")
+            for pair in ((1, 0), (0, 0), (0, float("nan")))
+        ),
+        ({"names": ["a", "b"]}, r"names=\['a', 'b'\]: 2 for 1 channels; expected one for each"),
+        ({"classes": ["a", "b"]}, r"classes=\['a', 'b'\]: 2 for 100 labels; expected one for each"),
         (
             {"normalize": "window", "value_range": (0.0, 1.0)},
             r"normalize=window value_range=\(0.0, 1.0\): windows .* expected normalize=none, .* or no value_range",
@@ -149,18 +160,42 @@ def test_an_option_that_is_not_possible(options: dict[str, Any], message: str) -
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(4, 1, 8, dtype=torch.float64), r"test windows: expected float32 .* got torch.float64 \(4, 1, 8\)"),
+        (
+            torch.zeros(4, 1, 8, dtype=torch.float16),
+            r"test windows: expected float32 or float64 .* got torch.float16 \(4, 1, 8\)",
+        ),
         (torch.zeros(0, 1, 8), r"got torch.float32 \(0, 1, 8\)"),
         (
             torch.tensor([[[1.0]], [[float("nan")]]]),
             "test windows: 1 hold NaN or infinity, the first of them is window 1",
         ),
+        (torch.full((4, 1, 2), 1e300, dtype=torch.float64), "test windows: 4 hold NaN or infinity"),
         (torch.zeros(4, 2, 8), r"windows: \(1, 2\) in training, \(2, 8\) in test"),
     ],
 )
 def test_windows_that_cannot_be_used(x: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         DataModule(numbered(10), Windows(x))
+
+
+def test_labels_of_another_number() -> None:
+    x = torch.zeros(4, 1, 2)
+    with pytest.raises(InputError, match="test labels: 3 for 4 windows; expected one for each"):
+        DataModule(Windows(x), Windows(x, torch.zeros(3).long()))
+
+
+def test_a_device_without_float64() -> None:
+    x = 1e9 + torch.rand(4, 1, 2, dtype=torch.float64)
+    module = DataModule(Windows(x), Windows(x))
+    module.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("mps")),
+        limit_train_batches=1.0,
+        val_check_interval=1.0,
+        num_devices=1,
+        num_nodes=1,
+    )
+    with pytest.raises(InputError, match="mps: has no float64"):
+        module.train_dataloader()
 
 
 def test_digits() -> None:

@@ -156,6 +156,22 @@ def test_groups_gaps_and_missing_values(run: Any, caplog: pytest.LogCaptureFixtu
     assert {"group", "start", "end_time", "channel"} <= set(events)
 
 
+def test_a_channel_without_values_is_told(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """In the log, and in a row of the table of events; alarms are those of the other channel."""
+    x = strange()
+    x[:, 0] = np.nan
+    write_file("e.csv", x)
+    args = ("data.path=e.csv", "data.time_column=t", "data.missing=mask", "probability=1e-4", "merge=3")
+    assert run(*args, "out=e.parquet").code == 0
+    assert "e.csv: channel 0 has no value; scores are of the other channels" in caplog.text
+    events = pd.read_csv("e.parquet.events.csv")
+    last = events.iloc[-1]
+    assert (last["start"], last["end"], last["channel"], last["note"]) == (0, TIME - 1, 0, "no value")
+    assert np.isnan(last["score"])
+    assert set(events["channel"][:-1]) == {1}
+    assert events["note"][:-1].isna().all()
+
+
 def test_reference_files_and_quantile(run: Any) -> None:
     """The threshold is that of the reference, for all scored files."""
     np.save("x.npy", strange())

@@ -20,7 +20,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScaleTransformer
+from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScalePooler, MultiScaleTransformer
 from msae.data.ucr import ucr
 from msae.estimators import base
 from msae.models.reconstructor import Reconstructor
@@ -389,6 +389,12 @@ def test_a_distance_for_every_sample() -> None:
     np.testing.assert_allclose(moved, 0.2, rtol=0.03)
     with pytest.warns(UserWarning, match="40 of 40 new samples do not reach it"):
         augmenter.set_params(change="mix", distance=50.0).augment(X)
+
+
+@pytest.mark.parametrize("cls", [MultiScaleTransformer, MultiScaleDetector, MultiScaleAugmenter, MultiScalePooler])
+def test_labels_of_another_number(cls: Any) -> None:
+    with pytest.raises(InputError, match=f"y: 3 for {len(X)} samples; expected one for each"):
+        cls().fit(X, Y[:3])
 
 
 def test_labels_and_changes_that_cannot_be_used(fitted_estimators: dict[Any, Any]) -> None:

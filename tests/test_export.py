@@ -25,7 +25,7 @@ from msae.models.msae import MultiScaleAutoEncoder
 from msae.models.pyramid import PyramidAutoEncoder
 from msae.models.reconstructor import Reconstructor
 
-FACTS = ("model", "channels", "length", "codes", "columns")
+FACTS = ("model", "channels", "length", "dtype", "codes", "columns")
 TAKEN = {"model": "x", "model.encoder": "x", "model.decoder": "z"}
 
 
@@ -42,6 +42,8 @@ def trained(model: Reconstructor, **statistics: Any) -> None:
     save(model, "fresh.ckpt", ["low", "high"][: model.channels])
     powers = torch.tensor([[0.01], [300.0]])[: model.channels]
     low_high = torch.tensor([-0.005, 1000.0])
+    if "base" in statistics:
+        low_high = low_high.double() + 1e9
     model.set_statistics(powers * 5, powers, low_high, names=["low", "high"][: model.channels], **statistics)
     checkpoint = torch.load("fresh.ckpt", weights_only=True)
     torch.save(checkpoint | {"state_dict": model.state_dict()}, "best.ckpt")
@@ -54,7 +56,7 @@ def of(name: str) -> Reconstructor:
 
 def windows(n: int, holes: bool, model: Reconstructor) -> Tensor:
     """In raw units; some steps are missing, and a whole channel of the second."""
-    x = model.offset + model.scale * torch.randn(n, model.channels, model.length)
+    x = model.raw(model.offset + model.scale * torch.randn(n, model.channels, model.length))
     if holes:
         x[:, 0, 2:5] = x[1:2, -1] = torch.nan
     return x
@@ -82,9 +84,11 @@ def check(ending: str, holes: bool) -> None:
         for code in model.codes.values():
             close(of_whole[:, code], z[:, code], z[:, code])
             close(coded[:, code], z[:, code], z[:, code])
+        above = x if model.base is None else x - model.base
+        assert (whole.dtype, decoded.dtype) == (x.dtype, x.dtype)
         for i in range(model.channels):
-            close(whole[:, i], x_hat[:, i], x[:, i])
-            close(decoded[:, i], x_hat[:, i], x[:, i])
+            close(whole[:, i], x_hat[:, i], above[:, i])
+            close(decoded[:, i], x_hat[:, i], above[:, i])
 
 
 def close(found: Tensor, expected: Tensor, size: Tensor) -> None:
@@ -99,6 +103,17 @@ def test_every_model_in_onnxruntime(name: str, command: Command) -> None:
     assert (code, err) == (0, "")
     assert float(out.split()[4]) < 1e-5
     check(".onnx", holes=True)
+
+
+@pytest.mark.parametrize("per_window", [False, True])
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_levels_are_subtracted_in_double_precision(ending: str, per_window: bool, command: Command) -> None:
+    """Also in the exported files, which then take and give float64."""
+    base = torch.full((2, 1), 1e9, dtype=torch.float64)
+    trained(of("ae"), base=base, per_window=per_window, bounded=not per_window)
+    code, _, err = command("ckpt=best.ckpt", f"out=model{ending}", module="export")
+    assert (code, err) == (0, "")
+    check(ending, holes=False)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -140,7 +155,7 @@ def test_what_the_files_say(ending: str, command: Command) -> None:
             torch.export.load(path, extra_files=texts)
         facts = {key: json.loads(texts[key]) for key in FACTS}
         assert facts["model"] == "MultiScaleAutoEncoder"
-        assert (facts["channels"], facts["length"]) == (["low", "high"], 8)
+        assert (facts["channels"], facts["length"], facts["dtype"]) == (["low", "high"], 8, "float32")
         assert facts["codes"] == {"small": [0, 2], "large": [2, 5], "level": [5, 9]}
         assert facts["columns"] == [
             "small_0",

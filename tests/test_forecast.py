@@ -42,8 +42,8 @@ def split(series: Tensor) -> list[list[Part]]:
 def windows(series: Tensor, first: int, stop: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
     """The naive computation: inputs and futures whose steps are all from `first` to `stop`."""
     now = [t for t in range(LENGTH, series.shape[1]) if t >= first and t + horizon <= stop]
-    x = np.stack([series[:, t - LENGTH : t].float().numpy().reshape(-1) for t in now])
-    return x.astype(np.float64), np.stack([series[:, t : t + horizon].numpy().reshape(-1) for t in now])
+    x = np.stack([series[:, t - LENGTH : t].numpy().reshape(-1) for t in now])
+    return x, np.stack([series[:, t : t + horizon].numpy().reshape(-1) for t in now])
 
 
 @pytest.mark.parametrize("horizon", [1, 5])
@@ -254,6 +254,7 @@ def test_a_channel_called_as_another_column(run: Command) -> None:
         (["horizons=all"], "horizons=all: expected a list of whole numbers"),
         (["horizons=null"], "horizons=None: expected a list of whole numbers"),
         (["horizons=[]"], "horizons=[]: expected steps to forecast, such as [24,48]"),
+        (["horizons=[24,24]"], "horizons=[24, 24]: 24 is there twice"),
         (["horizons=[0]"], "horizons=0: expected a whole number, at least 1"),
         (["data.val_size=0"], "horizons: 3: no window of 8 steps has 3 steps after it in the validation split"),
         *(

@@ -67,7 +67,7 @@ def test_stretches_know_rows_times_and_labels() -> None:
     assert found[1].rows(steps).tolist() == [5, 39]
     assert found[1].labels.of(found[1].rows(steps)) == ["k5", "k39"]
     assert found[1].times(steps).to_pylist() == [d.item() for d in stamps[[5, 39]].astype("M8[us]")]
-    assert torch.equal(found[1].x, torch.from_numpy(X[1:40:2].T))
+    assert torch.equal(found[1].x.float(), torch.from_numpy(X[1:40:2].T))
 
 
 def test_windows_already_cut() -> None:

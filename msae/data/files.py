@@ -95,11 +95,9 @@ def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
         array = array[:, None]
     wanted = names if columns is None else chosen(path, columns, names)
     array = mappable(array, [names.index(name) for name in wanted])
-    table, precision = Table(path, wanted, array, groups=[("", 0, len(array))]), Precision()
+    table = Table(path, wanted, array, groups=[("", 0, len(array))])
     for start in range(0, len(array), step := max(1, BLOCK // math.prod(array.shape[1:]))):
         check_finite(table, array[start : start + step], start)
-        precision.add(array[start : start + step])
-    precision.check(table)
     return table
 
 
@@ -146,7 +144,7 @@ def mappable(array: np.ndarray, channels: Sequence[int]) -> np.ndarray:
         ):
             return array
         channels = range(array.shape[1])
-    with Spool(np.float32, len(channels) * math.prod(array.shape[2:])) as copy:
+    with Spool(np.float64, len(channels) * math.prod(array.shape[2:])) as copy:
         for start in range(0, len(array), step := max(1, BLOCK // copy.width)):
             copy.append(array[start : start + step][:, channels])
         return copy.array().reshape(len(array), len(channels), *array.shape[2:])
@@ -170,13 +168,12 @@ def read_table(path: Path, form: Format) -> Table:
     if not columns:
         raise InputError(f"{path}: no column is left; it has {', '.join(source.names)}")
     table = Table(path, columns, np.empty((0, 0)), line=source.line if isinstance(source, Csv) else None)
-    clock, precision = Clock(table, form), Precision()
+    clock = Clock(table, form)
     known: dict[str, int] = {}
-    with Spool(np.float32, len(columns)) as values, Spool(np.float64) as times, Spool(np.int64) as groups:
+    with Spool(np.float64, len(columns)) as values, Spool(np.float64) as times, Spool(np.int64) as groups:
         for batch in source.batches(columns, others):
             numbers = np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in columns], axis=1)
             check_finite(table, numbers, values.rows)
-            precision.add(numbers)
             if form.time_column is not None:
                 times.append(clock.read(batch.column(form.time_column), values.rows))
             if form.group_column is not None:
@@ -189,7 +186,6 @@ def read_table(path: Path, form: Format) -> Table:
         rows, stamps, ids = values.array(), times.array()[:, 0], groups.array()[:, 0]
     if not len(rows):
         raise InputError(f"{path}: no rows; expected numbers below the header {', '.join(source.names)}")
-    precision.check(table)
     spans, order = [("", 0, len(rows))], None
     if known:
         if np.count_nonzero(np.diff(ids)) >= len(known):  # the rows of a series are not together
@@ -258,29 +254,3 @@ def check_finite(table: Table, numbers: np.ndarray, first: int) -> None:
         raise InputError(
             f"{table.where(first + row)}, column {table.columns[column]}: {value}: expected a finite number"
         )
-
-
-class Precision:
-    """Checks, while a file is read in pieces, that float32 keeps the differences within each column."""
-
-    def __init__(self) -> None:
-        self.low, self.high, self.lost = np.array(np.inf), np.array(-np.inf), np.array(0.0)
-
-    def add(self, numbers: np.ndarray) -> None:
-        """Take rows `(n, channels)` into account; types that float32 holds exactly, and windows, are not checked."""
-        if numbers.dtype.name in ("float64", "int64", "int32") and numbers.ndim == 2:
-            numbers = numbers.astype(np.float64)
-            lost = np.nanmax(np.abs(numbers - numbers.astype(np.float32)), axis=0, initial=0)
-            self.lost = np.maximum(self.lost, lost)
-            self.low = np.minimum(self.low, np.nanmin(numbers, axis=0, initial=np.inf))
-            self.high = np.maximum(self.high, np.nanmax(numbers, axis=0, initial=-np.inf))
-
-    def check(self, table: Table) -> None:
-        """Raise InputError for a column whose greatest rounding error is above a thousandth of its range."""
-        coarse = np.flatnonzero((self.high > self.low) & (self.lost > 1e-3 * (self.high - self.low)))
-        if len(coarse):
-            name, low, high = table.columns[coarse[0]], self.low[coarse[0]], self.high[coarse[0]]
-            raise InputError(
-                f"{table.path}, column {name}: from {low:.10g} to {high:.10g}; models compute in float32, with 7 "
-                "digits: subtract a constant from the column, or leave it out with data.columns=[...]"
-            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import lightning as L
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from msae.data.batches import Batches, InOrder, Shuffled, spread
-from msae.data.windows import Views, values
-from msae.errors import InputError, check_choice, check_int
+from msae.data.statistics import channel_statistics
+from msae.data.windows import Views
+from msae.errors import InputError, check_choice, check_each, check_int
 
 NORMALIZATIONS = ("none", "minmax", "standard", "window")
 STEPS_PER_CALL = 32
@@ -35,7 +37,7 @@ class Windows:
     """
 
     x: Float[Tensor, "n channels length"] | Views
-    y: Int[Tensor, " n"] | None = None
+    y: Int[Tensor, " _"] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -43,19 +45,29 @@ class Windows:
     def __getitem__(self, index: Shaped[Tensor, " m"] | slice) -> Windows:
         return Windows(self.x[index], None if self.y is None else self.y[index])
 
+    def cast(self, dtype: torch.dtype) -> Windows:
+        """The same windows in another type."""
+        return Windows(self.x.cast(dtype) if isinstance(self.x, Views) else self.x.to(dtype), self.y)
+
 
 def check_windows(splits: dict[str, Windows], missing: bool) -> None:
-    """Raise InputError unless all splits are float32 `(n, channels, length)`, of one shape, and finite.
+    """Raise InputError unless all splits are floats `(n, channels, length)`, of one shape, and finite in float32.
 
     With `missing` NaN is allowed. The values of `Views` are not checked here, but where their files are read.
     """
     for name, windows in splits.items():
-        x = windows.x
+        x, y = windows.x, windows.y
+        check_each(f"{name} labels", x if y is None else y, len(x), "windows")
         if isinstance(x, Views):
             continue
-        if x.ndim != 3 or x.dtype != torch.float32 or not len(x):
-            raise InputError(f"{name} windows: expected float32 (n, channels, length), got {x.dtype} {tuple(x.shape)}")
-        bad = (x.isinf() if missing else ~x.isfinite()).flatten(1).any(1).nonzero()
+        if not isinstance(x, Tensor):
+            raise InputError(f"{name} windows: expected a tensor, got {type(x).__name__}; try torch.as_tensor")
+        if x.ndim != 3 or x.dtype not in (torch.float32, torch.float64) or not len(x):
+            raise InputError(
+                f"{name} windows: expected float32 or float64 (n, channels, length), got {x.dtype} {tuple(x.shape)}"
+            )
+        bad = ~(x.abs() <= torch.finfo(torch.float32).max)
+        bad = ((bad & ~x.isnan()) if missing else bad).flatten(1).any(1).nonzero()
         if len(bad):
             raise InputError(
                 f"{name} windows: {len(bad)} hold NaN or infinity, the first of them is window {int(bad[0])}"
@@ -65,41 +77,24 @@ def check_windows(splits: dict[str, Windows], missing: bool) -> None:
         raise InputError(f"windows: {', '.join(f'{size} in {name}' for name, size in sizes.items())}")
 
 
-def channel_statistics(x: Float[Tensor, "n channels length"] | Views, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Offset and scale of each channel, `(channels, 1)`, and the least and greatest value of all channels, without NaN.
+def check_pair(name: str, pair: Any, expected: str) -> tuple[float, float]:
+    """Return two numbers if they are finite; raises InputError otherwise, which says what is expected."""
+    numbers = tuple(pair) if isinstance(pair, Sequence) and not isinstance(pair, str) else ()
+    if len(numbers) != 2 or not all(isinstance(value, Real) and math.isfinite(value) for value in numbers):
+        raise InputError(f"{name}={pair}: expected {expected}")
+    return float(numbers[0]), float(numbers[1])
 
-    Args:
-        x: windows of the training split.
-        normalize: `minmax` maps a channel to [0, 1]; `standard` gives it mean 0 and standard deviation 1 (a constant
-            channel becomes 0); `none` and `window` give offset 0 and scale 1.
 
-    Examples:
-        >>> channel_statistics(torch.tensor([[[2.0, 4.0]]]), "minmax")
-        (tensor([[2.]]), tensor([[2.]]), tensor([2., 4.]))
-    """
-    count, mean, squares = (torch.zeros(x.shape[1], dtype=torch.float64) for _ in range(3))
-    low, high = torch.full_like(mean, math.inf), torch.full_like(mean, -math.inf)
-    for piece in values(x):
-        present = ~piece.isnan()
-        low = torch.minimum(low, piece.double().where(present, math.inf).amin(1))
-        high = torch.maximum(high, piece.double().where(present, -math.inf).amax(1))
-        if normalize == "standard":  # merges mean and sum of squares of two sets (Chan, Golub, LeVeque 1983)
-            n = present.sum(1)
-            its_mean = piece.double().nanmean(1).nan_to_num()
-            its_squares = (piece.double() - its_mean[:, None]).square().nansum(1)
-            total = (count + n).clamp(min=1)
-            squares += its_squares + (its_mean - mean).square() * count * n / total
-            mean += (its_mean - mean) * n / total
-            count += n
-    value_range = torch.stack([low.min(), high.max()]).float()
-    if normalize == "minmax":
-        offset, width = low, high - low
-    elif normalize == "standard":
-        offset, width = mean, (squares / count).sqrt()
-    else:
-        offset, width = torch.zeros_like(mean), torch.ones_like(mean)
-    width = width.where((width > 0) & width.isfinite() & (high > low), 1.0)
-    return offset.where(offset.isfinite(), 0.0)[:, None].float(), width[:, None].float(), value_range
+def check_names(key: str, names: Sequence[str] | None, n: int, what: str) -> list[str] | None:
+    """Names as a list of `n` or, of labels, more; raises InputError for fewer, or for a name that is there twice."""
+    if names is None:
+        return None
+    found = list(names)
+    if len(found) != n if key == "names" else len(found) < n:
+        raise InputError(f"{key}={found[:8]}: {len(found)} for {n} {what}; expected one for each")
+    if twice := next((name for name in found if found.count(name) > 1), None) if len(found) < 1000 else None:
+        raise InputError(f"{key}={found[:8]}: {twice} is named twice")
+    return found
 
 
 class DataModule(L.LightningDataModule):
@@ -126,9 +121,11 @@ class DataModule(L.LightningDataModule):
 
     Attributes:
         bounded: whether `value_range` was given; otherwise it is the range of the training split.
+        base: what models subtract from windows in float64, `(channels, 1)`; None if float32 holds the windows as they
+            are. Windows, and batches, are float64 where there is a base, else float32.
 
     Raises:
-        InputError: an argument out of range, or windows that are not float32, finite and of one shape.
+        InputError: an argument out of range, or windows that are not floats, finite and of one shape.
 
     Examples:
         >>> x = torch.rand(100, 1, 16)
@@ -157,33 +154,45 @@ class DataModule(L.LightningDataModule):
         epoch_steps: int = 1,
     ) -> None:
         super().__init__()
-        check_windows({"training": train, "test": test} | ({"validation": val} if val else {}), missing)
+        splits = {"training": train, "test": test} | ({"validation": val} if val else {})
+        check_windows(splits, missing)
         self.batch_size = check_int("batch_size", batch_size)
         self.seed = check_int("seed", seed, 0, 2**32 - 1)
         self._resident: dict[str, Tensor | Views] = {}
-        self.train, self.test = train, test
         if val is None:
-            self.train, val = self._without_validation(train, val_size, val_seed)
-        self.val = val
+            train, val = self._without_validation(train, val_size, val_seed)
         self.epoch_steps = check_int("epoch_steps", epoch_steps)
         self.shape: tuple[int, int] = (train.x.shape[1], train.x.shape[2])
         self.image_shape = image_shape
         self.bounded = value_range is not None
         self.missing = missing
-        self.names = None if names is None else list(names)
-        self.classes = None if classes is None else list(classes)
+        self.names = check_names("names", names, self.shape[0], "channels")
+        last = max((int(windows.y.max()) for windows in splits.values() if windows.y is not None), default=-1)
+        self.classes = check_names("classes", classes, last + 1, "labels")
         self.per_window = normalize == "window"
-        name = check_choice("normalize", normalize, NORMALIZATIONS) if isinstance(normalize, str) else "none"
+        if isinstance(normalize, str):
+            check_choice("normalize", normalize, NORMALIZATIONS)
+        else:
+            expected = "an offset and a scale above 0, such as (20, 5)"
+            normalize = check_pair("normalize", normalize, expected)
+            if normalize[1] <= 0:
+                raise InputError(f"normalize={normalize}: expected {expected}")
         if self.per_window and value_range is not None:
             raise InputError(
                 f"normalize=window value_range={value_range}: windows that are normalized each by itself have no "
                 "common range; expected normalize=none, minmax, standard or (offset, scale), or no value_range"
             )
-        self.offset, self.scale, self.value_range = channel_statistics(self.train.x, name)
-        if not isinstance(normalize, str):
-            self.offset, self.scale = (torch.full((self.shape[0], 1), float(value)) for value in normalize)
-        if value_range:
-            self.value_range = torch.tensor([float(value) for value in value_range])
+        found = channel_statistics(train.x, normalize, self.names)
+        self.base, self.offset, self.scale, self.value_range = found.base, found.offset, found.scale, found.value_range
+        self.channel_range = found.channel_range
+        if value_range is not None:
+            expected = "a least and a greater value, such as (0, 1)"
+            low, high = check_pair("value_range", value_range, expected)
+            if low >= high:
+                raise InputError(f"value_range={value_range}: expected {expected}")
+            self.value_range = torch.tensor([low, high], dtype=self.value_range.dtype)
+        dtype = torch.float32 if self.base is None else torch.float64
+        self.train, self.val, self.test = (windows.cast(dtype) for windows in (train, val, test))
 
     @staticmethod
     def _without_validation(train: Windows, size: float, seed: int) -> tuple[Windows, Windows]:
@@ -198,7 +207,7 @@ class DataModule(L.LightningDataModule):
     @property
     def statistics(self) -> dict[str, Any]:
         """The arguments of a model's `set_statistics`."""
-        keys = ("offset", "scale", "value_range", "per_window", "missing", "bounded", "names")
+        keys = ("base", "offset", "scale", "value_range", "channel_range", "per_window", "missing", "bounded", "names")
         return {key: getattr(self, key) for key in keys}
 
     def labels(self, y: Int[Tensor, " m"]) -> list[str] | list[int]:
@@ -260,6 +269,8 @@ class DataModule(L.LightningDataModule):
             raise InputError(
                 f"{len(self.train)} training windows: expected at least one for each of {self.processes} processes"
             )
+        if self.base is not None and self.trainer is not None and self.trainer.strategy.root_device.type == "mps":
+            raise InputError("mps: has no float64, which these data need for their levels or units; expected cpu")
         process = 0 if self.trainer is None else self.trainer.global_rank
         share = range(process, self.epoch_windows, self.processes)
         order = Shuffled(len(self.train), self.batch_size * self.steps_per_call, self.seed, self.passes, share)

@@ -159,7 +159,7 @@ class Csv:
     def _texts(self, numbers: np.ndarray) -> list[str]:
         return [
             "" if number != number else str(number).replace(".", self.form.decimal)  # noqa: PLR0124  (NaN)
-            for number in numbers.astype(np.float32)
+            for number in numbers
         ]
 
     def _read(
@@ -259,11 +259,11 @@ class Parquet:
         `escape` is for a .csv.
         """
         names = [name for name in self.names if name in kept or name in columns]
-        floats = {name: pa.field(name, pa.float32()) for name in columns}
+        floats = {name: pa.field(name, pa.from_numpy_dtype(values.dtype)) for name in columns}
         schema, row = pa.schema([floats.get(name) or self.schema.field(name) for name in names]), 0
         with parquet.ParquetWriter(path, schema) as out:
             for batch in self._read(kept or columns[:1]):
-                new = values[row : row + len(batch)].astype(np.float32)
+                new = values[row : row + len(batch)]
                 arrays = [
                     pa.array(new[:, columns.index(name)], from_pandas=True) if name in columns else batch.column(name)
                     for name in names

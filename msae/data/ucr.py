@@ -67,7 +67,7 @@ def ucr(
     found: dict[str, Windows] = {}
     holes = False
     for split, (windows, labels) in splits.items():
-        x = np.full((len(windows), windows[0].shape[0], longest), np.nan, dtype=np.float32)
+        x = np.full((len(windows), windows[0].shape[0], longest), np.nan)
         for i, window in enumerate(windows):
             x[i] = padded(window, longest, pad, f"name={name}: series {i} of the {split} split", missing)
         holes |= bool(np.isnan(x).any())
@@ -79,7 +79,7 @@ def ucr(
 
 def padded(window: np.ndarray, length: int, pad: str | None, name: str, missing: str) -> np.ndarray:
     """A window `(channels, time)` as `(channels, length)`, with NaN as padding, and missing values interpolated."""
-    window = window.astype(np.float32)
+    window = window.astype(np.float64)
     if missing == "interpolate":
         interpolate(window[None])
     if missing != "mask" and (hole := first_hole(window[None], 0, 1)) is not None:

@@ -23,6 +23,7 @@ class Views:
             at least one window.
         length: number of time steps of a window, or None where blocks are windows.
         stride: number of time steps from the start of a window to the start of the next.
+        dtype: of the windows that are read.
 
     Examples:
         >>> series = torch.arange(10.0)[:, None]
@@ -37,11 +38,13 @@ class Views:
         spans: Sequence[tuple[int, int, int]],
         length: int | None = None,
         stride: int = 1,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.blocks = blocks
         self.spans = spans
         self.length = length
         self.stride = stride
+        self.dtype = dtype
         # (start, channels, length): all windows of a block, as a view
         self.views = [block.unfold(0, length, 1) if length and len(block) >= length else block for block in blocks]
         self.block, self.start, stop = torch.tensor(spans, dtype=torch.int64).reshape(-1, 3).unbind(1)
@@ -58,6 +61,10 @@ class Views:
         """Size of the blocks."""
         return sum(block.nbytes for block in self.blocks)
 
+    def cast(self, dtype: torch.dtype) -> Views:
+        """The same windows, read in another type."""
+        return Views(self.blocks, self.spans, self.length, self.stride, dtype)
+
     def to(self, device: torch.device, like: Views | None = None) -> Views:
         """The same windows on a device, in one block, so that any windows are read at once.
 
@@ -65,10 +72,12 @@ class Views:
             device: the device.
             like: what `to` returned for other windows of the same blocks; their copy on the device is then shared.
         """
-        joined = like.blocks if like else [torch.cat([block.to(device) for block in self.blocks])]
+        doubles = self.blocks[0].dtype == torch.float64
+        dtype = self.dtype if doubles else self.blocks[0].dtype  # integers take less memory as they are
+        joined = like.blocks if like else [torch.cat([block.to(device, dtype) for block in self.blocks])]
         ends = torch.tensor([0, *map(len, self.blocks)]).cumsum(0).tolist()
         spans = [(0, ends[number] + start, ends[number] + stop) for number, start, stop in self.spans]
-        return Views(joined, spans, self.length, self.stride)
+        return Views(joined, spans, self.length, self.stride, self.dtype)
 
     def __getitem__(self, index: Int[Tensor, " m"] | slice) -> Float[Tensor, "m channels length"]:
         """A copy of the windows at these indices."""
@@ -78,12 +87,12 @@ class Views:
         span = torch.searchsorted(self.ends, index, right=True)
         row = self.start[span] + (index - self.first[span]) * self.stride
         if len(self.blocks) == 1:
-            return self.views[0][row].float()
+            return self.views[0][row].to(self.dtype)
         block = self.block[span]
-        x = torch.empty(len(index), *self.shape[1:], device=self.blocks[0].device)
+        x = torch.empty(len(index), *self.shape[1:], dtype=self.dtype, device=self.blocks[0].device)
         for number in block.unique().tolist():
             chosen = block == number
-            x[chosen] = self.views[number][row[chosen]].float()
+            x[chosen] = self.views[number][row[chosen]].to(self.dtype)
         return x
 
 
@@ -162,10 +171,10 @@ def stitch(
         >>> stitch(windows, time=4, stride=1)
         tensor([[1., 2., 2., 3.]])
     """
-    total, count, where, done = torch.empty(0), torch.zeros(time), torch.empty(0), 0
+    total, count, where, done, dtype = torch.empty(0), torch.zeros(time), torch.empty(0), 0, torch.float32
     for batch in [windows] if isinstance(windows, Tensor) else windows:
         if not done:
-            where = starts(time, batch.shape[2], stride)
+            where, dtype = starts(time, batch.shape[2], stride), batch.dtype
             total = torch.zeros(batch.shape[1], time, dtype=torch.float64)
         steps = (where[done : done + len(batch), None] + torch.arange(batch.shape[2])).flatten()
         if len(steps) != len(batch) * batch.shape[2]:
@@ -179,4 +188,4 @@ def stitch(
         raise InputError(
             f"windows: expected the {len(where)} of a series of {time} steps at stride {stride}, got {done}"
         )
-    return (total / count).float()
+    return (total / count).to(dtype)

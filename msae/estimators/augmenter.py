@@ -64,12 +64,12 @@ class MultiScaleAugmenter(Estimator):
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:  # noqa: N803
         """Train on samples `(n, time)` or `(n, channels, time)`; `mix` mixes only samples of one label `y`, `(n,)`."""
-        super().fit(X)
+        super().fit(X, y)
         x, labels = self._windows(X), None
         self.classes_ = None if y is None else np.unique(column_or_1d(y))
         if y is not None:
             labels = self._labels(x, y)
-        self.reference_ = augmentation.Reference.of(self.model_, x.float(), labels)
+        self.reference_ = augmentation.Reference.of(self.model_, x, labels)
         return self
 
     def _check(self, model: Reconstructor) -> None:
@@ -89,7 +89,7 @@ class MultiScaleAugmenter(Estimator):
         generator = torch.Generator().manual_seed(int(check_random_state(self.random_state).randint(2**31 - 1)))
         made = augmentation.augment(
             self.model_,
-            x.float().repeat(copies, 1, 1),
+            x.to(self.model_.raw_dtype).repeat(copies, 1, 1),
             self.reference_,
             self.change,
             plain(self.strength),

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from msae.baselines import sample
 from msae.data.module import NORMALIZATIONS, DataModule, Windows
-from msae.errors import InputError, check_choice, check_int, check_number
+from msae.errors import InputError, check_choice, check_each, check_int, check_number
 from msae.estimators.training import isolated, train, trainer_options
 from msae.models.ae import AutoEncoder
 from msae.models.lgta import LGTA
 from msae.models.msae import MultiScaleAutoEncoder
 from msae.models.pyramid import PyramidAutoEncoder
 from msae.models.reconstructor import Reconstructor
+from msae.uses.ranges import warn_of_far
 
 EPOCH_STEPS = 50
 """The least number of optimizer steps in an epoch."""
@@ -113,7 +114,8 @@ class Estimator(Samples):
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:  # noqa: N803
         """Train on samples `(n, time)` or `(n, channels, time)`; `y` is not used."""
-        windows = Windows(self._windows(X, reset=True).float())
+        windows = Windows(self._windows(X, reset=True))
+        check_each("y", windows if y is None else y, len(windows), "samples")
         value = {name: plain(value) for name, value in self.get_params(deep=False).items()}
         build = MODELS[check_choice("model", value["model"], MODELS)]
         device = trainer_options(value["device"])
@@ -157,10 +159,11 @@ class Estimator(Samples):
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
         """Minus the mean squared error of each sample's reconstruction, `(n,)`, in normalized units."""
         windows, model = self._windows(X), self._exact
+        warn_of_far(model, windows, set())
         errors = []
         for x in windows.split(BATCH):
-            error = (model(x)[0] - x) / model.level(x)[1]
-            errors.append(error.square().mean((1, 2)))
+            scaled = model.scaled(x)
+            errors.append((model.decode_scaled(model.encode_scaled(scaled)) - scaled).square().mean((1, 2)))
         return -torch.cat(errors).numpy()
 
 

@@ -73,8 +73,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         if not share:
             raise InputError(f"contamination={self.contamination}: expected auto, or a number above 0 and at most 0.5")
         by = check_choice("by", plain(self.by), ("error", "scales"))
-        super().fit(X)
-        self.reference_ = anomaly.learn(self.model_, [self._windows(X).float()]) if by == "scales" else None
+        super().fit(X, y)
+        self.reference_ = anomaly.learn(self.model_, [self._windows(X)]) if by == "scales" else None
         x = self._samples(self._windows(X))
         scores = self.score_samples(X)
         if self.contamination == "auto" and len(x) >= FOLDS:
@@ -98,7 +98,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         if self.reference_ is None:
             return super().score_samples(X)
         scorer, n = anomaly.Scorer(self.model_, self.reference_.codes), windows.shape[2]
-        found = [self._strange(scorer.windows(x)).unflatten(0, (-1, n)).mean(1) for x in windows.float().split(BATCH)]
+        found = [self._strange(scorer.windows(x)).unflatten(0, (-1, n)).mean(1) for x in windows.split(BATCH)]
         return -torch.cat(found).double().numpy()
 
     def _strange(self, found: anomaly.Scores) -> Tensor:
@@ -128,6 +128,6 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             Scores `(time,)`.
         """
         check_is_fitted(self, "model_")
-        x = torch.tensor(check_array(np.atleast_2d(series), dtype=np.float64)).float()
+        x = torch.tensor(check_array(np.atleast_2d(series), dtype=np.float64))
         scorer = anomaly.Scorer(self.model_, self.reference_.codes if self.reference_ else None)
         return -torch.cat([self._strange(part) for part in anomaly.scores(scorer, x)]).double().numpy()

@@ -7,10 +7,11 @@ keys; the others are Lightning's (states of the optimizer, the loops and the cal
 - `model_class`: the model's class as `module:class`; which of them are used, see `class_of`.
 - `hyper_parameters`: the arguments of its constructor, `shape` among them.
 - `state_dict`: weights, the statistics of the training data (`offset`, `scale`, `value_range`), and as `_extra_state` a
-  dict of further facts about these data, see `Reconstructor`: `per_window`, `missing`, `bounded`, `names` and
+  dict of further facts about these data, see `RawUnits`: `per_window`, `missing`, `bounded`, `names`, `base` and
+  `channel_range` (float64 tensors or None), `unit`, where there is a base `value_range` in float64, and
   `data_options`. The last one is the resolved `data` section of the run's config, by which a use reads new files in the
   same way: plain values by name such as `_target_`, `path`, `window`, `time_column`, or None after training without a
-  config. Checkpoints of older versions lack it.
+  config. Checkpoints of older versions lack some of these.
 - `epoch`, `global_step`: the number of epochs and of optimizer steps before this checkpoint.
 
 A file may come from elsewhere: nothing that it names is imported, and no memory that it claims is taken, before it is

@@ -7,21 +7,21 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from msae.errors import InputError, check_choice, check_int, check_ints, check_number
-from msae.models.layers import window_level
 from msae.models.metrics import MeanPSNR, squared_error
 from msae.models.regularizers import REGULARIZERS, kl_divergence, squared_correlation
-from msae.models.steps import MultiStepModule
+from msae.models.units import RawUnits
 
 Scalar = Float[Tensor, ""]
 
 
-class Reconstructor(MultiStepModule):
+class Reconstructor(RawUnits):
     """A model that encodes a window to a latent and decodes the latent to the window.
 
     A model is one final class. Its constructor takes `shape` and plain scalars, calls `super().__init__`, then
@@ -42,15 +42,7 @@ class Reconstructor(MultiStepModule):
         compile: whether training steps go through `torch.compile`, on a GPU with CUDA graphs; not saved in checkpoints.
 
     Attributes:
-        grid: (length,), or (rows, columns).
-        value_range: least and greatest value of the training data, or with `bounded` the limits of all data.
-        bounded: whether no value of the data can leave `value_range`, so that reconstructions may be clipped to it.
-        per_window: whether each channel of each window is normalized by its own mean and deviation. Since raw units
-            cannot be restored without these, they are appended to the latent, as the code `level`.
-        missing: whether windows may hold NaN, which is encoded as a normalized 0 and left out of loss and metrics.
-        names: names of the channels of the training data, or None.
-        data_options: the config of the training data as plain values by name, `_target_` among them, by which a use
-            reads new files; None after training without a config.
+        grid: (length,), or (rows, columns); further ones, of the data's units, are those of `RawUnits`.
 
     Raises:
         InputError: an argument out of range.
@@ -76,10 +68,6 @@ class Reconstructor(MultiStepModule):
         (torch.Size([5, 2, 8]), torch.Size([5, 3]))
     """
 
-    offset: Tensor
-    scale: Tensor
-    value_range: Tensor
-
     def __init__(
         self,
         shape: Sequence[int],
@@ -92,21 +80,15 @@ class Reconstructor(MultiStepModule):
         anneal: float = 0.0,
         compile: bool = False,  # noqa: A002  (torch's name)
     ) -> None:
-        super().__init__(lr, gradient_clip_val, schedule, beta, anneal, compile)
-        self.channels = check_int("channels of shape", shape[0])
+        channels = check_int("channels of shape", shape[0])
+        super().__init__(channels, lr, gradient_clip_val, schedule, beta, anneal, compile)
+        self.channels = channels
         self.grid = tuple(check_ints("length of shape", shape[1:]))
         self.length = math.prod(self.grid)
         self.regularizer = check_choice("regularizer", regularizer, REGULARIZERS)
         self.free_bits = check_number("free_bits", free_bits)
         if self.regularizer == "none":
             self.anneal = 0.0
-        self.register_buffer("offset", torch.zeros(self.channels, 1))
-        self.register_buffer("scale", torch.ones(self.channels, 1))
-        self.register_buffer("value_range", torch.tensor([0.0, 1.0]))
-        self.per_window = False
-        self.bounded = False
-        self.names: Sequence[str] | None = None
-        self.data_options: dict[str, Any] | None = None
         self.psnr = nn.ModuleDict({f"{split}/psnr": MeanPSNR() for split in ("train", "val", "test")})
 
     # What a model defines
@@ -152,73 +134,51 @@ class Reconstructor(MultiStepModule):
 
     # Raw units
 
-    def set_statistics(
-        self,
-        offset: Float[Tensor, "channels 1"],
-        scale: Float[Tensor, "channels 1"],
-        value_range: Float[Tensor, " 2"],
-        per_window: bool = False,
-        missing: bool = False,
-        bounded: bool = False,
-        names: Sequence[str] | None = None,
-    ) -> None:
-        """Store facts about the training data: windows are normalized as (x - offset) / scale; see `Attributes`."""
-        self.offset.copy_(offset)
-        self.scale.copy_(scale)
-        self.value_range.copy_(value_range)
-        self.per_window, self.missing, self.bounded, self.names = per_window, missing, bounded, names
-
-    def clip(self, x: Float[Tensor, "batch channels ..."]) -> Float[Tensor, "batch channels ..."]:
-        """Normalized values, clipped to the range of the data where it is bounded."""
-        if not self.bounded:
-            return x
-        low, high = ((self.value_range[i] - self.offset) / self.scale for i in (0, 1))
-        sides = (-1, *[1] * (x.ndim - 2))
-        return x.clamp(low.view(sides), high.view(sides))
-
-    def level(
-        self, x: Float[Tensor, "batch channels length"]
-    ) -> tuple[Float[Tensor, "levels channels 1"], Float[Tensor, "levels channels 1"]]:
-        """Offset and scale of raw windows: one pair for all windows, or with `per_window` one for each."""
-        return window_level(x) if self.per_window else (self.offset[None], self.scale[None])
-
-    def scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch channels length"]:
-        """Raw windows, normalized as the nets see them, with 0 where a value is missing."""
-        offset, scale = self.level(x)
-        scaled = (x - offset) / scale
-        return scaled.where(~x.isnan(), 0.0) if self.missing else scaled
-
-    def encode(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
-        """Latents of windows in raw units; InputError where the windows' shape or type is not the model's."""
+    def encode(
+        self, x: Float[Tensor, "batch channels length"] | Float[np.ndarray, "batch channels length"]
+    ) -> Float[Tensor, "batch latent"]:
+        """Latents of windows in raw units, float32 or float64; InputError where the windows are not the model's."""
+        x = windows_of(x)
         if x.ndim != 3 or x.shape[1:] != (self.channels, self.length):
             raise InputError(f"x of shape {tuple(x.shape)}: expected (batch, {self.channels}, {self.length})")
-        if x.dtype != self.offset.dtype:
-            raise InputError(f"x of {x.dtype}: expected {self.offset.dtype}")
-        offset, scale = self.level(x)
-        z = self.encode_scaled(((x - offset) / scale).where(~x.isnan(), 0.0))
+        if not x.is_floating_point():
+            raise InputError(f"x of {x.dtype}: expected torch.float32 or torch.float64")
+        if not torch.compiler.is_compiling() and not len(x):
+            raise InputError(f"x of shape {tuple(x.shape)}: expected at least one window")
+        scaled, offset, scale = self.normalized(x)
+        z = self.encode_scaled(scaled.where(~x.isnan(), 0.0))
         return torch.cat([z, offset.squeeze(2), scale.squeeze(2)], dim=1) if self.per_window else z
 
     def decode(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
-        """Reconstructions of latents, in raw units."""
+        """Reconstructions of latents, in raw units; float64 where the model has a `base`."""
         return list(self.stages(z).values())[-1]
 
     def stages(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels length"]]:
         """Reconstructions in raw units: by the coarsest scale alone, by the two coarsest, and so on to all scales.
 
-        Each has the name of the finest scale that contributes to it.
+        Each has the name of the finest scale that contributes to it. InputError where the latents are not the model's.
         """
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise InputError(f"z of shape {tuple(z.shape)}: expected (batch, {self.latent_dim})")
+        if not torch.compiler.is_compiling() and not len(z):
+            raise InputError(f"z of shape {tuple(z.shape)}: expected at least one latent")
         offset, scale = self.offset[None], self.scale[None]
         if self.per_window:
             z, offset, scale = z.split([z.shape[1] - 2 * self.channels, self.channels, self.channels], dim=1)
             offset, scale = offset.unsqueeze(2), scale.unsqueeze(2)
-        return {name: x_hat * scale + offset for name, x_hat in self.stages_scaled(z).items()}
+        return {name: self.raw(x_hat * scale + offset) for name, x_hat in self.stages_scaled(z).items()}
 
     def forward(
-        self, x: Float[Tensor, "batch channels length"]
+        self, x: Float[Tensor, "batch channels length"] | Float[np.ndarray, "batch channels length"]
     ) -> tuple[Float[Tensor, "batch channels length"], Float[Tensor, "batch latent"]]:
-        """Reconstruction and latent, `(x_hat, z)`, of windows in raw units (paper, appendix)."""
+        """Reconstruction and latent, `(x_hat, z)`, of windows in raw units (paper, appendix).
+
+        The reconstruction is float64 where the windows are, or where the model has a `base`.
+        """
+        x = windows_of(x)
         z = self.encode(x)
-        return self.decode(z), z
+        x_hat = self.decode(z)
+        return x_hat.to(torch.promote_types(x_hat.dtype, x.dtype)), z
 
     # The loss
 
@@ -231,9 +191,12 @@ class Reconstructor(MultiStepModule):
             x: the batch, in raw units.
             z: latents to decode, without the code `level`; by default the batch is encoded.
         """
-        scaled, (_, scale) = self.scaled(x), self.level(x)
+        present = ~x.isnan() if self.missing else None
+        scaled, _, scale = self.normalized(x)
+        scaled = scaled if present is None else scaled.where(present, 0.0)
         x_hat = self.decode_scaled(self.encode_scaled(scaled) if z is None else z)
-        return squared_error(x_hat, scaled, scale, ~x.isnan() if self.missing else None)
+        loss, mse, weight = squared_error(x_hat, scaled, scale / self.unit, present)
+        return loss, mse if self.unit == 1 else mse.double() * self.unit**2, weight
 
     def regularized(
         self, z: Float[Tensor, "batch latent"], noise: Float[Tensor, "batch latent"] | None = None
@@ -330,18 +293,15 @@ class Reconstructor(MultiStepModule):
 
     # What a checkpoint holds; see msae/models/checkpoint.py
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """What a checkpoint holds of the training data, beside weights and buffers."""
-        return {key: getattr(self, key) for key in ("per_window", "missing", "bounded", "names", "data_options")}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_extra_state` gave; keys that an older checkpoint lacks keep their values."""
-        self.__dict__.update(state)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the class, so that `msae.load` needs nothing but the file."""
         checkpoint["model_class"] = class_path(type(self))
         checkpoint["hyper_parameters"] = {k: v for k, v in checkpoint["hyper_parameters"].items() if k != "compile"}
+
+
+def windows_of(x: Tensor | np.ndarray) -> Tensor:
+    """Windows as a tensor; an array is copied, as it may be read-only."""
+    return x if isinstance(x, Tensor) else torch.tensor(np.asarray(x))
 
 
 def class_path(cls: type) -> str:

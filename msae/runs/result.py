@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -58,13 +59,13 @@ def result_of(
         "checkpoint": trained["checkpoint"],
         "epoch": epoch_kept(trained),
         "val_loss": trained["val_loss"],
-        "metrics": {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")},
+        "metrics": with_value(name, trainer.callback_metrics, "test/"),
         "samples_per_second": trained["windows"] / trained["seconds"],
         "seconds": trained["seconds"],
         "device": device_name(trainer),
         "threads": cfg.threads,
         "versions": {"python": sys.version.split()[0]} | {p: version(p) for p in ("msae", "torch", "lightning")},
-        "history": trained["epochs"],
+        "history": [with_value(None, epoch) for epoch in trained["epochs"]],
     }
     if model.channels > 1:
         result["rmse"] = channel_rmse(trainer, model, data)
@@ -85,6 +86,18 @@ def epoch_kept(trained: dict[str, Any]) -> int:
     return losses.index(trained["val_loss"]) + 1 if trained["val_loss"] in losses else 0
 
 
+def with_value(run: str | None, metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The finite ones of the metrics whose names begin with `prefix`; a log line of the run names the others."""
+    found = {key: float(value) for key, value in metrics.items() if key.startswith(prefix)}
+    if (left := [key for key, value in found.items() if not math.isfinite(value)]) and run is not None:
+        log.warning(
+            "%s: %s left out: no value, as the error, or the range of the training data, is 0 or not finite",
+            run,
+            ", ".join(left),
+        )
+    return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
 @torch.no_grad()
 def channel_rmse(trainer: L.Trainer, model: Reconstructor, data: DataModule) -> dict[str, float]:
     """The root mean squared error of each channel on the test split, in the channel's own unit; NaN is left out."""
@@ -99,7 +112,8 @@ def channel_rmse(trainer: L.Trainer, model: Reconstructor, data: DataModule) -> 
         squares += error.nansum((0, 2))
         counts += (~error.isnan()).sum((0, 2))
     names = data.names or [str(number) for number in range(model.channels)]
-    return dict(zip(names, (squares / counts).sqrt().tolist(), strict=True))
+    rmse = dict(zip(names, (squares / counts).sqrt().tolist(), strict=True))
+    return {name: value for name, value in rmse.items() if math.isfinite(value)}  # others have no value in the split
 
 
 def log_hyperparameters(board: TensorBoardLogger, cfg: DictConfig, result: dict[str, Any]) -> None:
@@ -123,7 +137,8 @@ def summary(result: dict[str, Any], run: Path, data: DataModule) -> str:
     else:
         same = math.isclose(metrics["test/mse"], scaled, rel_tol=1e-3)
         both = "" if same else f" in raw units, {scaled:.4g} in normalized units"
-        error = f"test MSE {metrics['test/mse']:.4g}{both}   PSNR {metrics['test/psnr']:.2f} dB"
+        error = f"test MSE {metrics['test/mse']:.4g}{both}"
+        error += f"   PSNR {metrics['test/psnr']:.2f} dB" if "test/psnr" in metrics else ""
     held = f", {len(data.val):,} more chose epoch {result['epoch']}" if len(data.val) else ""
     return (
         f"\n{error}   ({result['checkpoint']})\n"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msae.errors import InputError, check_int
 from msae.models.reconstructor import Reconstructor
+from msae.uses.ranges import Data, warn_of_far
 
 BLOCK = 512
 """The number of windows that go through a model at once."""
@@ -116,12 +117,13 @@ class Scorer:
             stages = list(model.stages(torch.zeros(1, model.latent_dim, device=model.device)))
         self.names = [f"error_{name}" for name in stages] if len(stages) > 1 else []
         self.names += [f"code_{name}" for name in self.codes]
+        self._told: set[str] = set()
         self._start()
 
     def _start(self) -> None:
         """Start a new series."""
         rows = self.model.channels + len(self.names)
-        self._x = torch.zeros(self.model.channels, 0)
+        self._x = torch.zeros(self.model.channels, 0, dtype=self.model.raw_dtype)
         self._sums, self._counts = torch.zeros(rows, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
         self._next = 0  # first step, in `_x`, of the next window
 
@@ -155,13 +157,15 @@ class Scorer:
 
     def windows(self, x: Float[Tensor, "n channels length"]) -> Scores:
         """Scores of the steps of windows that do not overlap, one window after the other."""
+        warn_of_far(self.model, x, self._told)
         parts = [self._errors(batch).movedim(0, 1).flatten(1) for batch in x.split(self.block)]
         return self._scores(x.movedim(0, 1).flatten(1), torch.cat(parts, dim=1))
 
     def _add(self, piece: Tensor) -> None:
         if piece.ndim != 2 or len(piece) != self.model.channels:
             raise InputError(f"series of shape {tuple(piece.shape)}: expected ({self.model.channels}, time)")
-        self._x = torch.cat([self._x, piece.float()], dim=1)
+        warn_of_far(self.model, piece, self._told)
+        self._x = torch.cat([self._x, piece.to(self._x)], dim=1)
         self._sums, self._counts = (F.pad(sums, (0, piece.shape[1])) for sums in (self._sums, self._counts))
 
     def _count(self, start: int, n: int) -> None:
@@ -177,9 +181,8 @@ class Scorer:
     @torch.no_grad()
     def _errors(self, x: Float[Tensor, "n channels length"]) -> Float[Tensor, "n rows length"]:
         """Each channel's squared error, the mean over channels of each stage, each code's distance; 0 for missing."""
-        x = x.float().to(self.model.device)
-        z = self.model.encode(x)
-        scaled = (x - self.model.level(x)[0]) / self.model.level(x)[1]
+        x = x.to(self.model.device, self.model.raw_dtype)
+        z, scaled = self.model.encode(x), self.model.normalized(x)[0]
         latent = z[:, : -2 * self.model.channels] if self.model.per_window else z
         stages = [(scaled - x_hat).square() for x_hat in self.model.stages_scaled(latent).values()]
         rows = [stages[-1]]
@@ -200,6 +203,7 @@ class Scorer:
         return scores
 
     def _scores(self, x: Float[Tensor, "channels time"], rows: Float[Tensor, "rows time"]) -> Scores:
+        rows = rows.clamp(max=torch.finfo(torch.float32).max)
         channels = rows[: len(x)].where(~x.isnan(), torch.nan)
         rest = rows[len(x) :].where(~x.isnan().all(0), torch.nan).float()
         return Scores(channels.nanmean(0).float(), channels.float(), dict(zip(self.names, rest, strict=True)))
@@ -279,10 +283,6 @@ class Reference:
     times: Float[Tensor, " n"]
 
 
-Data = Float[Tensor, "channels _"] | Float[Tensor, "_ channels length"]
-"""A series, or windows that do not overlap."""
-
-
 def learn(
     model: Reconstructor, data: Iterable[Data], stride: int = 1, seen: Callable[[int], object] = lambda _: None
 ) -> Reference:
@@ -309,7 +309,7 @@ def learn(
     for x in data:
         windows = x if x.ndim == 3 else x.unfold(1, model.length, stride).movedim(1, 0)
         for batch in windows.split(BLOCK):
-            some = batch[kept.chosen(len(batch))].float()
+            some = batch[kept.chosen(len(batch))].to(model.raw_dtype)
             some = some[~some.isnan().all(2).all(1)]
             if len(some):
                 with torch.no_grad():

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from msae.errors import InputError, check_choice, check_int, check_number, check_positive
+from msae.errors import InputError, check_choice, check_each, check_int, check_number, check_positive
 from msae.models.reconstructor import Reconstructor
 
 CHANGES = ("jitter", "scaling", "magnitude_warp", "drift", "mix")
@@ -51,7 +51,7 @@ class Reference:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, model: Reconstructor, x: Float[Tensor, "n channels length"], y: Int[Tensor, " n"] | None = None
+        cls, model: Reconstructor, x: Float[Tensor, "n channels length"], y: Int[Tensor, " _"] | None = None
     ) -> Reference:
         """The reference of samples in raw units, such as the training split.
 
@@ -60,9 +60,9 @@ class Reference:
         """
         if not len(x):
             raise InputError("reference: no sample")
+        check_each("y", x if y is None else y, len(x), "samples")
         z = torch.cat([model.encode(part) for part in x.split(BATCH)])
-        offset, scale = model.level(x)
-        scaled = (x - offset) / scale
+        scaled = model.normalized(x)[0]
         mean = scaled.nanmean((0, 2), keepdim=True)
         spread = (scaled - mean).square().nanmean((0, 2)).sqrt()[:, None]
         return cls(z, y, z.mean(0), z.std(0, correction=0), spread.where(spread > 0, 1.0))
@@ -92,7 +92,7 @@ def augment(
     change: str = "jitter",
     strength: float = 0.5,
     *,
-    y: Int[Tensor, " batch"] | None = None,
+    y: Int[Tensor, " _"] | None = None,
     scales: Sequence[str] | None = None,
     distance: float | None = None,
     residual: bool = True,
@@ -131,6 +131,7 @@ def augment(
         torch.Size([8, 1, 32])
     """
     most = check(model, change, strength, scales, distance)
+    check_each("y", x if y is None else y, len(x), "samples")
     z = model.encode(x)
     move = directions(model, z, reference, change, y, chosen(model, scales).to(z), generator)
     x_hat, width = model.decode(z), model.level(x)[1] * reference.spread
@@ -156,9 +157,7 @@ def augment(
         used = meet(distance, lambda strengths: size(decoded(strengths)), len(z), most).to(z)
     made = decoded(used)
     found = size(made)
-    reached = torch.ones_like(found, dtype=torch.bool)
-    if distance is not None:
-        reached = (found - distance).abs() <= TOLERANCE * distance
+    reached = (found - (distance or 0)).abs() <= (TOLERANCE * distance if distance is not None else math.inf)
     if residual:
         made = (x + difference(made)).clamp(low, high)
     return Augmented(made, used, found, reached)

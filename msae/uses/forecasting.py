@@ -49,9 +49,9 @@ class Forecaster:
         y_hat: Tensor = (with_one(z) @ self.weights).unflatten(1, (len(self.mean), -1))
         return y_hat
 
-    def __call__(self, z: Float[Tensor, "n latent"]) -> Float[Tensor, "n channels horizon"]:
+    def __call__(self, z: Float[Tensor, "n latent"]) -> Float64[Tensor, "n channels horizon"]:
         """Forecasts, in raw units, of the steps after the windows with these latents."""
-        return (self.scaled(z) * self.deviation + self.mean).float()
+        return self.scaled(z) * self.deviation + self.mean
 
 
 @dataclass(frozen=True)
@@ -145,13 +145,13 @@ def pairs(
     for series, first in parts:
         size = max(1, min(2048, PIECE // (len(series) * max(horizons))))
         for start in torch.arange(*bounds(series, first, length, min(horizons)), stride).split(size):
-            x = series.unfold(1, length, 1)[:, start].movedim(0, 1).float()
+            x = series.unfold(1, length, 1)[:, start].movedim(0, 1)
             futures = {}
             for horizon in horizons:
                 after = start[start + length + horizon <= series.shape[1]] + length
                 if len(after):
                     futures[horizon] = series.unfold(1, horizon, 1)[:, after].movedim(0, 1)
-            yield encode(x), futures
+            yield encode(x if x.is_floating_point() else x.double()), futures
 
 
 def bounds(series: Shaped[Tensor, "channels time"], first: int, length: int, horizon: int) -> tuple[int, int]:
@@ -161,7 +161,9 @@ def bounds(series: Shaped[Tensor, "channels time"], first: int, length: int, hor
 
 
 def check_horizons(split: str, parts: Sequence[Part], length: int, horizons: Sequence[int]) -> None:
-    """Raise InputError for the first horizon for which no window of a split has enough steps after it."""
+    """Raise InputError for a horizon given twice, or with too few steps after every window of a split."""
+    if twice := next((horizon for horizon in horizons if list(horizons).count(horizon) > 1), None):
+        raise InputError(f"horizons={list(horizons)}: {twice} is given twice; expected each horizon once")
     for horizon in horizons:
         if not any(low < high for low, high in (bounds(*part, length, horizon) for part in parts)):
             longest = max((series.shape[1] - first for series, first in parts), default=0)
