@@ -25,6 +25,7 @@ from msae.errors import InputError
 from msae.help import CONF
 from msae.runs import folder
 from msae.runs.mistakes import MISTAKES, explain, fail
+from msae.runs.overrides import as_typed, key_of, quoted, value_of
 from msae.runs.processes import leads, n_jobs
 
 for resolver in (folder.run_dir, folder.run_name, n_jobs):
@@ -99,15 +100,14 @@ def prepared(config_name: str) -> Path:
         texts = folder.resumed(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
     except InputError as error:
         fail(str(error))
-    texts = [quoted(text) for text in sorted(texts, key=is_override)]  # argparse wants them side by side
+    texts = [as_typed(text) for text in sorted(texts, key=is_override)]  # argparse wants them side by side
     if keyless := next((text for text in texts if text.startswith("=")), None):
         fail(f"{keyless}: expected key=value")
     keys = ("out", "hydra.sweep.dir") if config_name == "train" else ("hydra.sweep.dir",)
-    places = {key: text for text in texts if (key := folder.key_of(text)) in keys}
-    given = [text.partition("=")[2].strip("'\"").replace("\\'", "'") for text in places.values()]
-    sweep = Path(given[-1] if given else folder.sweep_dir(texts))
+    places = {key: place for text in texts if (key := key_of(text)) in keys and (place := value_of(text))}
+    sweep = Path([folder.sweep_dir(texts), *places.values()][-1])
     if "hydra.sweep.dir" not in places:  # as an override, the folder is the same for every run of the sweep
-        texts.append(f"hydra.sweep.dir={folder.quoted(sweep)}")
+        texts.append(f"hydra.sweep.dir={quoted([str(sweep)])}")
     sys.argv[1:] = of_each_run(texts)
     return sweep
 
@@ -118,24 +118,6 @@ def dropped(error: "sys.UnraisableHookArgs") -> None:
         threading.Timer(0.01, _thread.interrupt_main).start()
     else:
         sys.__unraisablehook__(error)
-
-
-def quoted(text: str) -> str:
-    """An override with the quotes that Hydra's grammar wants around signs in paths and formats, if it has none."""
-    key, _, value = text.partition("=")
-    if value[:1] == "[" and value[-1:] == "]" and not re.search("['\"]", value):
-        if key in ("data.columns", "data.path", "data.test_path") and re.search(r"[=(){}]", value):
-            return f"{key}=[{','.join(repr(item.strip()) for item in value[1:-1].split(','))}]"
-        return text
-    # the project's folders have commas in their names
-    own = dict.fromkeys(("resume", "ckpt", "out", "reference", "hydra.run.dir"), "[=, ]")
-    keys = ("path", "test_path", "root", "time_column", "group_column")  # in which a comma is a sweep
-    users = {f"data.{name}": r"[= ()\[\]{}]" for name in keys}
-    signs = dict.fromkeys(("data.separator", "data.decimal", "data.time_format"), "^(?!null$)")
-    pattern = (own | users | signs).get(key)
-    if pattern is None or value[:1] in ("", "'", '"') or not re.search(pattern, value):
-        return text
-    return "{}='{}'".format(key, value.replace("'", "\\'"))
 
 
 def of_each_run(texts: Sequence[str]) -> list[str]:

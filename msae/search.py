@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, train
 from msae.errors import InputError, check_int
-from msae.runs.folder import folder_name, key_of, resumed, resuming, write
+from msae.runs.folder import folder_name, resumed, resuming, write
 from msae.runs.mistakes import explain, fail
+from msae.runs.overrides import as_typed, key_of
 from msae.runs.space import FREE, composed, overrides, spaces, to_try
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -253,7 +254,7 @@ def main() -> None:
 def parsed(text: str) -> Override | None:
     """An override, or None where it cannot be read, which Hydra tells."""
     try:
-        return OverridesParser.create().parse_overrides([cli.quoted(text)])[0]
+        return OverridesParser.create().parse_overrides([as_typed(text)])[0]
     except OverrideParseException:
         return None
 

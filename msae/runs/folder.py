@@ -23,17 +23,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError
+from msae.runs.overrides import key_of, quoted, value_of
 from msae.runs.processes import leads
 
 UNNAMED = ("resume", "out", "trainer.enable_progress_bar")
 """Keys that do not change the result, only where a run is kept, how it resumes or what it displays."""
 FREE = ("trainer.", "resume", "out", "threads", "data.root", "model.compile")
 """Keys that may change when a run is resumed."""
-
-
-def key_of(text: str) -> str:
-    """The key of an override."""
-    return text.partition("=")[0].lstrip("+~")
 
 
 def folder_name(overrides: Iterable[str], separator: str) -> str:
@@ -108,12 +104,12 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
     Raises:
         InputError: the path is missing, or is neither a run, a sweep, a study nor a checkpoint.
     """
-    values = [text.partition("=")[2].strip("'\"") for text in texts if key_of(text) == "resume"]
-    if not values or values[-1] == "null":
+    given = [value_of(text) for text in texts if key_of(text) == "resume"]
+    if not given or given[-1] is None:
         return list(texts)
-    if not values[-1]:  # an unset variable of the shell would start another run
+    if not given[-1]:  # an unset variable of the shell would start another run
         raise InputError("resume: no value; expected the folder of a run, such as resume=runs/machine")
-    path = Path(values[-1].replace("\\'", "'")).expanduser()
+    path = Path(given[-1]).expanduser()
     if not path.exists():
         raise InputError(f"resume={path}: no such file or folder; expected the folder of a run, or its last.ckpt")
     folder = folder_of(str(path))
@@ -124,7 +120,7 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
     if (folder / "overrides.yaml").is_file():
         saved = [str(text) for text in OmegaConf.load(folder / "overrides.yaml")]
     elif (folder / "multirun.yaml").is_file():
-        place = f"hydra.sweep.dir={quoted(folder)}"
+        place = f"hydra.sweep.dir={quoted([str(folder)])}"
         if {"-m", "--multirun"} & set(texts):  # the whole command is given again
             return [*(text for text in texts if key_of(text) != "hydra.sweep.dir"), place]
         before = OmegaConf.load(folder / "multirun.yaml").hydra.overrides
@@ -135,11 +131,6 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
         raise InputError(f"resume={path}: no run in it; expected the folder of a run, of several seeds, or of a sweep")
     own = {"hydra.mode", "hydra.sweep.dir", "resume", "out"} | set(map(key_of, texts))
     return [text for text in saved if key_of(text) not in own] + list(texts) + sweep
-
-
-def quoted(path: Path | str) -> str:
-    """A path as a value of Hydra's grammar."""
-    return "'{}'".format(str(path).replace("'", "\\'"))
 
 
 def own_overrides(cfg: DictConfig) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -113,6 +114,6 @@ def end_of_sweep(folder: Path) -> None:
         if not isinstance(error, MISTAKES):
             traceback.print_exc()
         fail(f"no report of {folder}: {explain(error, 'train')}")
-    print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir '{folder}'")
+    print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir {shlex.quote(str(folder))}")
     if missing:
         fail(f"{len(missing)} of the runs did not finish: {', '.join(missing)}")
