@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import glob
 import math
+import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,23 +21,28 @@ from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
 from msae.errors import InputError
 
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
+SHOWN = 10
+"""Names of columns in an error, at most."""
 
 
 def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
     """The files that a path names: a file, the readable files of a folder, or the files of a glob; sorted.
 
-    A list of paths names the files of each.
+    A list of paths names the files of each. Hidden files of a folder, whose names begin with a dot, are left out.
 
     Raises:
         InputError: there is no such file, none in the folder, or a file is of another kind.
     """
     if isinstance(path, Sequence) and not isinstance(path, str):
-        return list(dict.fromkeys(file for one in path for file in find(one, key)))
+        files = list(dict.fromkeys(file for one in path for file in find(one, key)))
+        if files:
+            return files
     if not isinstance(path, str) or not path:
         raise InputError(f"{key}={path}: expected a file, a folder or a glob of {', '.join(SUFFIXES)} files")
     place = Path(path).expanduser()
     if place.is_dir():
-        files = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
+        visible = (file for file in place.iterdir() if not file.name.startswith("."))
+        files = sorted(file for file in visible if file.suffix.lower() in SUFFIXES and file.is_file())
     elif place.exists():
         files = [place]
     else:
@@ -67,7 +73,12 @@ def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
     """Read `.npy`, memory-mapped, or `.npz`: `(time,)`, `(time, channels)`, or windows `(n, channels, length)`."""
     try:  # copy on write: only interpolation writes, and never to the file
         loaded = np.load(path, mmap_mode="c" if path.suffix.lower() == ".npy" else None)
-        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+        if isinstance(loaded, np.memmap):
+            order: Literal["C", "F"] = "C" if loaded.flags.c_contiguous else "F"
+            with path.open("rb") as file:
+                arrays = {"": np.ndarray(loaded.shape, loaded.dtype, mapped(file, False), loaded.offset, order=order)}
+        else:
+            arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not an array file of numbers: {' '.join(str(error).split())}") from None
     if not arrays:
@@ -87,8 +98,9 @@ def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
         )
     if array.ndim == 1:
         array = array[:, None]
-    wanted = names if columns is None else chosen(path, columns, names)
-    array = mappable(array, [names.index(name) for name in wanted])
+    wanted = names if columns is None else chosen("data.columns", path, columns, names)
+    places = {name: place for place, name in enumerate(names)}
+    array = mappable(array, [places[name] for name in wanted])
     table, precision = Table(path, wanted, array, groups=[("", 0, len(array))]), Precision()
     for start in range(0, len(array), step := max(1, BLOCK // math.prod(array.shape[1:]))):
         check_finite(table, array[start : start + step], start)
@@ -131,24 +143,33 @@ def open_table(path: Path, form: Format) -> Csv | Parquet:
     return Csv(path, form) if path.suffix.lower() == ".csv" else Parquet(path)
 
 
-def read_table(path: Path, form: Format) -> Table:
-    """Read `.csv` and `.parquet` in pieces, into temporary memory-mapped files: a table need not fit in memory."""
-    source = open_table(path, form)
-    others = chosen(path, form.others, source.names)
+def selected(source: Csv | Parquet, form: Format) -> tuple[list[str], list[str]]:
+    """The columns of a table that become channels, and those of times and names of series."""
+    path = source.path
+    others = []
+    for key, name in (("data.time_column", form.time_column), ("data.group_column", form.group_column)):
+        others += [] if name is None else chosen(key, path, [name], source.names)
     left = [name for name in source.names if name not in others and not INDEX.fullmatch(name)]
-    columns = left if form.columns is None else chosen(path, form.columns, source.names)
+    columns = left if form.columns is None else chosen("data.columns", path, form.columns, source.names)
     if "" in columns:
         raise InputError(
             f"{path}: a column without a name, perhaps an index; choose the channels with data.columns=[...]"
         )
     if not columns:
-        raise InputError(f"{path}: no column is left; it has {', '.join(source.names)}")
+        raise InputError(f"{path}: no column is left; it has: {listed(source.names)}")
+    return columns, others
+
+
+def read_table(path: Path, form: Format) -> Table:
+    """Read `.csv` and `.parquet` in pieces, into temporary memory-mapped files: a table need not fit in memory."""
+    source = open_table(path, form)
+    columns, others = selected(source, form)
     table = Table(path, columns, np.empty((0, 0)), line=source.line if isinstance(source, Csv) else None)
     clock, precision = Clock(table, form), Precision()
     known: dict[str, int] = {}
     with Spool(np.float32, len(columns)) as values, Spool(np.float64) as times, Spool(np.int64) as groups:
         for batch in source.batches(columns, others):
-            numbers = np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in columns], axis=1)
+            numbers = np.stack([batch.column(i).to_numpy(zero_copy_only=False) for i in range(len(columns))], axis=1)
             check_finite(table, numbers, values.rows)
             precision.add(numbers)
             if form.time_column is not None:
@@ -162,7 +183,7 @@ def read_table(path: Path, form: Format) -> Table:
             values.append(numbers)
         rows, stamps, ids = values.array(), times.array()[:, 0], groups.array()[:, 0]
     if not len(rows):
-        raise InputError(f"{path}: no rows; expected numbers below the header {', '.join(source.names)}")
+        raise InputError(f"{path}: no rows; expected numbers below the header {listed(source.names)}")
     precision.check(table)
     spans, order = [("", 0, len(rows))], None
     if known:
@@ -174,6 +195,20 @@ def read_table(path: Path, form: Format) -> Table:
         spans = [(name, int(end - size), int(end)) for name, end, size in zip(known, ends, sizes, strict=True)]
     found = None if form.time_column is None else stamps
     return replace(table, values=rows, times=found, origin=clock.origin, groups=spans, order=order)
+
+
+def mapped(file: IO[bytes], shared: bool) -> np.ndarray:
+    """The bytes of a file, memory-mapped; unlike numpy's, the array holds no descriptor, so there may be many.
+
+    Args:
+        file: that is open, and may be closed afterwards.
+        shared: whether what is written to the array is written to the file.
+    """
+    import torch
+
+    size = os.fstat(file.fileno()).st_size
+    found: np.ndarray = torch.from_file(f"/dev/fd/{file.fileno()}", shared, size, dtype=torch.uint8).numpy()
+    return found
 
 
 class Spool:
@@ -195,7 +230,8 @@ class Spool:
         self.file.flush()
         if not self.rows:
             return np.empty((0, self.width), self.dtype)
-        return np.memmap(self.file, self.dtype, "r+", shape=(self.rows, self.width))
+        rows: np.ndarray = mapped(self.file, True).view(self.dtype).reshape(self.rows, self.width)
+        return rows
 
     def __enter__(self) -> Spool:
         return self
@@ -214,13 +250,21 @@ def reordered(array: np.ndarray, order: np.ndarray) -> np.ndarray:
         return new.array().reshape(array.shape)
 
 
-def chosen(path: Path, columns: Sequence[Any], names: Sequence[str]) -> list[str]:
-    """`columns` as texts; InputError with the nearest of `names` if the file lacks one of them."""
+def chosen(key: str, path: Path, columns: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """`columns`, which the option `key` asks for, as texts; InputError with the file's `names` if it lacks one."""
+    known = set(names)
     for name in map(str, columns):
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 3) or names[:10]
-            raise InputError(f"{path}: no column {name}; it has {len(names)}, such as {', '.join(near)}")
+        if name not in known:
+            near = difflib.get_close_matches(name, names, 3) if len(names) > SHOWN else []
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise InputError(f"{key}={name}: no such column in {path}{hint}; it has: {listed(names)}")
     return list(map(str, columns))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, the first few of many."""
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def check_finite(table: Table, numbers: np.ndarray, first: int) -> None:
