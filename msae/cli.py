@@ -2,8 +2,10 @@
 
 import _thread
 import atexit
+import codecs
 import functools
 import importlib
+import io
 import os
 import re
 import shutil
@@ -21,7 +23,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 
 from msae import help as help_text
-from msae.errors import InputError
+from msae.errors import InputError, check_utf8
 from msae.help import CONF
 from msae.runs import folder
 from msae.runs.mistakes import MISTAKES, explain, fail
@@ -59,6 +61,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     A user's mistake ends in one line on stderr and exit code 2; HYDRA_FULL_ERROR=1 in the environment shows the
     traceback as well.
     """
+    printable()
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text.text(config_name, sys.argv[1:], verbose=bool({"-v", "--verbose"} & set(sys.argv[1:]))))
         return
@@ -93,9 +96,26 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.unraisablehook = hook
 
 
+def printable() -> None:
+    """Print what the terminal's encoding lacks in ASCII, where Python would raise an error."""
+    codecs.register_error("plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def plain(error: UnicodeError) -> tuple[str, int]:
+    """What `printable` prints: `+-` for `±`, and escapes for other signs."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].replace("±", "+-")
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
 def prepared(config_name: str) -> Path:
     """Rewrite the command line as Hydra takes it; the folder of the runs, where the command is a sweep."""
     try:
+        for text in (*sys.argv[1:], str(Path.cwd())):
+            check_utf8(text)
         # a search finds its study before it parses what to try
         texts = folder.resumed(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
     except InputError as error:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from msae.cli import printable
 from msae.runs.comparison import report, shown
 from msae.runs.mistakes import MISTAKES, explain, fail
 
@@ -11,6 +12,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m msae.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of a sweep, with a folder for each run")
+    printable()
     try:
         print(shown(report(parser.parse_args().folder)[0]))
     except MISTAKES as error:

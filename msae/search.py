@@ -161,7 +161,7 @@ def run_trial(study: Study, trial: Trial, given: Sequence[str], folder: Path, lo
         value = same.value if same else val_loss([*given, *overrides(trial.params)], run)
     except Exception as error:  # noqa: BLE001  (whatever it is, the other trials continue)
         reason = explain(error, "train")
-        (run / "error.txt").write_text(f"{reason}\n\n{traceback.format_exc()}")
+        (run / "error.txt").write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
         with lock:
             trial.set_user_attr("error", reason)
             study.tell(trial, state=TrialState.FAIL)

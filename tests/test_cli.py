@@ -1,6 +1,8 @@
 """The command's errors, names, sweeps and help."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from msae import cli
 from msae.__main__ import COMMANDS, main
 from msae.cli import CONF
-from msae.help import documented
+from msae.help import content, documented
 from msae.models.ae import AutoEncoder
 from msae.runs import folder
 from msae.runs.overrides import as_typed
@@ -295,6 +297,25 @@ def test_a_comma_separates_the_values_of_a_sweep_unless_it_is_in_a_name(
     assert swept("data.path=x.csv,y.csv") == ["x.csv", "y.csv"]
     assert swept("data.path=é.csv,o'neil.csv") == ["'é.csv'", "'o\\'neil.csv'"]
     assert swept("data.path=a,b.csv") is None
+
+
+class TestLocale:
+    """One that is not UTF-8, such as LC_ALL=C."""
+
+    def test_prints_what_it_lacks_in_ascii(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", out)
+        cli.printable()
+        print("0.5 ± 0.1 °C", end="", flush=True)
+        assert out.buffer.getvalue() == b"0.5 +- 0.1 \\xb0C"  # type: ignore[attr-defined]
+
+    def test_of_a_path_it_cannot_read(self, command: Command) -> None:
+        code, _, err = command(*SMOKE, os.fsdecode(b"out=donn\xe9es"))
+        assert (code, error_line(err).startswith(r"'out=donn\udce9es': not UTF-8 in this locale; ")) == (2, True)
+        assert not list(Path().iterdir())
+
+    def test_logs_are_utf8(self) -> None:
+        assert content(CONF / "train.yaml")["hydra"]["job_logging"]["handlers"]["file"]["encoding"] == "utf-8"
 
 
 def test_flags_stand_anywhere(command: Command) -> None:

@@ -1,5 +1,6 @@
 """A user's own files: what is read, how it is split, and what is said of files that cannot be used."""
 
+import os
 import re
 import resource
 import time
@@ -281,6 +282,11 @@ class TestFormats:
         assert files.find(str(tmp_path)) == files.find(str(tmp_path / "*.csv")) == [tmp_path / "a.csv"]
         (tmp_path / "a.csv").unlink()
         with pytest.raises(InputError, match=r"no .csv, .*file in it"):
+            files.find(str(tmp_path))
+
+    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+        (tmp_path / os.fsdecode(b"\xe9.csv")).touch()
+        with pytest.raises(InputError, match=r"\\udce9.csv': not UTF-8 in this locale; expected another name"):
             files.find(str(tmp_path))
 
     def test_many_files_hold_no_descriptors(self, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from msae.data.rows import Clock, Table
 from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
-from msae.errors import InputError
+from msae.errors import InputError, check_utf8
 
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
 SHOWN = 10
@@ -52,6 +52,7 @@ def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
         what = f"no {', '.join(SUFFIXES)} file in it" if place.is_dir() else "no such file or folder, and no match"
         raise InputError(f"{key}={path}: {what}")
     for file in files:
+        check_utf8(str(file))
         if file.suffix.lower() not in SUFFIXES:
             raise InputError(f"{key}={file}: expected one of {', '.join(SUFFIXES)}")
     return files

@@ -208,7 +208,7 @@ def finished(run: Path, cfg: DictConfig) -> bool:
     """
     if not (run / "metrics.json").exists():
         return False
-    result = json.loads((run / "metrics.json").read_text())
+    result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     check_limits(os.path.relpath(run), cfg, {unit: result.get(unit, 0) for unit in ("steps", "epochs")})
     before = OmegaConf.load(run / "config.yaml").trainer
     return all(before[limit] == cfg.trainer[limit] for limit in ("max_epochs", "max_steps"))

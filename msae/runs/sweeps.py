@@ -46,7 +46,7 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
         if not leads():
             raise
         reason = explain(error, "train")
-        failure.write_text(f"{reason}\n\n{traceback.format_exc()}")
+        failure.write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
         log.error("%s: failed: %s", run.name, reason)  # noqa: TRY400  (the traceback is in the file)
 
 
