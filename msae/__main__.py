@@ -16,7 +16,7 @@ def overview() -> str:
     """The commands, a line each, by the first line of their modules."""
     lines = ["Multi-scale autoencoders for time series. msae COMMAND key=value ...", ""]
     for name in COMMANDS:
-        about = ast.get_docstring(ast.parse((PACKAGE / f"{name}.py").read_text())) or ""
+        about = ast.get_docstring(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))) or ""
         lines.append(f"  {name:<12} {about.partition(': `')[0]}")
     return "\n".join([*lines, "", "msae COMMAND --help lists the keys of a command."])
 

@@ -2,8 +2,10 @@
 
 import _thread
 import atexit
+import codecs
 import functools
 import importlib
+import io
 import os
 import re
 import shutil
@@ -21,10 +23,11 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 
 from msae import help as help_text
-from msae.errors import InputError
+from msae.errors import InputError, check_utf8
 from msae.help import CONF
 from msae.runs import folder
 from msae.runs.mistakes import MISTAKES, explain, fail
+from msae.runs.overrides import as_typed, key_of, quoted, value_of
 from msae.runs.processes import leads, n_jobs
 
 for resolver in (folder.run_dir, folder.run_name, n_jobs):
@@ -58,6 +61,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     A user's mistake ends in one line on stderr and exit code 2; HYDRA_FULL_ERROR=1 in the environment shows the
     traceback as well.
     """
+    printable()
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text.text(config_name, sys.argv[1:], verbose=bool({"-v", "--verbose"} & set(sys.argv[1:]))))
         return
@@ -94,22 +98,38 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         threading.excepthook = threading.__excepthook__
 
 
+def printable() -> None:
+    """Print what the terminal's encoding lacks in ASCII, where Python would raise an error."""
+    codecs.register_error("plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+
+
+def plain(error: UnicodeError) -> tuple[str, int]:
+    """What `printable` prints: `+-` for `±`, and escapes for other signs."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].replace("±", "+-")
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
 def prepared(config_name: str) -> Path:
     """Rewrite the command line as Hydra takes it; the folder of the runs, where the command is a sweep."""
     try:
+        for text in (*sys.argv[1:], str(Path.cwd())):
+            check_utf8(text)
         # a search finds its study before it parses what to try
         texts = folder.resumed(sys.argv[1:]) if config_name == "train" else sys.argv[1:]
     except InputError as error:
         fail(str(error))
-    texts = [quoted(text) for text in sorted(texts, key=is_override)]  # argparse wants them side by side
+    texts = [as_typed(text) for text in sorted(texts, key=is_override)]  # argparse wants them side by side
     if keyless := next((text for text in texts if text.startswith("=")), None):
         fail(f"{keyless}: expected key=value")
     keys = ("out", "hydra.sweep.dir") if config_name == "train" else ("hydra.sweep.dir",)
-    places = {key: text for text in texts if (key := folder.key_of(text)) in keys}
-    given = [text.partition("=")[2].strip("'\"").replace("\\'", "'") for text in places.values()]
-    sweep = Path(given[-1] if given else folder.sweep_dir(texts))
+    places = {key: place for text in texts if (key := key_of(text)) in keys and (place := value_of(text))}
+    sweep = Path([folder.sweep_dir(texts), *places.values()][-1])
     if "hydra.sweep.dir" not in places:  # as an override, the folder is the same for every run of the sweep
-        texts.append(f"hydra.sweep.dir={folder.quoted(sweep)}")
+        texts.append(f"hydra.sweep.dir={quoted([str(sweep)])}")
     sys.argv[1:] = of_each_run(texts)
     return sweep
 
@@ -126,24 +146,6 @@ def of_thread(given: threading.ExceptHookArgs) -> None:
     """Say nothing of a full disk in TensorBoard's writing thread: who writes next gets the error again."""
     if not (isinstance(given.exc_value, OSError) and type(given.thread).__module__.startswith("tensorboard.")):
         threading.__excepthook__(given)
-
-
-def quoted(text: str) -> str:
-    """An override with the quotes that Hydra's grammar wants around signs in paths and formats, if it has none."""
-    key, _, value = text.partition("=")
-    if value[:1] == "[" and value[-1:] == "]" and not re.search("['\"]", value):
-        if key in ("data.columns", "data.path", "data.test_path") and re.search(r"[=(){}]", value):
-            return f"{key}=[{','.join(repr(item.strip()) for item in value[1:-1].split(','))}]"
-        return text
-    # the project's folders have commas in their names
-    own = dict.fromkeys(("resume", "ckpt", "out", "reference", "hydra.run.dir"), "[=, ]")
-    keys = ("path", "test_path", "root", "time_column", "group_column")  # in which a comma is a sweep
-    users = {f"data.{name}": r"[= ()\[\]{}]" for name in keys}
-    signs = dict.fromkeys(("data.separator", "data.decimal", "data.time_format"), "^(?!null$)")
-    pattern = (own | users | signs).get(key)
-    if pattern is None or value[:1] in ("", "'", '"') or not re.search(pattern, value):
-        return text
-    return "{}='{}'".format(key, value.replace("'", "\\'"))
 
 
 def of_each_run(texts: Sequence[str]) -> list[str]:

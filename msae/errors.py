@@ -22,6 +22,15 @@ def needs(what: str, package: str, extra: str) -> InputError:
     return InputError(f"{what} needs {package}: pip install {package} (or msae's extra [{extra}])")
 
 
+def check_utf8(text: str) -> str:
+    """Return a file's name, or an argument, that is UTF-8 and that the locale can read; raises InputError otherwise."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{text!a}: not UTF-8 in this locale; expected another name, or LC_ALL=C.UTF-8") from None
+    return text
+
+
 def check_int(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
     """Return `value` if it is an integer from `low` to `high`, both included.
 

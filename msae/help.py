@@ -48,7 +48,7 @@ def keys(text: str) -> list[Key]:
 def documented(config_name: str) -> list[Key]:
     """The keys of a command, those of the command that it extends included."""
     path = CONF / f"{config_name}.yaml"
-    own = keys(path.read_text())
+    own = keys(path.read_text(encoding="utf-8"))
     bases = [
         documented(name) for name in content(path).get("defaults", []) if isinstance(name, str) and name != "_self_"
     ]
@@ -63,7 +63,7 @@ def option_keys(group: str, option: str) -> list[Key]:
     for name in content(path).get("defaults", []):
         if isinstance(name, str) and name != "_self_" and (path.parent / f"{name}.yaml").is_file():
             merged |= {row.name: row for row in option_keys(group, name)}
-    for row in keys(path.read_text()):
+    for row in keys(path.read_text(encoding="utf-8")):
         known = merged.get(row.name, row)
         merged[row.name] = row if row.meaning else row._replace(meaning=known.meaning)
     return list(merged.values())
@@ -115,7 +115,7 @@ def text(config_name: str, given: Sequence[str] = (), verbose: bool = False) -> 
     for group, default in found.items() if verbose else ():
         option = chosen.get(group, default)
         if group in ("model", "data", "trainer") and option in options(group):
-            about = description((CONF / group / f"{option}.yaml").read_text())
+            about = description((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
             lines += ["", f"Keys of {group}={option}: {about}"]
             lines += table([row._replace(name=f"{group}.{row.name}") for row in option_keys(group, option)])
     if found and not verbose:

@@ -261,8 +261,7 @@ def labels(path: Path, like: Format, name: str) -> Labels:
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"label={name}: {path} is an array, which has no columns of labels")
     source, known = files.open_table(path, like), dict[str, int]()
-    if name not in source.names:
-        raise InputError(f"label={name}: {path} has no such column; it has {', '.join(source.names[:10])}")
+    files.chosen("label", path, [name], source.names)
     with files.Spool(np.int32) as numbers:
         for batch in source.batches([], [name]):
             texts = batch.column(name).cast(pa.string()).fill_null("").to_pylist()

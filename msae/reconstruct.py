@@ -100,7 +100,8 @@ def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Pa
         files.write_array(table.path, path, table.columns, x_hat)
     else:
         source = files.open_table(table.path, form)
-        kept = [name for name in source.names if name not in table.columns]
+        replaced = set(table.columns)
+        kept = [name for name in source.names if name not in replaced]
         source.write(path, kept, table.columns, x_hat, escape)
 
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from msae.cli import printable
 from msae.runs.comparison import report, shown
 from msae.runs.mistakes import MISTAKES, explain, fail
 
@@ -19,6 +20,7 @@ def main() -> None:
         help="a data set of your own, package.module.function, or a model, package.module:Class, that the runs name",
     )
     given = parser.parse_args()
+    printable()
     try:
         print(shown(report(given.folder, given.allow)[0]))
     except MISTAKES as error:

@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, train
 from msae.errors import InputError, check_int
-from msae.runs.folder import folder_name, key_of, resumed, resuming, write
+from msae.runs.folder import folder_name, resumed, resuming, write
 from msae.runs.mistakes import explain, fail
+from msae.runs.overrides import as_typed, key_of
 from msae.runs.space import FREE, composed, overrides, spaces, to_try
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -160,7 +161,7 @@ def run_trial(study: Study, trial: Trial, given: Sequence[str], folder: Path, lo
         value = same.value if same else val_loss([*given, *overrides(trial.params)], run)
     except Exception as error:  # noqa: BLE001  (whatever it is, the other trials continue)
         reason = explain(error, "train")
-        (run / "error.txt").write_text(f"{reason}\n\n{traceback.format_exc()}")
+        (run / "error.txt").write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
         with lock:
             trial.set_user_attr("error", reason)
             study.tell(trial, state=TrialState.FAIL)
@@ -253,7 +254,7 @@ def main() -> None:
 def parsed(text: str) -> Override | None:
     """An override, or None if it cannot be read, which Hydra reports."""
     try:
-        return OverridesParser.create().parse_overrides([cli.quoted(text)])[0]
+        return OverridesParser.create().parse_overrides([as_typed(text)])[0]
     except OverrideParseException:
         return None
 

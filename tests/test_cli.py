@@ -1,7 +1,9 @@
 """The command's errors, names, sweeps and help."""
 
 import errno
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,14 +16,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAST, Command
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from msae import cli
 from msae.__main__ import COMMANDS, main
 from msae.cli import CONF
-from msae.help import documented
+from msae.help import content, documented
 from msae.models.ae import AutoEncoder
 from msae.runs import folder
 from msae.runs.mistakes import explain
+from msae.runs.overrides import as_typed
 from msae.runs.processes import n_jobs
 
 SMOKE = ("data=digits", "trainer=smoke", "trainer.accelerator=cpu")
@@ -255,25 +259,70 @@ class TestNames:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("resume=runs/a,model=ae/last.ckpt", "resume='runs/a,model=ae/last.ckpt'"),
-        ("ckpt=runs/a b/best.ckpt", "ckpt='runs/a b/best.ckpt'"),
-        ("hydra.run.dir=runs/seed=[0,1]", "hydra.run.dir='runs/seed=[0,1]'"),
-        ("data.path=my data (1)/[a]=b.csv", "data.path='my data (1)/[a]=b.csv'"),
-        ("data.path=it's here.csv", "data.path='it\\'s here.csv'"),
-        ("data.path=a.csv,b.csv", "data.path=a.csv,b.csv"),  # a sweep over two files
-        ("data.path='a.csv'", "data.path='a.csv'"),
-        ("data.separator=;", "data.separator=';'"),
-        ("data.time_format=null", "data.time_format=null"),
-        ("data.columns=[a,b]", "data.columns=[a,b]"),
-        ("data.columns=[T (degC), p]", "data.columns=['T (degC)','p']"),
-        ("data.time_column=Date (UTC)", "data.time_column='Date (UTC)'"),
-        ("data.path=[a.csv,b.csv]", "data.path=[a.csv,b.csv]"),
-        ("data.path=[a b=1.csv,b.csv]", "data.path=['a b=1.csv','b.csv']"),
-        ("-m", "-m"),
+        ("resume=runs/a,model=ae/last.ckpt", "runs/a,model=ae/last.ckpt"),
+        ("ckpt=runs/a b/best.ckpt", "runs/a b/best.ckpt"),
+        ("hydra.run.dir=runs/seed=[0,1]", "runs/seed=[0,1]"),
+        ("out=[b]", "[b]"),
+        ("out=2024", "2024"),
+        ("out={a:1}", "{a:1}"),
+        ("out=null", None),
+        ("data.path=my data (1)/[a]=b.csv", "my data (1)/[a]=b.csv"),
+        ("data.path=données/*.csv", "données/*.csv"),
+        ("data.path=it's here.csv", "it's here.csv"),
+        ("data.path=C:\\it's\\", "C:\\it's\\"),
+        ("+data.path='a, b.csv'", "a, b.csv"),
+        ("data.separator=;", ";"),
+        ("data.separator=\\t", "\\t"),
+        ("data.decimal=,", ","),
+        ("data.time_format=null", None),
+        ("data.time_column=Date (UTC)", "Date (UTC)"),
+        ("label=état", "état"),
+        ("data.columns=[a,b]", ["a", "b"]),
+        ("data.columns=[T (degC), p=1]", ["T (degC)", "p=1"]),
+        ('data.columns=[T [°C], "a,b"]', ["T [°C]", "a,b"]),
+        ("data.path=[été.csv,it's.csv]", ["été.csv", "it's.csv"]),
     ],
 )
-def test_paths_need_no_quotes_of_hydra(text: str, expected: str) -> None:
-    assert cli.quoted(text) == expected
+def test_paths_and_names_are_values(text: str, expected: object) -> None:
+    """As they are typed: no sign in them has a meaning for Hydra's grammar."""
+    override = OverridesParser.create().parse_override(as_typed(text))
+    assert override.value() == expected
+    assert not override.is_sweep_override()
+    assert as_typed(as_typed(text)) == as_typed(text)
+
+
+def test_a_comma_separates_the_values_of_a_sweep_unless_it_is_in_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swept(text: str) -> list[str] | None:
+        override = OverridesParser.create().parse_override(as_typed(text))
+        return [*override.sweep_string_iterator()] if override.is_sweep_override() else None
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("é.csv", "o'neil.csv", "a,b.csv"):
+        Path(name).touch()
+    assert swept("data.path=x.csv,y.csv") == ["x.csv", "y.csv"]
+    assert swept("data.path=é.csv,o'neil.csv") == ["'é.csv'", "'o\\'neil.csv'"]
+    assert swept("data.path=a,b.csv") is None
+
+
+class TestLocale:
+    """One that is not UTF-8, such as LC_ALL=C."""
+
+    def test_prints_what_it_lacks_in_ascii(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", out)
+        cli.printable()
+        print("0.5 ± 0.1 °C", end="", flush=True)
+        assert out.buffer.getvalue() == b"0.5 +- 0.1 \\xb0C"  # type: ignore[attr-defined]
+
+    def test_of_a_path_it_cannot_read(self, command: Command) -> None:
+        code, _, err = command(*SMOKE, os.fsdecode(b"out=donn\xe9es"))
+        assert (code, error_line(err).startswith(r"'out=donn\udce9es': not UTF-8 in this locale; ")) == (2, True)
+        assert not list(Path().iterdir())
+
+    def test_logs_are_utf8(self) -> None:
+        assert content(CONF / "train.yaml")["hydra"]["job_logging"]["handlers"]["file"]["encoding"] == "utf-8"
 
 
 def test_flags_stand_anywhere(command: Command) -> None:

@@ -258,7 +258,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
     ("args", "message"),
     [
         (["data.path=short.npy"], "short.npy: no stretch of 12 steps"),
-        (["data.path=one.npy"], "one.npy: no column 1; it has 1, such as 0"),
+        (["data.path=one.npy"], "data.columns=1: no such column in one.npy; it has: 0"),
         (
             ["data.path=holes.npy"],
             "holes.npy, row 3, column 0: no value; set data.missing=interpolate or data",

@@ -132,7 +132,7 @@ def test_picture(by: np.ndarray, name: str, width: int) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["label=kind"], "label=kind: a.csv has no such column; it has a, b"),
+        (["label=kind"], "label=kind: no such column in a.csv; it has: a, b"),
         (["ckpt=digits.ckpt"], "a.csv: 2 channels, a, b; the model takes 1, in windows of 64 steps"),
         (["data.path=short.csv"], "short.csv: no stretch of 8 steps, the length of a window"),
         (

@@ -96,7 +96,7 @@ def test_samples_are_the_official_splits() -> None:
     ("overrides", "message"),
     [
         (["data.path=one.csv", "data.columns=[a]"], "one.csv: 1 channels, a; the model takes 2, in windows of 8 steps"),
-        (["data.path=one.csv"], "one.csv: no column b; it has 1, such as a"),
+        (["data.path=one.csv"], "data.columns=b: no such column in one.csv; it has: a"),
         (["data.path=long.npy"], "long.npy: 2 channels, 0, 1, in windows of 9 steps; the model takes 2, in windows of"),
         (["data.path=short.csv"], "short.csv: no stretch of 8 steps, the length of a window"),
         (
@@ -127,7 +127,7 @@ def test_samples_that_do_not_fit() -> None:
 def test_unknown_label_column() -> None:
     write_file("a.csv")
     np.save("a.npy", X)
-    with pytest.raises(InputError, match=r"^label=kind: a.csv has no such column; it has a, b$"):
+    with pytest.raises(InputError, match=r"^label=kind: no such column in a.csv; it has: a, b$"):
         stretches("data.path=a.csv", label="kind")
     with pytest.raises(InputError, match=r"^label=kind: a.npy is an array"):
         stretches("data.path=a.npy", "data.columns=[0,1]", label="kind")

@@ -131,7 +131,7 @@ def test_channels_are_those_it_was_trained_on(command: Command) -> None:
     assert Path("run/reconstruction/b.csv").read_text().startswith("q,extra,p\n")
     Path("c.csv").write_text("\n".join(["u,v", *rows]))
     code, _, err = command("ckpt=run/best.ckpt", "data.path=c.csv", module="reconstruct")
-    assert (code, err) == (2, "error: c.csv: no column p; it has 2, such as u, v\n")
+    assert (code, err) == (2, "error: data.columns=p: no such column in c.csv; it has: u, v\n")
 
 
 def test_what_exists_is_kept(run: Run) -> None:

@@ -1,7 +1,10 @@
 """A user's own files: reading, splitting, and the errors for files that cannot be used."""
 
 import io
+import os
 import re
+import resource
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -274,16 +277,53 @@ class TestFormats:
         found = files.find([str(tmp_path / "**" / "*.csv"), str(tmp_path / "a.csv")])
         assert [str(file.relative_to(tmp_path)) for file in found] == ["a.csv", "b/c.csv", "b/d/e.csv"]
 
+    def test_hidden_files_are_no_data(self, tmp_path: Path) -> None:
+        ramp(tmp_path / "a.csv")
+        for name in (".12.a.csv", "._a.csv"):  # of an interrupted copy, and of macOS
+            (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+        assert files.find(str(tmp_path)) == files.find(str(tmp_path / "*.csv")) == [tmp_path / "a.csv"]
+        (tmp_path / "a.csv").unlink()
+        with pytest.raises(InputError, match=r"no .csv, .*file in it"):
+            files.find(str(tmp_path))
+
+    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+        (tmp_path / os.fsdecode(b"\xe9.csv")).touch()
+        with pytest.raises(InputError, match=r"\\udce9.csv': not UTF-8 in this locale; expected another name"):
+            files.find(str(tmp_path))
+
+    def test_many_files_hold_no_descriptors(self, tmp_path: Path) -> None:
+        for i in range(100):
+            np.save(tmp_path / f"{i:03}.npy", np.full(5, float(i)))
+            ramp(tmp_path / f"{i:03}.csv", 5)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/dev/fd").iterdir()]) + 30, limits[1]))
+        try:
+            kept = [files.read(path, tables.Format()) for path in files.find(str(tmp_path))]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert [table.values[4, 0] for table in kept[::2]] == [4] * 100
+        assert [table.values[4, 0] for table in kept[1::2]] == [*range(100)]
+
+    def test_many_columns(self, tmp_path: Path) -> None:
+        """Their names are looked up, not compared with each other."""
+        names = [f"channel_{i}" for i in range(20_000)]
+        path = Path(write(tmp_path / "a.csv", names, [range(20_000)] * 3))
+        before = time.process_time()
+        table = files.read(path, tables.Format(columns=names))
+        tables.Csv(path, tables.Format()).write(tmp_path / "b.csv", [], names, table.values)
+        assert time.process_time() - before < 8  # 60 s where each is compared
+        assert files.read(tmp_path / "b.csv", tables.Format()).values[2, -1] == 19_999
+
     @pytest.mark.parametrize("columns", [[1, 2], [3, 1], [0, 2]])
     def test_columns_of_an_array_are_not_copied_into_memory(self, columns: list[int], tmp_path: Path) -> None:
         x = np.arange(240.0).reshape(60, 4)
         np.save(tmp_path / "a.npy", x)
         table = files.read(tmp_path / "a.npy", tables.Format(columns=columns))
         assert np.array_equal(table.values, x[:, columns])
-        base = table.values
-        while base is not None and not isinstance(base, np.memmap):
+        base: Any = table.values
+        while isinstance(base, np.ndarray):
             base = base.base
-        assert base is not None
+        assert isinstance(base, torch.Tensor)  # mapped by it
 
     def test_precision_is_that_of_the_whole_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A stretch that hardly varies is not refused for that."""
@@ -401,8 +441,10 @@ BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (text("a;b\n1.5;2\n"), {"separator": ";", "decimal": ","},
      r"'1.5' .*is it a decimal point\? then set data.decimal"),
     (text("a\n" + "1\n\n" * 40), {}, "line 3, column a: no value"),
-    (lines(), {"time_column": "u"}, "no column u; it has 3, such as t, a, b"),
-    (lines(), {"columns": ["aa"]}, "no column aa; it has 3, such as a"),
+    (lines(), {"time_column": "u"}, r"^data.time_column=u: no such column in \S+a.csv; it has: t, a, b$"),
+    (lines(), {"columns": ["aa"]}, r"^data.columns=aa: no such column in \S+a.csv; it has: t, a, b$"),
+    (text(",".join(f"c{i}" for i in range(12)) + "\n"), {"group_column": "x"},
+     r"^data.group_column=x: no such column in \S+; it has: c0, c1, .*, c9, and 2 more$"),
     (lines(), {"columns": "a"}, "columns=a: expected a list of names"),
     (lines(), {"max_gap": "5min"}, "max_gap=5min: gaps of .* are unknown; set data.time_column"),
     (lines(), {"max_gap": "soon", "time_column": "t"}, "max_gap=soon: expected a time such as 90s"),
@@ -543,5 +585,5 @@ def test_the_files_of_the_command(command: Command, tmp_path: Path) -> None:
     assert x_hat[:, 0].mean() > 450
     code, out, err = command(*args, "data.columns=[heet]", "hydra.run.dir=other")
     assert (code, out) == (2, "")
-    assert err.strip() == "error: a.csv: no column heet; it has 3, such as heat"
+    assert err.strip() == "error: data.columns=heet: no such column in a.csv; it has: time, level, heat"
     assert not Path("other").exists()

@@ -5,40 +5,46 @@ from __future__ import annotations
 import difflib
 import glob
 import math
+import os
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from msae.data.rows import Clock, Table
 from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
-from msae.errors import InputError
+from msae.errors import InputError, check_utf8
 from msae.whole import available, size
 
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
+SHOWN = 10
+"""Names of columns in an error, at most."""
 
 
 def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
     """The files that a path names: a file, the readable files of a folder, or the files of a glob; sorted.
 
-    A list of paths names the files of each.
+    A list of paths names the files of each. Hidden files of a folder, whose names begin with a dot, are left out.
 
     Raises:
         InputError: there is no such file, none in the folder, or a file is of another kind.
     """
     if isinstance(path, Sequence) and not isinstance(path, str):
-        return list(dict.fromkeys(file for one in path for file in find(one, key)))
+        files = list(dict.fromkeys(file for one in path for file in find(one, key)))
+        if files:
+            return files
     if not isinstance(path, str) or not path:
         raise InputError(f"{key}={path}: expected a file, a folder or a glob of {', '.join(SUFFIXES)} files")
     place = Path(path).expanduser()
     if place.is_dir():
-        files = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
+        visible = (file for file in place.iterdir() if not file.name.startswith("."))
+        files = sorted(file for file in visible if file.suffix.lower() in SUFFIXES and file.is_file())
     elif place.exists():
         files = [place]
     else:
@@ -48,6 +54,7 @@ def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
         what = f"no {', '.join(SUFFIXES)} file in it" if place.is_dir() else "no such file or folder, and no match"
         raise InputError(f"{key}={path}: {what}")
     for file in files:
+        check_utf8(str(file))
         if file.suffix.lower() not in SUFFIXES:
             raise InputError(f"{key}={file}: expected one of {', '.join(SUFFIXES)}")
     return files
@@ -65,17 +72,26 @@ def read(path: Path, form: Format) -> Table:
     return read_table(path, form)
 
 
-def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
-    """Read `.npy`, memory-mapped, or `.npz`: `(time,)`, `(time, channels)`, or windows `(n, channels, length)`."""
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` by their names, or the one of a `.npy`, memory-mapped."""
     try:  # copy on write: only interpolation writes, and never to the file
         if path.suffix.lower() == ".npz":
             check_claims(path)
         loaded = np.load(path, mmap_mode="c" if path.suffix.lower() == ".npy" else None)
-        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+        if isinstance(loaded, np.memmap):
+            order: Literal["C", "F"] = "C" if loaded.flags.c_contiguous else "F"
+            with path.open("rb") as file:
+                return {"": np.ndarray(loaded.shape, loaded.dtype, mapped(file, False), loaded.offset, order=order)}
+        return {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except InputError:
         raise
     except (ValueError, OverflowError, MemoryError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not an array file of numbers: {' '.join(str(error).split())}") from None
+
+
+def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
+    """Read `.npy`, memory-mapped, or `.npz`: `(time,)`, `(time, channels)`, or windows `(n, channels, length)`."""
+    arrays = arrays_of(path)
     if not arrays:
         raise InputError(f"{path}: no array in it")
     if len(arrays) == 1:
@@ -93,8 +109,9 @@ def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:
         )
     if array.ndim == 1:
         array = array[:, None]
-    wanted = names if columns is None else chosen(path, columns, names)
-    array = mappable(array, [names.index(name) for name in wanted])
+    wanted = names if columns is None else chosen("data.columns", path, columns, names)
+    places = {name: place for place, name in enumerate(names)}
+    array = mappable(array, [places[name] for name in wanted])
     table = Table(path, wanted, array, groups=[("", 0, len(array))])
     for start in range(0, len(array), step := max(1, BLOCK // math.prod(array.shape[1:]))):
         check_finite(table, array[start : start + step], start)
@@ -155,24 +172,33 @@ def open_table(path: Path, form: Format) -> Csv | Parquet:
     return Csv(path, form) if path.suffix.lower() == ".csv" else Parquet(path)
 
 
-def read_table(path: Path, form: Format) -> Table:
-    """Read `.csv` and `.parquet` in pieces, into temporary memory-mapped files: a table need not fit in memory."""
-    source = open_table(path, form)
-    others = chosen(path, form.others, source.names)
+def selected(source: Csv | Parquet, form: Format) -> tuple[list[str], list[str]]:
+    """The columns of a table that become channels, and those of times and names of series."""
+    path = source.path
+    others = []
+    for key, name in (("data.time_column", form.time_column), ("data.group_column", form.group_column)):
+        others += [] if name is None else chosen(key, path, [name], source.names)
     left = [name for name in source.names if name not in others and not INDEX.fullmatch(name)]
-    columns = left if form.columns is None else chosen(path, form.columns, source.names)
+    columns = left if form.columns is None else chosen("data.columns", path, form.columns, source.names)
     if "" in columns:
         raise InputError(
             f"{path}: a column without a name, perhaps an index; choose the channels with data.columns=[...]"
         )
     if not columns:
-        raise InputError(f"{path}: no column is left; it has {', '.join(source.names)}")
+        raise InputError(f"{path}: no column is left; it has: {listed(source.names)}")
+    return columns, others
+
+
+def read_table(path: Path, form: Format) -> Table:
+    """Read `.csv` and `.parquet` in pieces, into temporary memory-mapped files: a table need not fit in memory."""
+    source = open_table(path, form)
+    columns, others = selected(source, form)
     table = Table(path, columns, np.empty((0, 0)), line=source.line if isinstance(source, Csv) else None)
     clock = Clock(table, form)
     known: dict[str, int] = {}
     with Spool(np.float64, len(columns)) as values, Spool(np.float64) as times, Spool(np.int64) as groups:
         for batch in source.batches(columns, others):
-            numbers = np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in columns], axis=1)
+            numbers = np.stack([batch.column(i).to_numpy(zero_copy_only=False) for i in range(len(columns))], axis=1)
             check_finite(table, numbers, values.rows)
             if form.time_column is not None:
                 times.append(clock.read(batch.column(form.time_column), values.rows))
@@ -185,7 +211,7 @@ def read_table(path: Path, form: Format) -> Table:
             values.append(numbers)
         rows, stamps, ids = values.array(), times.array()[:, 0], groups.array()[:, 0]
     if not len(rows):
-        raise InputError(f"{path}: no rows; expected numbers below the header {', '.join(source.names)}")
+        raise InputError(f"{path}: no rows; expected numbers below the header {listed(source.names)}")
     spans, order = [("", 0, len(rows))], None
     if known:
         if np.count_nonzero(np.diff(ids)) >= len(known):  # the rows of a series are not together
@@ -196,6 +222,20 @@ def read_table(path: Path, form: Format) -> Table:
         spans = [(name, int(end - size), int(end)) for name, end, size in zip(known, ends, sizes, strict=True)]
     found = None if form.time_column is None else stamps
     return replace(table, values=rows, times=found, origin=clock.origin, groups=spans, order=order)
+
+
+def mapped(file: IO[bytes], shared: bool) -> np.ndarray:
+    """The bytes of a file, memory-mapped; unlike numpy's, the array holds no descriptor, so there may be many.
+
+    Args:
+        file: that is open, and may be closed afterwards.
+        shared: whether what is written to the array is written to the file.
+    """
+    import torch
+
+    size = os.fstat(file.fileno()).st_size
+    found: np.ndarray = torch.from_file(f"/dev/fd/{file.fileno()}", shared, size, dtype=torch.uint8).numpy()
+    return found
 
 
 class Spool:
@@ -217,7 +257,8 @@ class Spool:
         self.file.flush()
         if not self.rows:
             return np.empty((0, self.width), self.dtype)
-        return np.memmap(self.file, self.dtype, "r+", shape=(self.rows, self.width))
+        rows: np.ndarray = mapped(self.file, True).view(self.dtype).reshape(self.rows, self.width)
+        return rows
 
     def __enter__(self) -> Spool:
         return self
@@ -236,13 +277,21 @@ def reordered(array: np.ndarray, order: np.ndarray) -> np.ndarray:
         return new.array().reshape(array.shape)
 
 
-def chosen(path: Path, columns: Sequence[Any], names: Sequence[str]) -> list[str]:
-    """`columns` as texts; InputError with the nearest of `names` if the file lacks one of them."""
+def chosen(key: str, path: Path, columns: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """`columns`, which the option `key` asks for, as texts; InputError with the file's `names` if it lacks one."""
+    known = set(names)
     for name in map(str, columns):
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 3) or names[:10]
-            raise InputError(f"{path}: no column {name}; it has {len(names)}, such as {', '.join(near)}")
+        if name not in known:
+            near = difflib.get_close_matches(name, names, 3) if len(names) > SHOWN else []
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise InputError(f"{key}={name}: no such column in {path}{hint}; it has: {listed(names)}")
     return list(map(str, columns))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, the first few of many."""
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def check_finite(table: Table, numbers: np.ndarray, first: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -67,9 +68,8 @@ class Format:
             )
         if self.header not in (True, False, None):
             raise InputError(f"header={self.header}: expected true, false or null")
-        used = [*map(str, self.columns or []), *self.others]
-        if twice := next((name for name in used if used.count(name) > 1), None):
-            raise InputError(f"columns, time_column, group_column: {twice} is named twice")
+        if twice := repeated([*map(str, self.columns or []), *self.others]):
+            raise InputError(f"columns, time_column, group_column: {twice[0]} is named twice")
 
     @property
     def others(self) -> list[str]:
@@ -109,9 +109,8 @@ class Csv:
                 "add a first line such as date,a,b, or set data.header=true, or false for columns 0, 1, ..."
             )
         self.names = [text.strip() for text in line] if self.header else [str(i) for i in range(len(line))]
-        twice = sorted({name for name in self.names if self.names.count(name) > 1})
-        if twice:
-            raise InputError(f"{path}: several columns have the name {', '.join(twice)}")
+        if twice := repeated(self.names):
+            raise InputError(f"{path}: several columns have the name {', '.join(twice[:10])}")
         others = [sign for sign in ",;\t|" if len(line) == 1 and sign in line[0]]
         if others:
             sign = others[0].replace("\t", "\\t")
@@ -143,7 +142,8 @@ class Csv:
 
         With `escape` texts are as `inert` gives them.
         """
-        names = [name for name in self.names if name in kept or name in columns]
+        used = {*kept, *columns}
+        names = [name for name in self.names if name in used]
         with path.open("w", encoding="utf-8", newline="") as file:
             out, row = csv.writer(file, delimiter=self.form.separator, lineterminator="\n"), 0
             if self.header:
@@ -258,14 +258,16 @@ class Parquet:
 
         `escape` is for a .csv.
         """
-        names = [name for name in self.names if name in kept or name in columns]
+        used = {*kept, *columns}
+        names = [name for name in self.names if name in used]
         floats = {name: pa.field(name, pa.from_numpy_dtype(values.dtype)) for name in columns}
         schema, row = pa.schema([floats.get(name) or self.schema.field(name) for name in names]), 0
+        places = {name: place for place, name in enumerate(columns)}
         with parquet.ParquetWriter(path, schema) as out:
             for batch in self._read(kept or columns[:1]):
                 new = values[row : row + len(batch)]
                 arrays = [
-                    pa.array(new[:, columns.index(name)], from_pandas=True) if name in columns else batch.column(name)
+                    pa.array(new[:, places[name]], from_pandas=True) if name in places else batch.column(name)
                     for name in names
                 ]
                 out.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
@@ -281,6 +283,11 @@ def inert(texts: pa.Array) -> pa.Array:
     """
     run = pc.and_(pc.match_substring_regex(texts, FORMULA), pc.invert(pc.match_substring_regex(texts, NUMBER)))
     return pc.if_else(run, pc.binary_join_element_wise("'", texts, ""), texts)
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that occur more than once."""
+    return [name for name, n in Counter(names).items() if n > 1]
 
 
 def without_last(batches: Iterable[pa.RecordBatch], n: int) -> Iterator[pa.RecordBatch]:

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError
 from msae.runs.found import check_overrides
+from msae.runs.overrides import key_of, quoted, value_of
 from msae.runs.processes import leads
 from msae.whole import to_json, write_text
 
@@ -31,11 +32,6 @@ UNNAMED = ("resume", "out", "trainer.enable_progress_bar")
 """Keys that do not change the result, only where a run is kept, how it resumes or what it displays."""
 FREE = ("trainer.", "resume", "out", "threads", "data.root", "model.compile")
 """Keys that may change when a run is resumed."""
-
-
-def key_of(text: str) -> str:
-    """The key of an override."""
-    return text.partition("=")[0].lstrip("+~")
 
 
 def folder_name(overrides: Iterable[str], separator: str) -> str:
@@ -110,12 +106,12 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
     Raises:
         InputError: the path is missing, or is neither a run, a sweep, a study nor a checkpoint.
     """
-    values = [text.partition("=")[2].strip("'\"") for text in texts if key_of(text) == "resume"]
-    if not values or values[-1] == "null":
+    given = [value_of(text) for text in texts if key_of(text) == "resume"]
+    if not given or given[-1] is None:
         return list(texts)
-    if not values[-1]:  # an unset variable of the shell would start another run
+    if not given[-1]:  # an unset variable of the shell would start another run
         raise InputError("resume: no value; expected the folder of a run, such as resume=runs/machine")
-    path = Path(values[-1].replace("\\'", "'")).expanduser()
+    path = Path(given[-1]).expanduser()
     if not path.exists():
         raise InputError(f"resume={path}: no such file or folder; expected the folder of a run, or its last.ckpt")
     folder = folder_of(str(path))
@@ -126,7 +122,7 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
     if (folder / "overrides.yaml").is_file():
         saved = [str(text) for text in OmegaConf.load(folder / "overrides.yaml")]
     elif (folder / "multirun.yaml").is_file():
-        place = f"hydra.sweep.dir={quoted(folder)}"
+        place = f"hydra.sweep.dir={quoted([str(folder)])}"
         if {"-m", "--multirun"} & set(texts):  # the whole command is given again
             return [*(text for text in texts if key_of(text) != "hydra.sweep.dir"), place]
         before = OmegaConf.load(folder / "multirun.yaml").hydra.overrides
@@ -139,11 +135,6 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
     kept = [text for text in saved if key_of(text) not in own]
     check_overrides(f"resume={path}", kept)
     return [*kept, *texts, *sweep]
-
-
-def quoted(path: Path | str) -> str:
-    """A path as a value of Hydra's grammar."""
-    return "'{}'".format(str(path).replace("'", "\\'"))
 
 
 def own_overrides(cfg: DictConfig) -> list[str]:
@@ -219,7 +210,7 @@ def finished(run: Path, cfg: DictConfig) -> bool:
     """
     if not (run / "metrics.json").exists():
         return False
-    result = json.loads((run / "metrics.json").read_text())
+    result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     check_limits(os.path.relpath(run), cfg, {unit: result.get(unit, 0) for unit in ("steps", "epochs")})
     before = OmegaConf.load(run / "config.yaml").trainer
     return all(before[limit] == cfg.trainer[limit] for limit in ("max_epochs", "max_steps"))

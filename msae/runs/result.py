@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -145,5 +146,5 @@ def summary(result: dict[str, Any], run: Path, data: DataModule) -> str:
         f"{epochs} epoch{'s' * (epochs != 1)} of {len(data.train):,} windows{held}; "
         f"{result['samples_per_second']:,.0f} samples a second, {result['seconds']:.0f} s\n"
         f"folder: {folder}\n"
-        f"look:   tensorboard --logdir '{folder}'"
+        f"look:   tensorboard --logdir {shlex.quote(str(folder))}"
     )

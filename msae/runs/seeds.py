@@ -51,7 +51,7 @@ def together(cfg: DictConfig, run: Path, alone: bool, train: Callable[..., dict[
 
     def of_seed(place: Path, one: DictConfig, stack: Run) -> None:
         place.mkdir(parents=True, exist_ok=True)
-        lines = logging.FileHandler(place / "train.log")
+        lines = logging.FileHandler(place / "train.log", encoding="utf-8")
         lines.setFormatter(logging.Formatter("%(message)s"))
         lines.addFilter(lambda record: record.threadName == stack.name)
         logging.getLogger().addHandler(lines)

@@ -15,7 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError, needs
-from msae.runs.folder import UNNAMED, key_of
+from msae.runs.folder import UNNAMED
+from msae.runs.overrides import key_of
 from msae.runs.processes import check_sweep
 from msae.runs.trainer import check as check_run
 from msae.runs.trainer import quiet

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -45,7 +46,7 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
         if not leads():
             raise
         reason = explain(error, "train")
-        failure.write_text(f"{reason}\n\n{traceback.format_exc()}")
+        failure.write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
         log.error("%s: failed: %s", run.name, reason)  # noqa: TRY400  (the traceback is in the file)
 
 
@@ -113,6 +114,6 @@ def end_of_sweep(folder: Path) -> None:
         if not isinstance(error, MISTAKES):
             traceback.print_exc()
         fail(f"no report of {folder}: {explain(error, 'train')}")
-    print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir '{folder}'")
+    print(f"\n{shown(text)}\nreport: {folder / 'report.md'}\nlook:   tensorboard --logdir {shlex.quote(str(folder))}")
     if missing:
         fail(f"{len(missing)} of the runs did not finish: {', '.join(missing)}")
