@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from msae import help as help_text
 from msae.errors import InputError
 from msae.help import CONF
-from msae.runs import folder
+from msae.runs import folder, signals
 from msae.runs.mistakes import MISTAKES, explain, fail
 from msae.runs.processes import leads, n_jobs
 
@@ -76,20 +76,22 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     sys.argv += ["hydra/job_logging=disabled"] * (not leads())
     hook, sys.unraisablehook = sys.unraisablehook, dropped
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(functools.wraps(task)(guarded))()
-    except MISTAKES as error:
-        if new and not any(sweep.glob("*/")):  # a sweep that does not compose starts no run
-            shutil.rmtree(sweep, ignore_errors=True)
-        if full:
-            raise
-        fail(explain(error, config_name))
-    except KeyboardInterrupt:
-        started = any(sweep.glob("*/train.log"))
-        print(f"\ninterrupted. To resume: {folder.resuming(sweep)}" if started else "\ninterrupted")
-        sys.exit(130)
-    finally:
-        sys.unraisablehook = hook
+    with signals.watched():
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+                functools.wraps(task)(guarded)
+            )()
+        except MISTAKES as error:
+            if new and not any(sweep.glob("*/")):  # a sweep that does not compose starts no run
+                shutil.rmtree(sweep, ignore_errors=True)
+            if full:
+                raise
+            fail(explain(error, config_name))
+        except KeyboardInterrupt:
+            print("\n" + (folder.interrupted(sweep) if config_name == "train" else "interrupted"))
+            sys.exit(signals.code())
+        finally:
+            sys.unraisablehook = hook
 
 
 def prepared(config_name: str) -> Path:
@@ -115,6 +117,7 @@ def prepared(config_name: str) -> Path:
 def dropped(error: "sys.UnraisableHookArgs") -> None:
     """Interrupt again where Python drops an interruption: in what a weak reference calls, where training often is."""
     if issubclass(error.exc_type, KeyboardInterrupt):
+        signals.again()
         threading.Timer(0.01, _thread.interrupt_main).start()
     else:
         sys.__unraisablehook__(error)

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,20 @@ def keep_overrides(folder: Path, cfg: DictConfig) -> None:
 def resuming(folder: Path, command: str = "train") -> str:
     """The command that resumes the run, or the runs, in a folder."""
     return f"python -m msae.{command} resume={shlex.quote(os.path.relpath(folder))}"
+
+
+def interrupted(folder: Path, command: str = "train") -> str:
+    """What an interrupted run, or the runs in a folder, say at their end."""
+    if any(saved(folder)):
+        return f"interrupted. To resume: {resuming(folder, command)}"
+    return "interrupted: nothing was kept; the same command starts again"
+
+
+def saved(folder: Path) -> Iterator[Path]:
+    """The checkpoints and results of the run in a folder, of the runs of several seeds, or of those of a sweep."""
+    for depth in ("", "*/", "*/*/"):
+        for name in ("last.ckpt", "metrics.json"):
+            yield from folder.glob(f"{depth}{name}")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -81,12 +81,18 @@ def as_before(cfg: DictConfig, model: Reconstructor, data: DataModule, ckpt: Pat
     )
     if sizes != expected:
         raise InputError(f"{name}: its weights do not fit {type(model).__name__}; the file may be damaged")
-    steps, epochs = checkpoint["global_step"], checkpoint["epoch"] + bool(checkpoint["global_step"])
+    steps, within = checkpoint["global_step"], checkpoint.get("within_epoch")
+    epochs = checkpoint["epoch"] + (within is None and steps > 0)
     finished = check_limits(str(ckpt), cfg, {"steps": steps, "epochs": epochs})
     whole = data.steps_per_epoch
-    if cfg.trainer.limit_train_batches == 1.0 and steps % whole and steps != cfg.trainer.max_steps:
+    if within is None and cfg.trainer.limit_train_batches == 1.0 and steps % whole and steps != cfg.trainer.max_steps:
         raise InputError(
             f"{name}: ended at step {steps}, within an epoch of {whole} steps; expected a checkpoint of whole epochs"
+        )
+    if within is not None and within["per_call"] != [data.steps_per_call, data.processes]:
+        raise InputError(
+            f"{name}: was saved within an epoch; expected the trainer.devices, trainer.num_nodes and "
+            "trainer.limit_train_batches that it was saved with"
         )
     if finished and not kept.exists():  # Lightning trains no further, and the run is tested
         raise InputError(f"{name}: has nothing left to train; expected the run's folder, with {kept.name} to test")

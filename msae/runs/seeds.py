@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError, check_ints
-from msae.runs import folder
+from msae.runs import folder, signals
 from msae.runs.model import built
 from msae.runs.processes import is_one, processes
 from msae.runs.stack import Run, Stack
@@ -65,12 +65,14 @@ def together(cfg: DictConfig, run: Path, alone: bool, train: Callable[..., dict[
             lines.close()
 
     try:
-        Stack({name: partial(of_seed, run / name, one) for name, one in configs.items()}).run()
+        Stack(
+            {name: partial(of_seed, run / name, one) for name, one in configs.items()}, cfg.trainer.save_seconds
+        ).run()
     except KeyboardInterrupt:
         if not alone:  # the sweep says how to resume
             raise
-        print(f"\ninterrupted. To resume: {folder.resuming(run)}")
-        sys.exit(130)
+        print(f"\n{folder.interrupted(run)}")
+        sys.exit(signals.code())
     if alone:
         end_of_sweep(run)
 

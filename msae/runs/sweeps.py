@@ -14,11 +14,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from msae.errors import InputError
+from msae.runs import signals
 from msae.runs.folder import checkpoint_of, finished, resuming
 from msae.runs.mistakes import MISTAKES, explain, fail
 from msae.runs.processes import check_sweep, leads, on_slurm, swept_values
 
 log = logging.getLogger(__name__)
+ELSEWHERE = ("SlurmLauncher", "RayLauncher")
+"""Launchers whose runs are not processes of this machine that end with the sweep."""
 
 
 def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, **shared: Any) -> None:
@@ -41,6 +44,10 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
         result = train(cfg, run, run.name, ckpt, bar=False, **shared)
         error = ("loss", " in scaled units") if "rmse" in result else ("mse", "")
         log.info("%s: test MSE %.4g%s", run.name, result["metrics"][f"test/{error[0]}"], error[1])
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+        if "stack" in shared or not signals.received():
+            raise
+        # the sweep ends when all of its runs have returned: a launcher would kill those that still save
     except Exception as error:  # whatever it is, the other runs continue, and the sweep ends with exit code 2
         if not leads():
             raise
@@ -67,11 +74,16 @@ class SweepReport(Callback):
         if not config.resume and any(folder.glob("*/train.log")):
             fail(f"{folder}: already contains this sweep. To resume it: {resuming(folder)}; out=FOLDER starts anew")
         SweepReport.running = config
+        if not config.hydra.launcher._target_.endswith(ELSEWHERE):
+            signals.defer()  # until all runs have saved
         count = math.prod(map(len, swept_values(config).values()))
         print(f"{count} run{'s' * (count != 1)} in {folder}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         SweepReport.running = None
+        if signals.received():
+            raise KeyboardInterrupt
+        signals.release()
         end_of_sweep(Path(config.hydra.sweep.dir))
 
     @classmethod

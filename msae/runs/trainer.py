@@ -6,13 +6,14 @@ import importlib
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from msae.errors import InputError, check_choice, check_int
+from msae.errors import InputError, check_choice, check_int, check_positive
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import lightning as L
@@ -35,6 +36,7 @@ def check(cfg: DictConfig) -> None:
         limit = cfg.trainer[f"limit_{split}_batches"]
         if limit == 0:
             raise InputError(f"trainer.limit_{split}_batches=0: expected a number of batches, or a share such as 1.0")
+    check_positive("trainer.save_seconds", cfg.trainer.save_seconds)
     check_choice("trainer.precision", str(cfg.trainer.precision), ("32-true", "32", "bf16-mixed"))
     check_choice("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu", "cuda"))
     check_choice("trainer.strategy", cfg.trainer.strategy, ("auto", "ddp"))
@@ -74,7 +76,7 @@ def device_name(trainer: L.Trainer) -> str:
 
 
 def trainer_of(
-    cfg: DictConfig, run: Path, name: str, bar: bool, data: DataModule
+    cfg: DictConfig, run: Path, name: str, bar: bool, data: DataModule, renewed: Callable[[], None]
 ) -> tuple[L.Trainer, History, Checkpoint, TensorBoardLogger]:
     """The Trainer of a run with the project's logger and callbacks, and the user's beside them.
 
@@ -85,11 +87,13 @@ def trainer_of(
         name: of the run, for its progress lines.
         bar: whether a progress bar may be drawn.
         data: of the run.
+        renewed: called once, after the first checkpoint.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from msae.runs.callbacks import Checkpoint, History, Progress
     from msae.runs.pictures import Pictures
+    from msae.runs.within import Within
 
     device = accelerator(cfg)
     history, checkpoint = History(data), Checkpoint(run, data)
@@ -103,6 +107,7 @@ def trainer_of(
                 "expected data.val_size above 0, or monitor: train/loss"
             )
         callbacks.append(instantiate(node))
+    callbacks.append(Within(cfg.trainer.save_seconds, checkpoint, history, renewed))
     # an interruption can take the wake-up of its writing thread, which then sleeps until it flushes, by default 120 s
     board = TensorBoardLogger(run, name="", version="", default_hp_metric=False, flush_secs=1)
     loggers = [
@@ -111,6 +116,7 @@ def trainer_of(
     ]
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(settings, dict)
+    del settings["save_seconds"]
     settings |= {"accelerator": device, "logger": loggers, "callbacks": callbacks}
     trainer: L.Trainer = instantiate(settings)
     data.trainer = trainer
