@@ -104,6 +104,9 @@ def prepared(config_name: str) -> Path:
     texts = [quoted(text) for text in sorted(texts, key=is_override)]  # argparse wants them side by side
     if keyless := next((text for text in texts if text.startswith("=")), None):
         fail(f"{keyless}: expected key=value")
+    for text in texts:
+        if text in ("out=", "hydra.run.dir=", "hydra.sweep.dir="):
+            fail(f"{text[:-1]}: no value; expected a folder, such as {text}runs/machine")
     keys = ("out", "hydra.sweep.dir") if config_name == "train" else ("hydra.sweep.dir",)
     places = {key: text for text in texts if (key := folder.key_of(text)) in keys}
     given = [text.partition("=")[2].strip("'\"").replace("\\'", "'") for text in places.values()]

@@ -127,9 +127,11 @@ def single(cfg: DictConfig, run: Path) -> None:
     first = processes.leads()
     try:
         ckpt = folder.checkpoint_of(cfg.resume) if cfg.resume else None
-        if first and not cfg.resume and (run / "config.yaml").exists() and folder.checkpoint_of(str(run)):
-            raise InputError(f"{os.path.relpath(run)}: already contains a run. To resume it: {folder.resuming(run)}")
-        train(cfg, run, run.name, ckpt)
+        with folder.claimed(run):
+            if first and not cfg.resume and (run / "config.yaml").exists() and folder.checkpoint_of(str(run)):
+                there = os.path.relpath(run)
+                raise InputError(f"{there}: already contains a run. To resume it: {folder.resuming(run)}")
+            train(cfg, run, run.name, ckpt)
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
         if first:
             print(f"\n{folder.interrupted(run)}")

@@ -212,6 +212,33 @@ class TestFolders:
         assert error_line(err) == "same: already contains a run. To resume it: python -m msae.train resume=same"
         assert Path("same/config.yaml").read_text() == before
 
+    def test_two_processes_do_not_share_one(self, command: Command) -> None:
+        with folder.claimed(Path("same")):
+            code, _, err = command(*SMOKE, "out=same")
+        message = "same: another process is running in it; expected out=FOLDER"
+        assert (code, error_line(err)) == (2, message)
+
+    @pytest.mark.parametrize("key", ["out", "hydra.run.dir"])
+    def test_an_empty_name(self, key: str, command: Command) -> None:
+        code, _, err = command(*SMOKE, f"{key}=")
+        assert (code, error_line(err)) == (2, f"{key}: no value; expected a folder, such as {key}=runs/machine")
+
+    @pytest.mark.parametrize(
+        ("knob", "message"),
+        [
+            ("threads=100000", "threads=100000: expected a whole number, from 1 to "),
+            ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=2: not supported"),
+            ("+trainer.overfit_batches=1", "trainer.overfit_batches=1: not supported"),
+            ("trainer.limit_test_batches=1e-5", "trainer.limit_test_batches=1e-05: less than one of 1 batches"),
+            ("trainer.limit_test_batches=-1", "trainer.limit_test_batches=-1: expected a number of batches"),
+        ],
+    )
+    def test_limits_are_checked_before_training(self, knob: str, message: str, command: Command) -> None:
+        args = [text for text in SMOKE if not knob.lstrip("+").startswith(text.partition("=")[0] + "=")]
+        code, out, err = command(*args, knob, "out=new")
+        assert (code, out, error_line(err)[: len(message)]) == (2, "", message)
+        assert not Path("new").exists()
+
 
 class TestNames:
     def test_folders(self) -> None:

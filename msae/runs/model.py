@@ -14,7 +14,7 @@ from msae.errors import InputError
 from msae.models.checkpoint import read_checkpoint
 from msae.models.contract import check_model
 from msae.models.reconstructor import class_path
-from msae.runs.folder import check_limits, check_same, kept_keys
+from msae.runs.folder import check_limits, check_same, kept_keys, loaded
 
 if TYPE_CHECKING:
     from msae.data.module import DataModule
@@ -68,7 +68,7 @@ def as_before(cfg: DictConfig, model: Reconstructor, data: DataModule, ckpt: Pat
     name = f"resume={ckpt}"
     checkpoint = read_checkpoint(ckpt)
     if (beside := ckpt.parent / "config.yaml").is_file():
-        check_same(name, kept_keys(OmegaConf.load(beside)), kept_keys(cfg))
+        check_same(name, kept_keys(loaded(beside)), kept_keys(cfg))
     if checkpoint["model_class"] != class_path(type(model)):
         theirs = checkpoint["model_class"].partition(":")[2]
         raise InputError(f"{name}: of the model {theirs}, not {type(model).__name__}")

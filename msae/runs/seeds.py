@@ -85,7 +85,7 @@ def configs_of_seeds(cfg: DictConfig, run: Path, alone: bool) -> dict[str, DictC
             contains other runs, or these without `resume=`.
     """
     seeds = check_seeds(cfg)
-    if alone and any(run.glob("seed=*/train.log")) and not cfg.resume:
+    if alone and any(folder.saved(run)) and not cfg.resume:
         raise InputError(f"{os.path.relpath(run)}: already contains runs. To resume them: {folder.resuming(run)}")
     if alone and (run / "config.yaml").exists():
         raise InputError(f"{os.path.relpath(run)}: the folder of a single run; expected a new one, or that of seeds")
@@ -98,7 +98,7 @@ def configs_of_seeds(cfg: DictConfig, run: Path, alone: bool) -> dict[str, DictC
         raise InputError(f"seed={list(seeds)}: {', '.join(keys)} would differ too; expected a sweep, {sweep}")
     for name, one in configs.items():
         if (before := run / name / "config.yaml").is_file():
-            kept = folder.kept_keys(OmegaConf.load(before))
+            kept = folder.kept_keys(folder.loaded(before))
             folder.check_same(os.path.relpath(run / name), kept, folder.kept_keys(one))
             folder.finished(run / name, one)
     return configs

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from msae.errors import InputError
 from msae.runs import signals
-from msae.runs.folder import checkpoint_of, finished, resuming
+from msae.runs.folder import checkpoint_of, claimed, finished, resuming, saved
 from msae.runs.mistakes import MISTAKES, explain, fail
 from msae.runs.processes import check_sweep, leads, on_slurm, swept_values
 
@@ -38,10 +38,11 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
         if finished(run, cfg):
             log.info("%s: finished before", run.name)
             return
+        ckpt = checkpoint_of(str(run)) if cfg.resume else None
+        with claimed(run):
+            result = train(cfg, run, run.name, ckpt, bar=False, **shared)
         if leads():
             failure.unlink(missing_ok=True)
-        ckpt = checkpoint_of(str(run)) if cfg.resume else None
-        result = train(cfg, run, run.name, ckpt, bar=False, **shared)
         error = ("loss", " in scaled units") if "rmse" in result else ("mse", "")
         log.info("%s: test MSE %.4g%s", run.name, result["metrics"][f"test/{error[0]}"], error[1])
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
@@ -71,7 +72,7 @@ class SweepReport(Callback):
             check_sweep(config)
         except InputError as error:  # Hydra would make a warning of it
             fail(str(error))
-        if not config.resume and any(folder.glob("*/train.log")):
+        if not config.resume and any(saved(folder)):
             fail(f"{folder}: already contains this sweep. To resume it: {resuming(folder)}; out=FOLDER starts anew")
         SweepReport.running = config
         if not config.hydra.launcher._target_.endswith(ELSEWHERE):

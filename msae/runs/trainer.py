@@ -26,7 +26,10 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 def check(cfg: DictConfig) -> None:
     """Raise InputError for values that neither Hydra nor Lightning reports clearly, before anything is loaded."""
     check_int("seed", cfg.seed, 0, 2**32 - 1)
-    check_int("threads", cfg.threads)
+    check_int("threads", cfg.threads, 1, max(64, 2 * (os.cpu_count() or 1)))  # torch's pool crashes at many more
+    for key, value in (("accumulate_grad_batches", 1), ("overfit_batches", 0), ("fast_dev_run", False)):
+        if cfg.trainer.get(key, value) != value:
+            raise InputError(f"trainer.{key}={cfg.trainer[key]}: not supported; expected it left out")
     steps = check_int("trainer.max_steps", cfg.trainer.max_steps, -1)
     if steps == -1 or cfg.trainer.max_epochs != -1:
         check_int("trainer.max_epochs", cfg.trainer.max_epochs)
@@ -34,13 +37,26 @@ def check(cfg: DictConfig) -> None:
         raise InputError("trainer.max_steps=0: expected a whole number above 0, or -1 for no limit")
     for split in ("train", "val", "test"):
         limit = cfg.trainer[f"limit_{split}_batches"]
-        if limit == 0:
-            raise InputError(f"trainer.limit_{split}_batches=0: expected a number of batches, or a share such as 1.0")
+        share = isinstance(limit, float) and 0 < limit <= 1
+        if not share and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            expected = "expected a number of batches, or a share such as 1.0"
+            raise InputError(f"trainer.limit_{split}_batches={limit}: {expected}")
     check_positive("trainer.save_seconds", cfg.trainer.save_seconds)
     check_choice("trainer.precision", str(cfg.trainer.precision), ("32-true", "32", "bf16-mixed"))
     check_choice("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu", "cuda"))
     check_choice("trainer.strategy", cfg.trainer.strategy, ("auto", "ddp"))
     check_choice("trainer.deterministic", cfg.trainer.deterministic, (True, False, "warn"))
+
+
+def check_shares(trainer: L.Trainer, data: DataModule) -> None:
+    """Raise InputError where a share of a split's batches is not one batch."""
+    data.trainer = trainer
+    for split in ("train", "val", "test"):
+        limit, batches = getattr(trainer, f"limit_{split}_batches"), len(getattr(data, f"{split}_dataloader")())
+        if isinstance(limit, float) and batches and int(limit * batches) < 1:
+            raise InputError(
+                f"trainer.limit_{split}_batches={limit}: less than one of {batches} batches; expected more"
+            )
 
 
 def begin(cfg: DictConfig, first: bool) -> None:
@@ -119,7 +135,7 @@ def trainer_of(
     del settings["save_seconds"]
     settings |= {"accelerator": device, "logger": loggers, "callbacks": callbacks}
     trainer: L.Trainer = instantiate(settings)
-    data.trainer = trainer
+    check_shares(trainer, data)
     return trainer, history, checkpoint, board
 
 
