@@ -161,6 +161,7 @@ def quiet() -> None:
         ".*does not have many workers.*",  # batches are slices of a tensor
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # so it calls that of the start
         ".*LeafSpec.*is deprecated.*",  # Lightning's own call
+        ".*functional.all_gather is deprecated.*",  # the same
         "The `srun` command is available.*",  # a run need not be one of Slurm's
         "Checkpoint directory .* exists and is not empty.*",  # the run's folder
         "Total length of `list` across ranks is zero.*",  # no validation split
