@@ -335,7 +335,7 @@ def test_an_interruption_that_python_drops_comes_again(
     with pytest.raises(SystemExit) as end:
         cli.run(task, "train")
     assert end.value.code == 130
-    assert capsys.readouterr() == ("\ninterrupted\n", "")
+    assert capsys.readouterr() == ("\ninterrupted: nothing was kept; the same command starts again\n", "")
 
 
 class TestHelp:
