@@ -1,7 +1,6 @@
 """Multi-scale autoencoders for time series."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers see; the names are imported when they are first used
@@ -17,11 +16,12 @@ __all__ = [
     "MultiScaleTransformer",
     "load",
 ]
-__version__ = version("msae")
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `load` needs torch and Lightning, `--help` does not."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("msae")
     if name not in __all__:
         raise AttributeError(f"module 'msae' has no attribute {name!r}")
     homes = {"InputError": "msae.errors", "load": "msae.models.checkpoint"}

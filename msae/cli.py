@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from msae import help as help_text
 from msae.errors import InputError, check_utf8
 from msae.help import CONF
-from msae.runs import folder
+from msae.runs import folder, signals
 from msae.runs.mistakes import MISTAKES, explain, fail
 from msae.runs.overrides import as_typed, key_of, quoted, value_of
 from msae.runs.processes import leads, n_jobs
@@ -81,21 +82,23 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     sys.argv += ["hydra/job_logging=disabled"] * (not leads())
     hook, sys.unraisablehook = sys.unraisablehook, dropped
     threading.excepthook = of_thread
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(functools.wraps(task)(guarded))()
-    except MISTAKES as error:
-        if new and not any(sweep.glob("*/")):  # a sweep that does not compose starts no run
-            shutil.rmtree(sweep, ignore_errors=True)
-        if full:
-            raise
-        fail(explain(error, config_name))
-    except KeyboardInterrupt:
-        started = any(sweep.glob("*/train.log"))
-        print(f"\ninterrupted. To resume: {folder.resuming(sweep)}" if started else "\ninterrupted")
-        sys.exit(130)
-    finally:
-        sys.unraisablehook = hook
-        threading.excepthook = threading.__excepthook__
+    with signals.watched():
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+                functools.wraps(task)(guarded)
+            )()
+        except MISTAKES as error:
+            if new and not any(sweep.glob("*/")):  # a sweep that does not compose starts no run
+                shutil.rmtree(sweep, ignore_errors=True)
+            if full:
+                raise
+            fail(explain(error, config_name))
+        except KeyboardInterrupt:
+            print("\n" + (folder.interrupted(sweep) if config_name == "train" else "interrupted"))
+            sys.exit(signals.code())
+        finally:
+            sys.unraisablehook = hook
+            threading.excepthook = threading.__excepthook__
 
 
 def printable() -> None:
@@ -125,6 +128,12 @@ def prepared(config_name: str) -> Path:
     texts = [as_typed(text) for text in sorted(texts, key=is_override)]  # argparse wants them side by side
     if keyless := next((text for text in texts if text.startswith("=")), None):
         fail(f"{keyless}: expected key=value")
+    given = [key_of(text) for text in texts if is_override(text)]
+    if twice := next((key for key, n in Counter(given).items() if n > 1), None):
+        fail(f"{twice}: given {given.count(twice)} times; expected it once")
+    for text in texts:
+        if text in ("out=", "hydra.run.dir=", "hydra.sweep.dir="):
+            fail(f"{text[:-1]}: no value; expected a folder, such as {text}runs/machine")
     keys = ("out", "hydra.sweep.dir") if config_name == "train" else ("hydra.sweep.dir",)
     places = {key: place for text in texts if (key := key_of(text)) in keys and (place := value_of(text))}
     sweep = Path([folder.sweep_dir(texts), *places.values()][-1])
@@ -137,6 +146,7 @@ def prepared(config_name: str) -> Path:
 def dropped(error: "sys.UnraisableHookArgs") -> None:
     """Interrupt again where Python drops an interruption: in what a weak reference calls, where training often is."""
     if issubclass(error.exc_type, KeyboardInterrupt):
+        signals.again()
         threading.Timer(0.01, _thread.interrupt_main).start()
     else:
         sys.__unraisablehook__(error)

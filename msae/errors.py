@@ -1,5 +1,6 @@
 """Errors that a user can correct, each in one line."""
 
+import os
 from collections.abc import Collection, Sequence, Sized
 from typing import Any
 
@@ -41,6 +42,11 @@ def check_int(name: str, value: Any, low: int = 1, high: int | None = None) -> i
         allowed = f"at least {low}" if high is None else f"from {low} to {high}"
         raise InputError(f"{name}={value}: expected a whole number, {allowed}")
     return value
+
+
+def check_threads(value: Any) -> int:
+    """Return `threads` if it is a number of threads that torch can start; raises InputError otherwise."""
+    return check_int("threads", value, 1, max(64, 2 * (os.cpu_count() or 1)))  # torch's pool crashes at many more
 
 
 def check_positive(name: str, value: Any, high: float = float("inf")) -> float:

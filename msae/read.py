@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from msae.errors import InputError, check_choice, check_int
+from msae.errors import InputError, check_choice, check_int, check_threads
 from msae.runs.found import check as check_options
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -54,7 +54,7 @@ def begin(cfg: DictConfig, files: bool = True) -> Reconstructor:
     """
     if OmegaConf.is_missing(cfg, "ckpt") or not cfg.ckpt:
         raise InputError("ckpt: no value; expected the folder of a run, such as ckpt=runs/msae, or its best.ckpt")
-    check_int("threads", cfg.threads)
+    check_threads(cfg.threads)
     for key in ("overwrite", "escape"):
         check_choice(key, cfg[key], (True, False))
     import torch

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from msae.runs import signals
+
+if __name__ == "__main__":
+    signals.early()
+
 import math
 import shlex
 import sys
@@ -22,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, train
 from msae.errors import InputError, check_int
-from msae.runs.folder import folder_name, resumed, resuming, write
+from msae.runs.folder import checkpoint_of, folder_name, resumed, resuming, write
 from msae.runs.mistakes import explain, fail
 from msae.runs.overrides import as_typed, key_of
 from msae.runs.space import FREE, composed, overrides, spaces, to_try
@@ -66,10 +71,11 @@ def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
         try:
             text = run_trial(study, trial, given, folder, lock)
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
-            with lock:
-                lose(study, trial.number)
+            if not checkpoint_of(str(folder / str(trial.number))):  # else who resumes the study resumes the trial
+                with lock:
+                    lose(study, trial.number)
             print(f"\ninterrupted. To resume: {resuming(folder, 'search')}")
-            sys.exit(130)
+            sys.exit(signals.code())
         finally:
             running.release()
             Path(running.lock_file).unlink(missing_ok=True)
@@ -92,8 +98,11 @@ def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
         raise InputError(f"out={folder}: contains other files; expected a new folder, or that of a study")
     folder.mkdir(parents=True, exist_ok=True)
     with lock:
-        study = optuna.create_study(storage=f"sqlite:///{file}", study_name="msae", load_if_exists=True)
-        before = study.user_attrs.get("about")
+        try:
+            study = optuna.create_study(storage=f"sqlite:///{file}", study_name="msae", load_if_exists=True)
+            before = study.user_attrs.get("about")
+        except Exception as error:  # SQLAlchemy's and Optuna's own
+            raise InputError(f"{file}: damaged, or not a study of Optuna ({type(error).__name__})") from error
         if before is None:
             study.set_user_attr("about", about)
         elif before != about:
@@ -123,20 +132,25 @@ def next_trial(
 ) -> tuple[Trial, BaseFileLock] | None:
     """A new trial, and the lock that its process holds while it runs; None if there are enough trials.
 
-    A trial that is recorded as running is lost if no process holds its lock.
+    Of the trials that are recorded as running, but whose lock no process holds, one that has a checkpoint is resumed;
+    the others are lost.
     """
     from filelock import FileLock, Timeout
     from optuna.samplers import TPESampler
-    from optuna.trial import TrialState
+    from optuna.trial import Trial, TrialState
 
     for said in study.get_trials(states=(TrialState.RUNNING,)):
         file = folder / str(said.number) / "running.lock"
         try:
             with FileLock(file, blocking=False):
-                lose(study, said.number)
-                file.unlink()
+                resumable = checkpoint_of(str(file.parent))
+                if not resumable:
+                    lose(study, said.number)
+                    file.unlink()
         except Timeout:
             continue
+        if resumable:
+            return Trial(study, said._trial_id), held(file)  # noqa: SLF001  (Optuna names trials so)
     if len(counted(study)) >= cfg.n_trials:
         return None
     study.sampler = TPESampler(
@@ -144,9 +158,16 @@ def next_trial(
     )  # a resumed study tries what an uninterrupted one would
     trial = study.ask(space)
     (folder / str(trial.number)).mkdir(exist_ok=True)
-    running = FileLock(folder / str(trial.number) / "running.lock")
-    running.acquire()
-    return trial, running
+    return trial, held(folder / str(trial.number) / "running.lock")
+
+
+def held(file: Path) -> BaseFileLock:
+    """A lock that this process holds from now on."""
+    from filelock import FileLock
+
+    lock = FileLock(file)
+    lock.acquire()
+    return lock
 
 
 def run_trial(study: Study, trial: Trial, given: Sequence[str], folder: Path, lock: BaseFileLock) -> str:
@@ -187,7 +208,8 @@ def val_loss(texts: Sequence[str], run: Path) -> float:
 
     def task(cfg: DictConfig) -> Any:
         try:
-            return train.train(cfg, run, f"trial {run.name}", bar=False)["val_loss"]
+            ckpt = checkpoint_of(str(run))
+            return train.train(cfg, run, f"trial {run.name}", ckpt, bar=False)["val_loss"]
         except Exception as error:  # noqa: BLE001  (which Hydra would print)
             return error
 

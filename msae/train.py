@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from msae.runs import signals
+
+if __name__ == "__main__":
+    signals.early()
+
 import logging
 import os
 import sys
@@ -55,14 +60,21 @@ def train(
     of_run.check(cfg)
     of_run.begin(cfg, first=stack is None)
     data = data or of_model.data_of(cfg)
-    trainer, history, checkpoint, board = of_run.trainer_of(cfg, run, name, bar, data)
+
+    def renewed() -> None:
+        """The folder is that of a resumed run from its first checkpoint on; until then it stays what it was."""
+        if processes.leads() and ckpt is not None:
+            (run / "metrics.json").unlink(missing_ok=True)  # of a shorter run, which this one makes longer
+            folder.keep(run, cfg)
+
+    trainer, history, checkpoint, board = of_run.trainer_of(cfg, run, name, bar, data, renewed)
     processes.check_processes(cfg, trainer)
     kept = "best.ckpt" if len(data.val) else "last.ckpt"
     model = of_model.built(cfg, data, ckpt, run / kept)
     model.stack = stack
     if processes.leads():
-        (run / "metrics.json").unlink(missing_ok=True)  # of a shorter run, which this one makes longer
-        folder.keep(run, cfg)
+        if ckpt is None or not (run / "config.yaml").exists():
+            folder.keep(run, cfg)
     else:
         import torch
 
@@ -82,6 +94,7 @@ def train(
     for logger in trainer.loggers:
         logger.finalize("success")
     if processes.leads():
+        folder.keep(run, cfg)
         folder.write_json(run / "metrics.json", result)
         if bar:
             print(of_end.summary(result, run, data))
@@ -94,6 +107,9 @@ def job(cfg: DictConfig) -> None:
     run, alone = Path(hydra.runtime.output_dir), hydra.mode == RunMode.RUN
     if not processes.leads():
         logging.disable()
+    signals.watch_in_worker()
+    if not alone and signals.received():  # the sweep is to end
+        return
     if OmegaConf.is_list(cfg.seed):
         from msae.runs.seeds import together
 
@@ -111,13 +127,15 @@ def single(cfg: DictConfig, run: Path) -> None:
     first = processes.leads()
     try:
         ckpt = folder.checkpoint_of(cfg.resume) if cfg.resume else None
-        if first and not cfg.resume and (run / "config.yaml").exists() and folder.checkpoint_of(str(run)):
-            raise InputError(f"{os.path.relpath(run)}: already contains a run. To resume it: {folder.resuming(run)}")
-        train(cfg, run, run.name, ckpt)
+        with folder.claimed(run):
+            if first and not cfg.resume and (run / "config.yaml").exists() and folder.checkpoint_of(str(run)):
+                there = os.path.relpath(run)
+                raise InputError(f"{there}: already contains a run. To resume it: {folder.resuming(run)}")
+            train(cfg, run, run.name, ckpt)
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
         if first:
-            print("\ninterrupted" + f". To resume: {folder.resuming(run)}" * (run / "last.ckpt").exists())
-        sys.exit(130)
+            print(f"\n{folder.interrupted(run)}")
+        sys.exit(signals.code())
     finally:
         if first and not (run / "config.yaml").exists():
             folder.tidy(run)

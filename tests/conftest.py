@@ -81,7 +81,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def run(*args: str, module: str = "train", traceback: bool = False) -> Result:
         monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(traceback)))
-        monkeypatch.setattr(sys, "argv", [f"msae.{module}", *args])
+        given = {text.partition("=")[0] if "=" in text else text: text for text in args}  # later ones replace FAST's
+        monkeypatch.setattr(sys, "argv", [f"msae.{module}", *given.values()])
         new_logging()
         code = 0
         try:

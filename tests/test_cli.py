@@ -67,7 +67,7 @@ class TestErrors:
             ("data=mnist data.units=x", "data.units=x: expected one of unit, standard"),
             ("seed=abc", "seed=abc: expected a whole number, from 0 to 4294967295"),
             ("seed=-1", "seed=-1: expected a whole number, from 0 to 4294967295"),
-            ("threads=0", "threads=0: expected a whole number, at least 1"),
+            ("threads=0", "threads=0: expected a whole number, from 1 to "),
             ("model.lr=-1", "model.lr=-1: expected a number above 0"),
             ("model=ae model.hidden_dims=[0]", "model.hidden_dims=0: expected a whole number, at least 1"),
             ("+model.foo=3", "model.foo: msae.models.msae.MultiScaleAutoEncoder takes no such key"),
@@ -99,6 +99,12 @@ class TestErrors:
         assert out == "" or "-m" in args  # a sweep has said how many runs it has
         if "lr=1e9" not in args:
             assert not any(Path("runs").glob("*"))
+
+    def test_a_key_given_twice(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["msae.train", "model=ae", "seed=0", "model=msae"])
+        with pytest.raises(SystemExit):
+            cli.prepared("train")
+        assert capsys.readouterr().err == "error: model: given 2 times; expected it once\n"
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
     def test_no_gpu(self, command: Command) -> None:
@@ -222,6 +228,33 @@ class TestFolders:
         assert code == 2
         assert error_line(err) == "same: already contains a run. To resume it: python -m msae.train resume=same"
         assert Path("same/config.yaml").read_text() == before
+
+    def test_two_processes_do_not_share_one(self, command: Command) -> None:
+        with folder.claimed(Path("same")):
+            code, _, err = command(*SMOKE, "out=same")
+        message = "same: another process is running in it; expected out=FOLDER"
+        assert (code, error_line(err)) == (2, message)
+
+    @pytest.mark.parametrize("key", ["out", "hydra.run.dir"])
+    def test_an_empty_name(self, key: str, command: Command) -> None:
+        code, _, err = command(*SMOKE, f"{key}=")
+        assert (code, error_line(err)) == (2, f"{key}: no value; expected a folder, such as {key}=runs/machine")
+
+    @pytest.mark.parametrize(
+        ("knob", "message"),
+        [
+            ("threads=100000", "threads=100000: expected a whole number, from 1 to "),
+            ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=2: not supported"),
+            ("+trainer.overfit_batches=1", "trainer.overfit_batches=1: not supported"),
+            ("trainer.limit_test_batches=1e-5", "trainer.limit_test_batches=1e-05: less than one of 1 batches"),
+            ("trainer.limit_test_batches=-1", "trainer.limit_test_batches=-1: expected a number of batches"),
+        ],
+    )
+    def test_limits_are_checked_before_training(self, knob: str, message: str, command: Command) -> None:
+        args = [text for text in SMOKE if not knob.lstrip("+").startswith(text.partition("=")[0] + "=")]
+        code, out, err = command(*args, knob, "out=new")
+        assert (code, out, error_line(err)[: len(message)]) == (2, "", message)
+        assert not Path("new").exists()
 
 
 class TestNames:
@@ -364,7 +397,7 @@ def test_an_interruption_that_python_drops_comes_again(
     with pytest.raises(SystemExit) as end:
         cli.run(task, "train")
     assert end.value.code == 130
-    assert capsys.readouterr() == ("\ninterrupted\n", "")
+    assert capsys.readouterr() == ("\ninterrupted: nothing was kept; the same command starts again\n", "")
 
 
 class TestHelp:

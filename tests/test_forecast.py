@@ -254,7 +254,7 @@ def test_a_channel_called_as_another_column(run: Command) -> None:
         (["horizons=all"], "horizons=all: expected a list of whole numbers"),
         (["horizons=null"], "horizons=None: expected a list of whole numbers"),
         (["horizons=[]"], "horizons=[]: expected steps to forecast, such as [24,48]"),
-        (["horizons=[24,24]"], "horizons=[24, 24]: 24 is there twice"),
+        (["horizons=[24,24]"], "horizons=[24, 24]: 24 is given twice"),
         (["horizons=[0]"], "horizons=0: expected a whole number, at least 1"),
         (["data.val_size=0"], "horizons: 3: no window of 8 steps has 3 steps after it in the validation split"),
         *(

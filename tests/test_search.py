@@ -14,11 +14,13 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 from conftest import FAST, Command
 from omegaconf import OmegaConf
 from test_cli import error_line
 
 from msae import train
+from msae.runs.callbacks import History
 
 TRIED = ("model.lr=tag(log,interval(1e-4,1e-2))", "model.latent_dim=interval(2,9)")
 SEARCH = (*FAST[:2], "trainer.max_epochs=1", "model=ae", *TRIED)
@@ -30,8 +32,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
     """Runs that train nothing and whose val/loss is lr; the fixture lists what each was asked to do."""
     asked: list[Result] = []
 
-    def run(cfg: Any, run: Path, name: str, bar: bool = True) -> Result:
-        values = {"lr": cfg.model.lr, "latent_dim": cfg.model.latent_dim, "run": run, "name": name, "bar": bar}
+    def run(cfg: Any, run: Path, name: str, ckpt: Path | None = None, bar: bool = True) -> Result:
+        values = {
+            "lr": cfg.model.lr,
+            "latent_dim": cfg.model.latent_dim,
+            "run": run,
+            "name": name,
+            "bar": bar,
+            "ckpt": ckpt,
+        }
         asked.append(values | {"progress": cfg.trainer.enable_progress_bar})
         (run / "config.yaml").touch()
         return {"val_loss": cfg.model.lr, "metrics": {"test/mse": -1.0}}
@@ -148,12 +157,13 @@ def test_a_trial_that_fails(quick: list[Result], command: Command, monkeypatch: 
     assert "ZeroDivisionError" in text
 
 
-def test_all_fail(command: Command) -> None:
-    code, _, err = command(*SEARCH[:3], "model=ae", "model.lr=range(-2,0,1)", "n_trials=2", "out=s", module="search")
-    assert code == 2
-    assert re.match(
-        r"s: 0 trials, 2 failed, 0 running elsewhere; model.lr=-\d: expected a number above 0", error_line(err)
-    )
+def test_all_fail(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Result:
+        raise ZeroDivisionError("by chance")
+
+    monkeypatch.setattr(train, "train", fails)
+    code, _, err = command(*SEARCH[:3], "model=ae", "model.lr=1,2", "n_trials=2", "out=s", module="search")
+    assert (code, error_line(err)) == (2, "s: 0 trials, 2 failed, 0 running elsewhere; by chance")
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
@@ -180,18 +190,16 @@ def test_an_interruption(
 
 
 def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
-    """Together they run `n_trials` trials; the trial of a killed process does not count."""
-    args = [sys.executable, "-m", "msae.search", *SEARCH, "n_trials=6", "out=s"]
-    endless = [*args, "trainer.max_epochs=100000"]
-    (tmp_path / "s").mkdir()
-    first = subprocess.Popen([*endless], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Together they run `n_trials` trials; the trial of a killed process is resumed."""
+    search = [*SEARCH[:2], "trainer.max_epochs=30", *SEARCH[3:]]
+    args = [sys.executable, "-m", "msae.search", *search, "n_trials=4", "out=s"]
+    first = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not (tmp_path / "s/0/best.ckpt").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "s/0/last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     database = tmp_path / "s/study.db"
-    optuna.load_study(study_name="msae", storage=f"sqlite:///{database}").set_user_attr("about", sorted(SEARCH))
     others = [
         subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"
     ]
@@ -200,8 +208,8 @@ def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
         assert (process.returncode, err) == (0, "")
         assert "failed: " not in out
     trials = optuna.load_study(study_name="msae", storage=f"sqlite:///{database}").trials
-    assert [trial.state.name for trial in trials] == ["FAIL", *["COMPLETE"] * 6]
-    assert all((tmp_path / "s" / str(trial.number) / "metrics.json").exists() for trial in trials[1:])
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
+    assert all((tmp_path / "s" / str(trial.number) / "metrics.json").exists() for trial in trials)
     assert not list(tmp_path.glob("s/*/running.lock"))
 
 
@@ -214,6 +222,8 @@ def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
         ("model=msea model.lr=1e-3,2e-3", "model=msea: no such option; nearest: msae"),
         ("model.lrr=interval(1,2)", "model.lrr: no such key; nearest: model.lr"),
         ("model.lr=interval(2,1)", "model.lr=interval(2,1): expected the lower bound first, and above 0 for log"),
+        ("model.lr=interval(-1,1)", "model.lr=-1.0: expected a number above 0"),
+        ("model.lr=interval(1e-3,nan)", "model.lr=interval(1e-3,nan): expected finite bounds"),
         ("model.lr=tag(log,interval(0,1))", "model.lr=tag(log,interval(0,1)): expected the lower bound first"),
         ("model.lr=tag(lg,interval(1,2))", "model.lr=tag(lg,interval(1,2)): tag lg; expected none, or log"),
         ("model.passes=range(3,1)", "model.passes=range(3,1): expected the lower bound first"),
@@ -240,6 +250,33 @@ def test_mistakes(args: str, message: str, command: Command) -> None:
     assert error_line(err).startswith(message)
     assert [path.name for path in Path().iterdir()] == ["mine"]
     assert {path.name for path in Path("mine").iterdir()} <= {"thesis.txt", "study.lock"}
+
+
+def test_a_damaged_study(command: Command) -> None:
+    Path("s").mkdir()
+    Path("s/study.db").write_text("not a database, but long enough to be taken for one\n" * 99)
+    code, _, err = command(*SEARCH, "out=s", module="search")
+    assert (code, error_line(err)) == (2, "s/study.db: damaged, or not a study of Optuna (DatabaseError)")
+
+
+@pytest.mark.usefixtures("sigint")
+def test_a_trial_is_resumed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever resumes the study, at the step at which a signal ended it."""
+    normal = History.on_train_batch_end
+
+    def signalled(self: History, trainer: Any, *rest: Any) -> None:
+        normal(self, trainer, *rest)
+        signal.raise_signal(signal.SIGTERM)
+
+    args = (*SEARCH, "data.batch_size=4", "n_trials=1", "out=s")
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_batch_end", signalled)
+        code, out, _ = command(*args, module="search")
+    assert (code, states("s")) == (143, ["RUNNING"])
+    assert out.endswith("\ninterrupted. To resume: python -m msae.search resume=s\n")
+    assert torch.load("s/0/last.ckpt", weights_only=True)["global_step"] == 32
+    assert command("resume=s", module="search").code == 0
+    assert states("s") == ["COMPLETE"]
 
 
 @pytest.mark.usefixtures("quick")

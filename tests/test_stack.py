@@ -140,6 +140,33 @@ def test_an_interrupted_stack_goes_on(command: Command, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("sigint")
+def test_a_signal_within_an_epoch(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All seeds save at the same step, and resume to the bits of an uninterrupted stack."""
+    args = ("data=digits", "data.batch_size=4", "trainer=cpu", "trainer.max_epochs=1", "model=ae", "seed=[0,1]")
+    assert command(*args, "out=whole").code == 0
+    normal, calls = Stacked.make_steps, []
+
+    def signalled(self: Stacked, *rest: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return normal(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stacked, "make_steps", signalled)
+        code, out, err = command(*args, "out=part")
+    assert (code, err) == (143, "")
+    assert out.endswith("\ninterrupted. To resume: python -m msae.train resume=part\n")
+    steps = [torch.load(f"part/seed={seed}/last.ckpt", weights_only=True)["global_step"] for seed in (0, 1)]
+    assert steps == [128, 128]
+    assert command("resume=part").code == 0
+    for seed in (0, 1):
+        one, other = weights(f"part/seed={seed}/last.ckpt"), weights(f"whole/seed={seed}/last.ckpt")
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert told(Path(f"part/seed={seed}"))["history"] == told(Path(f"whole/seed={seed}"))["history"]
+
+
+@pytest.mark.usefixtures("sigint")
 def test_finished_seeds_are_as_long_as_the_command_says(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def seeds(epochs: int) -> Result:
         args = ("data=digits", "trainer=cpu", f"trainer.max_epochs={epochs}", "model=ae", "seed=[0,1]", "out=both")

@@ -40,6 +40,32 @@ class TestSweeps:
             "out=FOLDER starts anew"
         )
 
+    def test_one_without_a_checkpoint_starts_again_by_the_same_command(self, command: Command) -> None:
+        args = (*FAST, "-m", "seed=0,1", "hydra.launcher.n_jobs=1", "model=ae", "out=sweep")
+        for seed in (0, 1):  # killed before anything was saved
+            run = Path(f"sweep/{','.join(FAST)},seed={seed},model=ae")
+            run.mkdir(parents=True)
+            (run / "train.log").touch()
+            (run / "config.yaml").write_text("")
+        code, out, _ = command(*args)
+        assert (code, "| ae | 2 |" in out) == (0, True)
+
+    @pytest.mark.usefixtures("sigint")
+    def test_a_signal_ends_it_when_the_run_has_saved(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        normal = History.on_train_batch_end
+
+        def signalled(self: History, *rest: Any) -> None:
+            normal(self, *rest)
+            signal.raise_signal(signal.SIGTERM)
+
+        args = (*FAST, "-m", "seed=0,1", "hydra.launcher.n_jobs=1", "model=ae", "data.batch_size=4", "out=sweep")
+        with monkeypatch.context() as patch:
+            patch.setattr(History, "on_train_batch_end", signalled)
+            code, out, _ = command(*args)
+        assert (code, len(list(Path("sweep").glob("*/last.ckpt")))) == (143, 1)
+        assert out.endswith("\ninterrupted. To resume: python -m msae.train resume=sweep\n")
+        assert command("resume=sweep").code == 0
+
     def test_a_run_that_fails_is_named_and_the_others_reported(self, command: Command) -> None:
         code, out, err = command(*FAST, "-m", "model=msae", "model.lr=1e-3,-1", "hydra.launcher.n_jobs=1")
         assert code == 2

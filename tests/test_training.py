@@ -342,6 +342,64 @@ def test_an_interrupted_run_goes_on(
         assert twice[key] == once[key]
 
 
+SMALL = ("data=digits", "data.batch_size=4", "trainer=cpu", "trainer.max_epochs=2")  # ten calls an epoch
+KL = ("model=single", "model.latent_dim=8", "model.regularizer=kl", "model.schedule=cosine", "model.lr=0.01")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.usefixtures("sigint")
+def test_a_signal_within_an_epoch(
+    number: signal.Signals, code: int, epoch: int, command: Command, made: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, curves and random draws of the resumed run are those of an uninterrupted one, to the bit."""
+    whole = run_folder(made(*SMALL, *KL).out)
+    normal = History.on_train_batch_end
+
+    def signalled(self: History, trainer: Any, *rest: Any) -> None:
+        normal(self, trainer, *rest)
+        if trainer.current_epoch == epoch and rest[-1] == 4:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_batch_end", signalled)
+        ended = command(*SMALL, *KL, "out=part")
+    assert (ended.code, ended.err) == (code, "")
+    assert ended.out.endswith("\ninterrupted. To resume: python -m msae.train resume=part\n")
+    assert torch.load("part/last.ckpt", weights_only=True)["global_step"] == 310 * epoch + 5 * 32
+    assert command("resume=part").code == 0
+    assert equal(Path("part/last.ckpt"), whole / "last.ckpt")
+    assert equal(Path("part/best.ckpt"), whole / "best.ckpt")
+    once, twice = metrics(whole), metrics(Path("part"))
+    for key in ("metrics", "history", "steps", "epochs", "checkpoint", "val_loss"):
+        assert twice[key] == once[key]
+
+
+def test_a_checkpoint_every_so_many_seconds(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an epoch's length; a run that is killed resumes from the last, and keeps what it has until a newer."""
+    normal = History.on_train_batch_end
+
+    def killed(self: History, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 160:
+            raise ZeroDivisionError
+        normal(self, trainer, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_batch_end", killed)
+        with pytest.raises(ZeroDivisionError):
+            command(*SMALL, "model=ae", "out=part", "trainer.save_seconds=1e-9")
+        assert torch.load("part/last.ckpt", weights_only=True)["global_step"] == 128
+        with pytest.raises(ZeroDivisionError):
+            command("resume=part", "trainer.save_seconds=100")
+    assert torch.load("part/last.ckpt", weights_only=True)["global_step"] == 128
+    code, _, err = command("resume=part", "trainer.limit_train_batches=20")
+    assert (code, "was saved within an epoch; expected the trainer.devices" in err) == (2, True)
+    code, _, err = command("resume=part", "trainer.save_seconds=0")
+    assert (code, err) == (2, "error: trainer.save_seconds=0: expected a number above 0\n")
+    assert command("resume=part").code == 0
+    assert metrics(Path("part"))["steps"] == 620
+
+
 def test_a_finished_run_can_be_made_longer(command: Command) -> None:
     longer = run_folder(command("data=digits", "trainer=cpu", "trainer.max_epochs=3").out)
     run = run_folder(command(*FAST).out)

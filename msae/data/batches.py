@@ -48,6 +48,8 @@ class Shuffled(Sampler[Tensor]):
     A resumed run therefore sees the windows in the order in which an uninterrupted run would have seen them. An epoch
     goes through all windows `passes` times. Several processes draw the same order, and each takes its `share` of it.
 
+    A run that resumes within an epoch sets `skip`, the number of reads that are made already.
+
     Lightning calls `set_epoch`. When it resumes a run it does so after it has asked for the iterator, so the epoch is
     read when the first indices are drawn.
     """
@@ -59,6 +61,7 @@ class Shuffled(Sampler[Tensor]):
         self.passes = passes
         self.share = range(passes * windows) if share is None else share
         self.epoch = 0
+        self.skip = 0
 
     def __len__(self) -> int:
         return math.ceil(len(self.share) / self.size)
@@ -71,7 +74,8 @@ class Shuffled(Sampler[Tensor]):
         if self.passes > 1:
             more = [torch.randperm(self.windows, generator=generator, dtype=dtype) for _ in range(self.passes - 1)]
             order = torch.cat([order, *more])
-        yield from order[self.share.start : self.share.stop : self.share.step].split(self.size)
+        skip, self.skip = self.skip, 0
+        yield from order[self.share.start : self.share.stop : self.share.step].split(self.size)[skip:]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order is drawn next."""

@@ -274,7 +274,12 @@ class DataModule(L.LightningDataModule):
         process = 0 if self.trainer is None else self.trainer.global_rank
         share = range(process, self.epoch_windows, self.processes)
         order = Shuffled(len(self.train), self.batch_size * self.steps_per_call, self.seed, self.passes, share)
-        return DataLoader(Batches(self._at_hand("train"), self.batch_size), sampler=order, batch_size=None)
+        return DataLoader(
+            Batches(self._at_hand("train"), self.batch_size),
+            sampler=order,
+            batch_size=None,
+            generator=torch.Generator(),
+        )
 
     def val_dataloader(self) -> DataLoader[Tensor | list[Tensor]] | list[DataLoader[Tensor | list[Tensor]]]:
         """Batches of the validation split; an empty list where there is none."""
@@ -290,7 +295,7 @@ class DataModule(L.LightningDataModule):
 
     def _in_order(self, split: str) -> DataLoader[Tensor | list[Tensor]]:
         size, x = self.batch_size * STEPS_PER_CALL, self._at_hand(split)
-        return DataLoader(Batches(x, size), sampler=InOrder(len(x), size), batch_size=None)
+        return DataLoader(Batches(x, size), sampler=InOrder(len(x), size), batch_size=None, generator=torch.Generator())
 
     def _at_hand(self, split: str) -> Float[Tensor, "n channels length"] | Views:
         """The windows of a split; on a GPU, a copy in its memory where there is room, so that no step waits for them.

@@ -229,10 +229,19 @@ def check_facts(name: str, given: Any, known: dict[str, Any], channels: int) -> 
     """Raise InputError unless facts about the training data have the names and types of those that a model has."""
     if not isinstance(given, dict):
         raise InputError(f"{name}: a {type(given).__name__}; expected a dict")
+    tensors = {"base": (channels, 1), "channel_range": (channels, 2), "value_range": (2,)}
     for key, value in given.items():
+        if key in tensors and (value is not None or key == "value_range"):
+            check_tensor(f"{name}, {key}", value, torch.empty(tensors[key], device="meta"))
+            continue
         if key not in known:
             raise InputError(f"{name}, {str(key)[:80]}: not a field of this version of msae")
         options = key == "data_options" and (value is None or (isinstance(value, dict) and is_plain(value, 5)))
         names = key == "names" and (value is None or (isinstance(value, (list, tuple)) and len(value) == channels))
-        if not (options or (names and is_plain(value)) or (known[key] is not None and type(value) is type(known[key]))):
+        if not (
+            options
+            or (names and is_plain(value))
+            or (known[key] is not None and type(value) is type(known[key]))
+            or key in tensors
+        ):
             raise InputError(f"{name}, {key}={str(value)[:80]}: not of the type that a model has there")

@@ -41,9 +41,11 @@ class Stepper(Protocol):
 
     Attributes:
         waited: seconds in which the model's run waited for other runs.
+        asked: what the run has to do after these steps: `save`, `stop`, which includes it, or nothing.
     """
 
     waited: float
+    asked: str
 
     def make_steps(
         self, model: MultiStepModule, batches: list[Tensor], noise: list[Tensor | None]

@@ -53,6 +53,18 @@ class History(Callback):
         self._started = time.perf_counter() - self._waited(pl_module)
         self._seen, self._steps = 0, trainer.global_step
 
+    def resume_within(self, trainer: L.Trainer, pl_module: L.LightningModule, calls: int, seconds: float) -> None:
+        """Continue an epoch that has so many calls of `training_step`, and seconds in them, behind it."""
+        order: Any = trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        order.skip = calls
+        self._started = time.perf_counter() - self._waited(pl_module) - seconds
+        self._seen, self._steps = min(calls * order.size, len(order.share)), trainer.global_step
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Seconds in the training steps of the epoch so far."""
+        return self._stopped - self._started
+
     @staticmethod
     def _waited(pl_module: L.LightningModule) -> float:
         assert isinstance(pl_module, Reconstructor)
@@ -152,6 +164,8 @@ class Checkpoint(ModelCheckpoint):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Mark the epoch as finished: with `max_steps` Lightning would continue within it, where no batch is left."""
+        if "within_epoch" in checkpoint:
+            return
         loop = checkpoint["loops"]["fit_loop"]
         for progress in loop["epoch_progress"].values():
             progress["completed"] = progress["processed"]

@@ -9,18 +9,22 @@ train.log, events.out.tfevents.*
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from msae.errors import InputError
 from msae.runs.found import check_overrides
@@ -86,6 +90,18 @@ def folder_of(resume: str) -> Path:
     """The folder that `resume=` means: itself, or that of a checkpoint."""
     path = Path(resume).expanduser()
     return path.parent if path.is_file() else path
+
+
+def loaded(path: Path) -> DictConfig:
+    """A file of yaml that a run wrote; InputError where it is damaged."""
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, UnicodeError, OmegaConfBaseException) as error:
+        raise InputError(f"{path}: damaged, {' '.join(str(error).split())[:100]}") from None
+    if not len(config):
+        raise InputError(f"{path}: damaged, it is empty")
+    assert isinstance(config, DictConfig | ListConfig)
+    return config  # type: ignore[return-value]
 
 
 def checkpoint_of(resume: str) -> Path | None:
@@ -160,6 +176,39 @@ def resuming(folder: Path, command: str = "train") -> str:
     return f"python -m msae.{command} resume={shlex.quote(os.path.relpath(folder))}"
 
 
+@contextlib.contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Hold the folder of a run for this process; InputError where another process holds it."""
+    if not leads():
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / "running.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{os.path.relpath(run)}: another process is running in it; expected out=FOLDER") from None
+    try:
+        yield
+    finally:
+        (run / "running.lock").unlink(missing_ok=True)  # before others can hold it
+        lock.release()
+
+
+def interrupted(folder: Path, command: str = "train") -> str:
+    """What an interrupted run, or the runs in a folder, say at their end."""
+    if any(saved(folder)):
+        return f"interrupted. To resume: {resuming(folder, command)}"
+    return "interrupted: nothing was kept; the same command starts again"
+
+
+def saved(folder: Path) -> Iterator[Path]:
+    """The checkpoints and results of the run in a folder, of the runs of several seeds, or of those of a sweep."""
+    for depth in ("", "*/", "*/*/"):
+        for name in ("last.ckpt", "metrics.json"):
+            yield from folder.glob(f"{depth}{name}")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all; a number that is not finite is null."""
     write(path, to_json(value, indent=1) + "\n")
@@ -210,10 +259,13 @@ def finished(run: Path, cfg: DictConfig) -> bool:
     """
     if not (run / "metrics.json").exists():
         return False
-    result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    try:
+        result = dict(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
+        before = OmegaConf.load(run / "config.yaml").trainer
+    except (ValueError, TypeError, AttributeError, YAMLError, OSError):
+        return False  # damaged: what is missing is made again
     check_limits(os.path.relpath(run), cfg, {unit: result.get(unit, 0) for unit in ("steps", "epochs")})
-    before = OmegaConf.load(run / "config.yaml").trainer
-    return all(before[limit] == cfg.trainer[limit] for limit in ("max_epochs", "max_steps"))
+    return all(before.get(limit) == cfg.trainer[limit] for limit in ("max_epochs", "max_steps"))
 
 
 def tidy(run: Path) -> None:

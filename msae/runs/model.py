@@ -17,7 +17,7 @@ from msae.errors import InputError
 from msae.models.checkpoint import read_checkpoint
 from msae.models.contract import check_model
 from msae.models.reconstructor import class_path
-from msae.runs.folder import check_limits, check_same, kept_keys
+from msae.runs.folder import check_limits, check_same, kept_keys, loaded
 
 if TYPE_CHECKING:
     from msae.data.module import DataModule
@@ -88,7 +88,7 @@ def as_before(cfg: DictConfig, model: Reconstructor, data: DataModule, ckpt: Pat
         if not isinstance(checkpoint.get(key), kind) or not checkpoint[key]:
             raise InputError(f"{name}: its state of the training cannot be restored (no {key})")
     if (beside := ckpt.parent / "config.yaml").is_file():
-        check_same(name, kept_keys(OmegaConf.load(beside)), kept_keys(cfg))
+        check_same(name, kept_keys(loaded(beside)), kept_keys(cfg))
     if checkpoint["model_class"] != class_path(type(model)):
         theirs = checkpoint["model_class"].partition(":")[2]
         raise InputError(f"{name}: of the model {theirs}, not {type(model).__name__}")
@@ -101,12 +101,18 @@ def as_before(cfg: DictConfig, model: Reconstructor, data: DataModule, ckpt: Pat
     )
     if sizes != expected:
         raise InputError(f"{name}: its weights do not fit {type(model).__name__}; the file may be damaged")
-    steps, epochs = checkpoint["global_step"], checkpoint["epoch"] + bool(checkpoint["global_step"])
+    steps, within = checkpoint["global_step"], checkpoint.get("within_epoch")
+    epochs = checkpoint["epoch"] + (within is None and steps > 0)
     finished = check_limits(str(ckpt), cfg, {"steps": steps, "epochs": epochs})
     whole = data.steps_per_epoch
-    if cfg.trainer.limit_train_batches == 1.0 and steps % whole and steps != cfg.trainer.max_steps:
+    if within is None and cfg.trainer.limit_train_batches == 1.0 and steps % whole and steps != cfg.trainer.max_steps:
         raise InputError(
             f"{name}: ended at step {steps}, within an epoch of {whole} steps; expected a checkpoint of whole epochs"
+        )
+    if within is not None and within["per_call"] != [data.steps_per_call, data.processes]:
+        raise InputError(
+            f"{name}: was saved within an epoch; expected the trainer.devices, trainer.num_nodes and "
+            "trainer.limit_train_batches that it was saved with"
         )
     if finished and not kept.exists():  # Lightning trains no further, and the run is tested
         raise InputError(f"{name}: has nothing left to train; expected the run's folder, with {kept.name} to test")

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError, check_ints
-from msae.runs import folder
+from msae.runs import folder, signals
 from msae.runs.model import built, data_of
 from msae.runs.processes import is_one, processes
 from msae.runs.stack import Run, Stack
@@ -64,12 +64,14 @@ def together(cfg: DictConfig, run: Path, alone: bool, train: Callable[..., dict[
             lines.close()
 
     try:
-        Stack({name: partial(of_seed, run / name, one) for name, one in configs.items()}).run()
+        Stack(
+            {name: partial(of_seed, run / name, one) for name, one in configs.items()}, cfg.trainer.save_seconds
+        ).run()
     except KeyboardInterrupt:
         if not alone:  # the sweep says how to resume
             raise
-        print(f"\ninterrupted. To resume: {folder.resuming(run)}")
-        sys.exit(130)
+        print(f"\n{folder.interrupted(run)}")
+        sys.exit(signals.code())
     if alone:
         end_of_sweep(run)
 
@@ -82,7 +84,7 @@ def configs_of_seeds(cfg: DictConfig, run: Path, alone: bool) -> dict[str, DictC
             contains other runs, or these without `resume=`.
     """
     seeds = check_seeds(cfg)
-    if alone and any(run.glob("seed=*/train.log")) and not cfg.resume:
+    if alone and any(folder.saved(run)) and not cfg.resume:
         raise InputError(f"{os.path.relpath(run)}: already contains runs. To resume them: {folder.resuming(run)}")
     if alone and (run / "config.yaml").exists():
         raise InputError(f"{os.path.relpath(run)}: the folder of a single run; expected a new one, or that of seeds")
@@ -95,7 +97,7 @@ def configs_of_seeds(cfg: DictConfig, run: Path, alone: bool) -> dict[str, DictC
         raise InputError(f"seed={list(seeds)}: {', '.join(keys)} would differ too; expected a sweep, {sweep}")
     for name, one in configs.items():
         if (before := run / name / "config.yaml").is_file():
-            kept = folder.kept_keys(OmegaConf.load(before))
+            kept = folder.kept_keys(folder.loaded(before))
             folder.check_same(os.path.relpath(run / name), kept, folder.kept_keys(one))
             folder.finished(run / name, one)
     return configs

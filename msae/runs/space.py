@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,8 @@ def distribution(override: Override, chosen: DictConfig) -> BaseDistribution:
     tags: set[str] = getattr(value, "tags", set())
     if tags - ({"log"} if isinstance(value, IntervalSweep) else set()):
         raise InputError(f"{override.input_line}: tag {', '.join(tags)}; expected none, or log of an interval")
+    if isinstance(value, IntervalSweep) and not math.isfinite(float(value.end or 0) - float(value.start or 0)):
+        raise InputError(f"{override.input_line}: expected finite bounds")
     try:
         if isinstance(value, IntervalSweep):
             low, high = float(value.start or 0), float(value.end or 0)
@@ -112,8 +115,10 @@ def check(cfg: DictConfig) -> None:
     check_sweep(cfg)
     check_run(cfg)
     quiet()
-    if not len(instantiate(cfg.data).val):
+    data = instantiate(cfg.data)
+    if not len(data.val):
         raise InputError("data: no validation split, on which trials are compared; expected data.val_size above 0")
+    instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))  # checks the lower bounds
 
 
 def composed(texts: Sequence[str]) -> DictConfig:

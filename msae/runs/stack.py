@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from msae.models.steps import MultiStepModule
+from msae.runs import signals
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Run(Thread):
         """The run's share of the time of its last steps."""
         self.waited = 0.0
         """The time of other runs: their turns, and their shares of common steps."""
+        self.asked = ""
 
     def run(self) -> None:
         """Do the task."""
@@ -72,9 +74,12 @@ class Stack:
 
     Args:
         tasks: the tasks of the runs, by name.
+        seconds: the time after which all runs save within their epoch.
     """
 
-    def __init__(self, tasks: dict[str, Callable[[Run], None]]) -> None:
+    def __init__(self, tasks: dict[str, Callable[[Run], None]], seconds: float) -> None:
+        self.seconds = seconds
+        self._saved = time.monotonic()
         self.runs = [Run(name, task) for name, task in tasks.items()]
         self._asking: list[Run] = []
         self._apart: bool | None = None
@@ -84,8 +89,9 @@ class Stack:
         """Do all tasks.
 
         Raises:
-            KeyboardInterrupt: after an interruption, once each run has ended at its next step.
+            KeyboardInterrupt: after an interruption, when each run has saved at its next step and ended.
         """
+        signals.defer()
         for run in self.runs:
             run.start()
             self._turn(run)
@@ -93,11 +99,24 @@ class Stack:
             behind = min(run.model.global_step for run in self._asking)
             group = [run for run in self._asking if run.model.global_step == behind]
             self._asking = [run for run in self._asking if run not in group]
+            asked = self._asked()
             for run, answer in zip(group, self._answers(group), strict=True):
-                run.answers.put(SystemExit(130) if self._interrupted else answer)
+                run.asked = asked
+                run.answers.put(SystemExit(signals.code()) if self._interrupted else answer)
                 self._turn(run)
-        if self._interrupted:
+            self._interrupted |= asked == "stop"  # the runs that are ahead have saved, and wait
+        if self._interrupted or signals.received():
             raise KeyboardInterrupt
+        signals.release()
+
+    def _asked(self) -> str:
+        """What all runs have to do after their next steps, so that they resume at the same step."""
+        if signals.received():
+            return "stop"
+        if time.monotonic() - self._saved < self.seconds:
+            return ""
+        self._saved = time.monotonic()
+        return "save"
 
     def _turn(self, run: Run) -> None:
         """Wait until a run asks or ends."""

@@ -15,11 +15,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from msae.errors import InputError
-from msae.runs.folder import checkpoint_of, finished, resuming
+from msae.runs import signals
+from msae.runs.folder import checkpoint_of, claimed, finished, resuming, saved
 from msae.runs.mistakes import MISTAKES, explain, fail
 from msae.runs.processes import check_sweep, leads, on_slurm, swept_values
 
 log = logging.getLogger(__name__)
+ELSEWHERE = ("SlurmLauncher", "RayLauncher")
+"""Launchers whose runs are not processes of this machine that end with the sweep."""
 
 
 def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, **shared: Any) -> None:
@@ -36,12 +39,17 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
         if finished(run, cfg):
             log.info("%s: finished before", run.name)
             return
+        ckpt = checkpoint_of(str(run)) if cfg.resume else None
+        with claimed(run):
+            result = train(cfg, run, run.name, ckpt, bar=False, **shared)
         if leads():
             failure.unlink(missing_ok=True)
-        ckpt = checkpoint_of(str(run)) if cfg.resume else None
-        result = train(cfg, run, run.name, ckpt, bar=False, **shared)
         error = ("loss", " in normalized units") if "rmse" in result else ("mse", "")
         log.info("%s: test MSE %.4g%s", run.name, result["metrics"][f"test/{error[0]}"], error[1])
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+        if "stack" in shared or not signals.received():
+            raise
+        # the sweep ends when all of its runs have returned: a launcher would kill those that still save
     except Exception as error:  # whatever it is, the other runs continue, and the sweep ends with exit code 2
         if not leads():
             raise
@@ -65,14 +73,19 @@ class SweepReport(Callback):
             check_sweep(config)
         except InputError as error:  # Hydra would turn it into a warning
             fail(str(error))
-        if not config.resume and any(folder.glob("*/train.log")):
+        if not config.resume and any(saved(folder)):
             fail(f"{folder}: already contains this sweep. To resume it: {resuming(folder)}; out=FOLDER starts anew")
         SweepReport.running = config
+        if not config.hydra.launcher._target_.endswith(ELSEWHERE):
+            signals.defer()  # until all runs have saved
         count = math.prod(map(len, swept_values(config).values()))
         print(f"{count} run{'s' * (count != 1)} in {folder}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         SweepReport.running = None
+        if signals.received():
+            raise KeyboardInterrupt
+        signals.release()
         end_of_sweep(Path(config.hydra.sweep.dir))
 
     @classmethod

@@ -6,13 +6,14 @@ import importlib
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from msae.errors import InputError, check_choice, check_int
+from msae.errors import InputError, check_choice, check_int, check_positive, check_threads
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import lightning as L
@@ -25,7 +26,10 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 def check(cfg: DictConfig) -> None:
     """Raise InputError for values that neither Hydra nor Lightning reports clearly, before anything is loaded."""
     check_int("seed", cfg.seed, 0, 2**32 - 1)
-    check_int("threads", cfg.threads)
+    check_threads(cfg.threads)
+    for key, value in (("accumulate_grad_batches", 1), ("overfit_batches", 0), ("fast_dev_run", False)):
+        if cfg.trainer.get(key, value) != value:
+            raise InputError(f"trainer.{key}={cfg.trainer[key]}: not supported; expected it left out")
     steps = check_int("trainer.max_steps", cfg.trainer.max_steps, -1)
     if steps == -1 or cfg.trainer.max_epochs != -1:
         check_int("trainer.max_epochs", cfg.trainer.max_epochs)
@@ -33,12 +37,26 @@ def check(cfg: DictConfig) -> None:
         raise InputError("trainer.max_steps=0: expected a whole number above 0, or -1 for no limit")
     for split in ("train", "val", "test"):
         limit = cfg.trainer[f"limit_{split}_batches"]
-        if limit == 0:
-            raise InputError(f"trainer.limit_{split}_batches=0: expected a number of batches, or a share such as 1.0")
+        share = isinstance(limit, float) and 0 < limit <= 1
+        if not share and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            expected = "expected a number of batches, or a share such as 1.0"
+            raise InputError(f"trainer.limit_{split}_batches={limit}: {expected}")
+    check_positive("trainer.save_seconds", cfg.trainer.save_seconds)
     check_choice("trainer.precision", str(cfg.trainer.precision), ("32-true", "32", "bf16-mixed"))
     check_choice("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu", "cuda"))
     check_choice("trainer.strategy", cfg.trainer.strategy, ("auto", "ddp"))
     check_choice("trainer.deterministic", cfg.trainer.deterministic, (True, False, "warn"))
+
+
+def check_shares(trainer: L.Trainer, data: DataModule) -> None:
+    """Raise InputError where a share of a split's batches is not one batch."""
+    data.trainer = trainer
+    for split in ("train", "val", "test"):
+        limit, batches = getattr(trainer, f"limit_{split}_batches"), len(getattr(data, f"{split}_dataloader")())
+        if isinstance(limit, float) and batches and int(limit * batches) < 1:
+            raise InputError(
+                f"trainer.limit_{split}_batches={limit}: less than one of {batches} batches; expected more"
+            )
 
 
 def begin(cfg: DictConfig, first: bool) -> None:
@@ -74,7 +92,7 @@ def device_name(trainer: L.Trainer) -> str:
 
 
 def trainer_of(
-    cfg: DictConfig, run: Path, name: str, bar: bool, data: DataModule
+    cfg: DictConfig, run: Path, name: str, bar: bool, data: DataModule, renewed: Callable[[], None]
 ) -> tuple[L.Trainer, History, Checkpoint, TensorBoardLogger]:
     """The Trainer of a run with the project's logger and callbacks, and the user's beside them.
 
@@ -85,12 +103,14 @@ def trainer_of(
         name: of the run, for its progress lines.
         bar: whether a progress bar may be drawn.
         data: of the run.
+        renewed: called once, after the first checkpoint.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from msae.models.archive import WholeCheckpoints
     from msae.runs.callbacks import Checkpoint, History, Progress
     from msae.runs.pictures import Pictures
+    from msae.runs.within import Within
 
     device = accelerator(cfg)
     history, checkpoint = History(data), Checkpoint(run, data)
@@ -104,6 +124,7 @@ def trainer_of(
                 "expected data.val_size above 0, or monitor: train/loss"
             )
         callbacks.append(instantiate(node))
+    callbacks.append(Within(cfg.trainer.save_seconds, checkpoint, history, renewed))
     # an interruption can take the wake-up of its writing thread, which then sleeps until it flushes, by default 120 s
     board = TensorBoardLogger(run, name="", version="", default_hp_metric=False, flush_secs=1)
     loggers = [
@@ -112,9 +133,10 @@ def trainer_of(
     ]
     settings = OmegaConf.to_container(cfg.trainer, resolve=True)
     assert isinstance(settings, dict)
+    del settings["save_seconds"]
     settings |= {"accelerator": device, "logger": loggers, "callbacks": callbacks, "plugins": [WholeCheckpoints()]}
     trainer: L.Trainer = instantiate(settings)
-    data.trainer = trainer
+    check_shares(trainer, data)
     return trainer, history, checkpoint, board
 
 
@@ -140,6 +162,7 @@ def quiet() -> None:
         ".*does not have many workers.*",  # batches are slices of a tensor
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # so it calls that of the start
         ".*LeafSpec.*is deprecated.*",  # Lightning's own call
+        ".*functional.all_gather is deprecated.*",  # the same
         "The `srun` command is available.*",  # a run need not be one of Slurm's
         "Checkpoint directory .* exists and is not empty.*",  # the run's folder
         "Total length of `list` across ranks is zero.*",  # no validation split

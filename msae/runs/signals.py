@@ -1,0 +1,148 @@
+"""SIGINT and SIGTERM: a run saves where it is, says how to resume it, and ends with exit status 130 or 143.
+
+While training is `deferred`, a signal only sets `received`: training saves at its next step and ends by itself.
+Anywhere else, at a second signal, or when saving takes longer than `GRACE`, it raises KeyboardInterrupt at once.
+
+This module imports nothing heavy: a command calls `early` before its other imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+GRACE = 20.0
+"""Seconds in which training may come to a place where it saves."""
+TWICE = 0.5
+"""Seconds in which further signals are the same wish: a terminal and a parent process may both send one."""
+
+
+class _State:
+    """What has happened in this process."""
+
+    received = 0
+    at = 0.0
+    deferred = False
+    parent = 0
+
+
+def early() -> None:
+    """End the process in one line at a signal while modules are being imported, without a traceback."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        with contextlib.suppress(OSError):
+            os.write(1, b"\ninterrupted: nothing was kept; the same command starts again\n")
+        os._exit(128 + number)
+
+    _install(end)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Handle signals for the length of a command."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _State.received, _State.deferred, _State.parent = 0, False, 0
+    watch()
+    try:
+        yield
+    finally:
+        _alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def watch() -> None:
+    """Handle signals from here on, also where a library has put its own handlers."""
+    if threading.current_thread() is threading.main_thread():
+        _install(_handle)
+
+
+def watch_in_worker() -> None:
+    """Handle signals in a process that a sweep started, which ends when the sweep does."""
+    if _is_worker():
+        watch()
+        _State.parent = _State.parent or os.getppid()
+
+
+def received() -> int:
+    """The signal that this process has received, or 0; SIGTERM in a worker whose sweep was killed."""
+    if _State.parent and os.getppid() != _State.parent:
+        _State.received = _State.received or signal.SIGTERM
+    return _State.received
+
+
+def code() -> int:
+    """The exit status of an interrupted command."""
+    return 128 + (_State.received or signal.SIGINT)
+
+
+def defer() -> None:
+    """Let training react to a signal by itself from here on."""
+    _State.deferred = True
+
+
+def release() -> None:
+    """React to signals at once from here on; SystemExit where one was received before."""
+    _State.deferred = False
+    _alarm(0)
+    if received():
+        raise SystemExit(code())
+
+
+def again() -> None:
+    """Take the next signal for a new one."""
+    _State.at = 0.0
+
+
+def _handle(number: int, _: FrameType | None) -> None:
+    first = not _State.received
+    if not first and time.monotonic() - _State.at < TWICE:
+        return
+    _State.at = time.monotonic()
+    if first:
+        _State.received = number
+        _pass_on()
+        if _State.deferred:
+            _alarm(GRACE)
+            return
+    raise KeyboardInterrupt
+
+
+def _expired(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _install(handler: Any) -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # of a job in the background of a shell
+        signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def _alarm(seconds: float) -> None:
+    """Interrupt after so many seconds; 0 for never."""
+    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():  # Windows lacks it
+        if seconds:
+            signal.signal(signal.SIGALRM, _expired)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _is_worker() -> bool:
+    return "multiprocessing" in sys.modules and sys.modules["multiprocessing"].current_process().name != "MainProcess"
+
+
+def _pass_on() -> None:
+    """Tell the workers of a sweep."""
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            with contextlib.suppress(OSError, TypeError):
+                os.kill(child.pid, signal.SIGTERM)
