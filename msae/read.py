@@ -258,7 +258,7 @@ def labels(path: Path, like: Format, name: str) -> Labels:
 
     from msae.data import files
 
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() in (".npy", ".npz"):
         raise InputError(f"label={name}: {path} is an array, which has no columns of labels")
     source, known = files.open_table(path, like), dict[str, int]()
     files.chosen("label", path, [name], source.names)

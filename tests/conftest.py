@@ -81,7 +81,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def run(*args: str, module: str = "train", traceback: bool = False) -> Result:
         monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(traceback)))
-        given = {text.partition("=")[0] if "=" in text else text: text for text in args}  # later ones replace FAST's
+        # of a key given twice the last counts, so that a test can replace those of FAST
+        given = {text.partition("=")[0] if "=" in text else f"{text} ": text for text in args}
         monkeypatch.setattr(sys, "argv", [f"msae.{module}", *given.values()])
         new_logging()
         code = 0

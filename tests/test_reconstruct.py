@@ -251,8 +251,8 @@ def test_missing_values_are_filled(run: Run) -> None:
         (["data.path=a.npy", "ckpt=???"], "ckpt: no value; expected the folder of a run"),
         (["data.stride=1"], "data.path: no value; expected data.path=..."),
         (
-            ['data.path="a.npy'],
-            'data.path="a.npy: cannot be read; expected key=value; is a quote or bracket left open?',
+            ['overwrite="a'],
+            'overwrite="a: cannot be read; expected key=value; is a quote or bracket left open?',
         ),
     ],
 )

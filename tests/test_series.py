@@ -1,5 +1,6 @@
 """A user's own files: reading, splitting, and the errors for files that cannot be used."""
 
+import gzip
 import io
 import os
 import re
@@ -215,6 +216,47 @@ class TestFormats:
         path = write(tmp_path / "a.csv", ["t", "a", "b"], rows, ";")
         options = {"separator": ";", "decimal": ",", "time_column": "t", "time_format": "%d.%m.%Y %H:%M"}
         torch.testing.assert_close(self.read(Path(path), **options), torch.from_numpy(self.X[:54]).float())
+
+    def test_a_separator_at_the_end_of_each_line(self, tmp_path: Path) -> None:
+        for first in ("a;b;;", ""):
+            lines = [first, *(f"{a};{b};;" for a, b in self.X)]
+            (tmp_path / "a.csv").write_text("\n".join(lines).strip() + "\n")
+            x = self.read(tmp_path / "a.csv", separator=";")
+            torch.testing.assert_close(x, torch.from_numpy(self.X[:54]).float())
+        (tmp_path / "a.csv").write_text("a;b;\n" + "1;2;\n" * 200 + "1;2;3\n")
+        with pytest.raises(InputError, match=r"a.csv: .*invalid value '3'"):
+            self.read(tmp_path / "a.csv", separator=";")
+
+    def test_an_index_without_a_name(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.csv", ["", "a"], [(f"2024-01-01 00:{i:02}", i) for i in range(60)])
+        table = files.read(tmp_path / "a.csv", tables.Format(time_column="index"))
+        assert table.times is not None
+        assert (table.columns, table.times[:2].tolist()) == (["a"], [0, 60])
+
+    def test_compressed(self, tmp_path: Path) -> None:
+        ramp(tmp_path / "a.csv")
+        (tmp_path / "b.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes() + b"\n\n"))
+        [path] = files.find(str(tmp_path / "*.gz"))
+        found = files.read(path, tables.Format())
+        assert np.array_equal(found.values, files.read(tmp_path / "a.csv", tables.Format()).values)
+        assert found.where(3).endswith("b.csv.gz, line 5")
+        tables.Csv(path, tables.Format()).write(tmp_path / "c.csv.gz", ["a"], ["b"], found.values[:, 1:])
+        assert np.array_equal(files.read(tmp_path / "c.csv.gz", tables.Format()).values, found.values)
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(InputError, match=r"b.csv.gz: not a table \(Compressed file ended"):
+            files.read(path, tables.Format())
+
+    def test_true_and_false(self, tmp_path: Path) -> None:
+        on = np.arange(60) % 3 == 0
+        write(tmp_path / "a.csv", "ab", [(str(flag).lower(), i) for i, flag in enumerate(on)])
+        parquet.write_table(pa.table({"a": on, "b": np.arange(60)}), tmp_path / "b.parquet")
+        for name in ("a.csv", "b.parquet"):
+            assert np.array_equal(files.read(tmp_path / name, tables.Format()).values[:, 0], on)
+
+    def test_fractions_in_a_format(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.csv", "ta", [(f"01.03.2024 00:00:01.{i:03}", i) for i in range(60)])
+        form = tables.Format(time_column="t", time_format="%d.%m.%Y %H:%M:%S.%f")
+        assert files.read(tmp_path / "a.csv", form).times == pytest.approx(np.arange(60) / 1000)
 
     @pytest.mark.parametrize("zone", ["", "Z", "+02:00"])
     @pytest.mark.parametrize("kind", ["csv", "parquet", "stamps"])
@@ -443,7 +485,7 @@ BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (text("a\n" + "1\n\n" * 40), {}, "line 3, column a: no value"),
     (lines(), {"time_column": "u"}, r"^data.time_column=u: no such column in \S+a.csv; it has: t, a, b$"),
     (lines(), {"columns": ["aa"]}, r"^data.columns=aa: no such column in \S+a.csv; it has: t, a, b$"),
-    (text(",".join(f"c{i}" for i in range(12)) + "\n"), {"group_column": "x"},
+    (text(",".join(f"c{i}" for i in range(12)) + "\n1\n"), {"group_column": "x"},
      r"^data.group_column=x: no such column in \S+; it has: c0, c1, .*, c9, and 2 more$"),
     (lines(), {"columns": "a"}, "columns=a: expected a list of names"),
     (lines(), {"max_gap": "5min"}, "max_gap=5min: gaps of .* are unknown; set data.time_column"),
@@ -467,7 +509,11 @@ BAD: list[tuple[Callable[[Path], str], dict[str, Any], str]] = [
     (text(""), {}, "a.csv: empty file"),
     (text("a,b\n"), {}, "no rows; expected numbers below the header a, b"),
     (text("a,a\n1,2\n"), {}, "several columns have the name a"),
-    (text(",a\n0,2\n"), {}, "a column without a name, perhaps an index"),
+    (text(",a\n0,2\n"), {}, "the first column has no name; .*then set data.time_column=index, else choose"),
+    (text("a,,b\n1,2,3\n"), {}, "a column without a name; choose the channels with data.columns"),
+    (text("a,b"), {}, "a.csv: no rows; expected numbers below the header a, b"),
+    (text("773869,767541\n" + "".join(f"{60 + i % 3},{55 + i % 4}\n" for i in range(60))), {},
+     "line 1: 773869, 767541: far from the numbers below; are they names.* data.header=true, else data.header=false"),
     (text("a;b\n1;2\n"), {}, r"one column, 'a;b'; .*set data.separator=';'"),
     (text("2020-01-01,1.5\n2020-01-02,2.5\n"), {}, "line 1: '2020-01-01' is no name; expected numbers only, or"),
     (text("t,a\n2020-01-01,1.5\n2020-01-02,2.5\n"), {}, r"'2020-01-01' .*is it a time\? then set data.time_column=t"),
@@ -500,9 +546,9 @@ def test_what_cannot_be_used(
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     for path, message in [
-        (tmp_path, r"no .csv, .parquet, .npy, .npz file in it"),
+        (tmp_path, r"no .csv, .csv.gz, .parquet, .npy, .npz file in it"),
         (tmp_path / "a.txt", "no such file or folder, and no match"),
-        (tmp_path / "b.txt", "expected one of .csv, .parquet, .npy, .npz"),
+        (tmp_path / "b.txt", "expected one of .csv, .csv.gz, .parquet, .npy, .npz"),
         (tmp_path / "b.npz", "not an array file of numbers"),
         (tmp_path / "b.npy", "not an array file of numbers"),
         (tmp_path / "b.parquet", "not a parquet file"),
@@ -519,6 +565,10 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         series(str(tmp_path / "c.parquet"), 4, columns=["t"])
     ramp(tmp_path / "d.csv")
     write(tmp_path / "e.csv", "ac", [(1, 2)])
+    pa_table = pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], names=["a", "a"])
+    parquet.write_table(pa_table, tmp_path / "g.parquet")
+    with pytest.raises(InputError, match=r"g.parquet: several columns have the name a"):
+        series(str(tmp_path / "g.parquet"), 4)
     with pytest.raises(InputError, match=r"e.csv: \['a', 'c'\] .* but .*d.csv has \['a', 'b'\]"):
         series(str(tmp_path / "[de].csv"), 4)
     np.savez(tmp_path / "f.npz", a=np.zeros(3), b=np.zeros(4))

@@ -1,4 +1,4 @@
-"""Read a user's files, `.csv`, `.parquet`, `.npy` and `.npz`, as tables."""
+"""Read a user's files, `.csv`, `.csv.gz`, `.parquet`, `.npy` and `.npz`, as tables."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from typing import IO, Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from msae.data.head import INDEX_NAME
 from msae.data.rows import Clock, Table
 from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
 from msae.errors import InputError, check_utf8
 from msae.whole import available, size
 
-SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
+SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npy", ".npz")
 SHOWN = 10
 """Names of columns in an error, at most."""
 
@@ -44,7 +45,7 @@ def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
     place = Path(path).expanduser()
     if place.is_dir():
         visible = (file for file in place.iterdir() if not file.name.startswith("."))
-        files = sorted(file for file in visible if file.suffix.lower() in SUFFIXES and file.is_file())
+        files = sorted(file for file in visible if file.name.lower().endswith(SUFFIXES) and file.is_file())
     elif place.exists():
         files = [place]
     else:
@@ -55,7 +56,7 @@ def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
         raise InputError(f"{key}={path}: {what}")
     for file in files:
         check_utf8(str(file))
-        if file.suffix.lower() not in SUFFIXES:
+        if not file.name.lower().endswith(SUFFIXES):
             raise InputError(f"{key}={file}: expected one of {', '.join(SUFFIXES)}")
     return files
 
@@ -169,7 +170,7 @@ def mappable(array: np.ndarray, channels: Sequence[int]) -> np.ndarray:
 
 def open_table(path: Path, form: Format) -> Csv | Parquet:
     """The reader and writer of a table's format."""
-    return Csv(path, form) if path.suffix.lower() == ".csv" else Parquet(path)
+    return Parquet(path) if path.suffix.lower() == ".parquet" else Csv(path, form)
 
 
 def selected(source: Csv | Parquet, form: Format) -> tuple[list[str], list[str]]:
@@ -180,10 +181,13 @@ def selected(source: Csv | Parquet, form: Format) -> tuple[list[str], list[str]]
         others += [] if name is None else chosen(key, path, [name], source.names)
     left = [name for name in source.names if name not in others and not INDEX.fullmatch(name)]
     columns = left if form.columns is None else chosen("data.columns", path, form.columns, source.names)
-    if "" in columns:
+    if form.columns is None and isinstance(source, Csv) and source.head.unnamed and INDEX_NAME in left:
         raise InputError(
-            f"{path}: a column without a name, perhaps an index; choose the channels with data.columns=[...]"
+            f"{path}: the first column has no name; is it an index of times? then set data.time_column={INDEX_NAME}, "
+            "else choose the channels with data.columns=[...]"
         )
+    if "" in columns:
+        raise InputError(f"{path}: a column without a name; choose the channels with data.columns=[...]")
     if not columns:
         raise InputError(f"{path}: no column is left; it has: {listed(source.names)}")
     return columns, others

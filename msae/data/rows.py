@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,7 @@ class Clock:
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             return column.cast(pa.float64(), safe=False)
         if self.format is not None:
-            found = pc.strptime(column, format=self.format, unit="us", error_is_null=True)
-            return None if found.null_count else found
+            return with_format(column, self.format)
         for kind in self.KINDS:
             with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 return column.cast(kind)
@@ -129,6 +129,17 @@ class Clock:
             f"{value} is neither a number nor an ISO 8601 time; give the format, such as "
             "data.time_format='%d/%m/%Y %H:%M'"
         )
+
+
+def with_format(column: pa.Array, form: str) -> pa.Array | None:
+    """Texts as time stamps, by a format of `strptime`; None if one of them has another."""
+    if "%f" not in form:
+        found = pc.strptime(column, format=form, unit="us", error_is_null=True)
+        return None if found.null_count else found
+    try:  # fractions, which Arrow does not know
+        return pa.array([datetime.strptime(text, form) for text in column.to_pylist()], pa.timestamp("us"))
+    except ValueError:
+        return None
 
 
 def duration(text: Any, table: Table) -> float:

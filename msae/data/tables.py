@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,12 +18,11 @@ import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 from pyarrow import parquet
 
+from msae.data.head import NULLS, is_number, opened, packed, read_head, repeated
 from msae.errors import InputError
 
 BLOCK = 1 << 22
 """Number of bytes of text, or of values, read at a time."""
-NULLS = frozenset(pa_csv.ConvertOptions().null_values)
-"""Texts that mean a missing number in a .csv, such as an empty field, NA and NaN."""
 FORMULA, NUMBER = r"(?s)^[=+\-@\t\r\n].", r"(?i)^[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?$|^[-+]?(inf|infinity|nan)$"
 """Texts that a spreadsheet runs, unless they are numbers (OWASP, CSV Injection)."""
 INDEX = re.compile(r"__index_level_\d+__")
@@ -83,57 +83,30 @@ class Csv:
     def __init__(self, path: Path, form: Format) -> None:
         self.path = path
         self.form = form
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, delimiter=form.separator)
-                line = next(filter(None, reader), [])
-        except UnicodeDecodeError as error:
-            where = f"{error.reason} at byte {error.start}"
-            raise InputError(f"{path}: not UTF-8 text ({where}); save it as UTF-8") from None
-        except csv.Error as error:
-            raise InputError(f"{path}: not a table ({error})") from None
-        if not line:
-            raise InputError(f"{path}: empty file")
-        if line[0].startswith("#"):
-            raise InputError(
-                f"{path}, line {reader.line_num}: {line[0]!r} is no header; remove the lines above the table"
-            )
-        numbers = all(is_number(text, form.decimal) or text.strip() in NULLS for text in line)
-        counted = len(line) > 1 and line == [str(i) for i in range(len(line))]  # how pandas names columns without names
-        self.header = form.header if form.header is not None else not numbers or counted
-        self.skipped = reader.line_num if self.header else reader.line_num - 1
-        data = [text for text in line if re.match(r"[-+]?\d+[-/.,:]\d", text)]
-        if self.header and form.header is None and data:
-            raise InputError(
-                f"{path}, line {reader.line_num}: {data[0]!r} is no name; expected numbers only, or a header: "
-                "add a first line such as date,a,b, or set data.header=true, or false for columns 0, 1, ..."
-            )
-        self.names = [text.strip() for text in line] if self.header else [str(i) for i in range(len(line))]
-        if twice := repeated(self.names):
-            raise InputError(f"{path}: several columns have the name {', '.join(twice[:10])}")
-        others = [sign for sign in ",;\t|" if len(line) == 1 and sign in line[0]]
-        if others:
-            sign = others[0].replace("\t", "\\t")
-            raise InputError(
-                f"{path}: one column, {line[0]!r}; is the separator {sign!r}? then set data.separator='{sign}'"
-            )
+        self.head = read_head(path, form)
+        self.names = self.head.names
 
     def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The chosen columns, `columns` as float64, in pieces."""
-        types = dict.fromkeys(columns, pa.float64()) | dict.fromkeys(others, pa.string())
+        types = {name: pa.bool_() if name in self.head.flags else pa.float64() for name in columns}
+        wanted = [*columns, *others]
         try:
-            yield from self._read([*columns, *others], types)
+            for batch in self._read(wanted, types | dict.fromkeys(others, pa.string())):
+                numbers = [pc.cast(column, pa.float64()) for column in batch.columns[: len(columns)]]
+                yield pa.RecordBatch.from_arrays([*numbers, *batch.columns[len(columns) : len(wanted)]], wanted)
         except pa.ArrowInvalid as error:
             raise self._explain(columns, error) from None
+        except OSError as error:  # of a compressed file
+            raise InputError(f"{self.path}: not a table ({' '.join(str(error).split())})") from None
 
     def line(self, row: int) -> int:
         """The line of a row, which is counted from 0."""
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            for _ in range(self.skipped):
+        with opened(self.path) as file:
+            for _ in range(self.head.skipped):
                 next(file)
             reader = csv.reader(file, delimiter=self.form.separator)
-            next(islice(reader if len(self.names) == 1 else filter(None, reader), row, None), None)
-            return self.skipped + reader.line_num
+            next(islice(reader if self.head.width == 1 else filter(None, reader), row, None), None)
+            return self.head.skipped + reader.line_num
 
     def write(
         self, path: Path, kept: Sequence[str], columns: Sequence[str], values: np.ndarray, escape: bool = True
@@ -144,9 +117,9 @@ class Csv:
         """
         used = {*kept, *columns}
         names = [name for name in self.names if name in used]
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with opened(path, "w") as file:
             out, row = csv.writer(file, delimiter=self.form.separator, lineterminator="\n"), 0
-            if self.header:
+            if self.head.header:
                 out.writerow(inert(pa.array(names)).to_pylist() if escape else names)
             texts = self._read(kept or columns[:1], dict.fromkeys(kept or columns[:1], pa.string()), nulls=[])
             for batch in texts:
@@ -165,21 +138,31 @@ class Csv:
     def _read(
         self, columns: Sequence[str], types: dict[str, pa.DataType], nulls: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        alone = len(self.names) == 1  # a blank line is a missing value, except at the end of the file
+        alone = self.head.width == 1  # a blank line is a missing value, except at the end of the file
+        blank = [f" {i}" for i in range(len(self.names), self.head.width)]  # a name that no column has
+        types = types | dict.fromkeys(blank, pa.null())
         batches = pa_csv.open_csv(
-            self.path,
-            pa_csv.ReadOptions(block_size=BLOCK, column_names=self.names, skip_rows=self.skipped, use_threads=False),
+            pa.input_stream(str(self.path), compression="gzip" if packed(self.path) else None),
+            pa_csv.ReadOptions(
+                block_size=BLOCK,
+                column_names=[*self.names, *blank],
+                skip_rows=self.head.skipped,
+                use_threads=False,
+            ),
             pa_csv.ParseOptions(delimiter=self.form.separator, ignore_empty_lines=not alone),
             pa_csv.ConvertOptions(
-                column_types=types, include_columns=list(columns), decimal_point=self.form.decimal, null_values=nulls
+                column_types=types,
+                include_columns=[*columns, *blank],
+                decimal_point=self.form.decimal,
+                null_values=nulls,
             ),
         )
         yield from without_last(batches, self._blank_end()) if alone else batches
 
     def _blank_end(self) -> int:
         """The number of blank lines at the end of the file."""
-        with self.path.open("rb") as file:
-            file.seek(max(0, self.path.stat().st_size - 4096))
+        with gzip.open(self.path, "rb") if packed(self.path) else self.path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             tail = file.read().replace(b"\r\n", b"\n")
         return max(0, len(tail) - len(tail.rstrip(b"\n")) - 1)
 
@@ -195,11 +178,11 @@ class Csv:
                 rows += len(batch)
         except pa.ArrowInvalid as second:
             error = second
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
+        with opened(self.path) as file:
             reader = csv.reader(file, delimiter=self.form.separator)
             for fields in reader:
-                if fields and len(fields) != len(self.names):
-                    expected = f"{len(self.names)} columns, {', '.join(self.names[:8])}"
+                if fields and len(fields) != self.head.width:
+                    expected = f"{self.head.width} columns, {', '.join(self.names[:8])}"
                     return InputError(f"{self.path}, line {reader.line_num}: {len(fields)} fields, expected {expected}")
         return InputError(f"{self.path}: {' '.join(str(error).split())}")
 
@@ -222,6 +205,10 @@ class Csv:
         return InputError(f"{self.path}, line {line}, column {name}: {text!r} is not a number; {hint}")
 
 
+NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
+"""Types of a channel's values in a .parquet."""
+
+
 class Parquet:
     """A .parquet file, read one row group at a time."""
 
@@ -233,12 +220,14 @@ class Parquet:
             raise InputError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
         self.schema = self.file.schema_arrow
         self.names: list[str] = self.schema.names
+        if twice := repeated(self.names):
+            raise InputError(f"{path}: several columns have the name {', '.join(twice[:10])}")
 
     def batches(self, columns: Sequence[str], others: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The chosen columns, `columns` as float64, in pieces."""
         for name in columns:
             kind = self.schema.field(name).type
-            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+            if not any(is_kind(kind) for is_kind in NUMBERS):
                 hint = f"; is it a time? then set data.time_column={name}" if pa.types.is_temporal(kind) else ""
                 raise InputError(f"{self.path}, column {name}: of type {kind}, expected numbers{hint}")
         wanted = [*columns, *others]
@@ -285,11 +274,6 @@ def inert(texts: pa.Array) -> pa.Array:
     return pc.if_else(run, pc.binary_join_element_wise("'", texts, ""), texts)
 
 
-def repeated(names: Iterable[str]) -> list[str]:
-    """The names that occur more than once."""
-    return [name for name, n in Counter(names).items() if n > 1]
-
-
 def without_last(batches: Iterable[pa.RecordBatch], n: int) -> Iterator[pa.RecordBatch]:
     """The batches, without the last n rows."""
     held: list[pa.RecordBatch] = []
@@ -301,12 +285,3 @@ def without_last(batches: Iterable[pa.RecordBatch], n: int) -> Iterator[pa.Recor
     for batch in held:
         yield batch[: max(0, left)]
         left -= len(batch)
-
-
-def is_number(text: str, decimal: str) -> bool:
-    """Whether a text is a number, with this decimal point."""
-    try:
-        float(text.replace(decimal, "."))
-    except ValueError:
-        return False
-    return decimal == "." or "." not in text
