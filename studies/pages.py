@@ -17,7 +17,18 @@ ROOT = Path(__file__).parent
 sys.path.append(str(ROOT.parent))
 from studies import tables  # noqa: E402
 
-ORDER = ("table1", "scales", "ucr", "real_series", "features", "anomalies", "augmentation", "forecasts", "speed")
+ORDER = (
+    "table1",
+    "scales",
+    "ucr",
+    "real_series",
+    "features",
+    "anomalies",
+    "augmentation",
+    "forecasts",
+    "speed",
+    "faults",
+)
 MARKER = re.compile(r"^\[Table: (\w+)\]\((\S+\.json)\)$", re.MULTILINE)
 
 

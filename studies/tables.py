@@ -392,3 +392,16 @@ def scale_cost() -> str:
     ]
     header = ["window", "latent", "pyramid", "`single`, samples a second", "it"]
     return grid([*header, f"ratio, median (least to greatest), {found['n']} rounds"], rows, text=(0, 2))
+
+
+# Faults
+
+
+def faults() -> str:
+    """What the commands survive."""
+    kinds = ("kill", "SIGTERM", "full disk", "flipped bit")
+    rows = []
+    for name, row in numbers("faults/faults.json").items():
+        counts = [f"{row[kind]['survived']} of {row[kind]['tried']}" if kind in row else "" for kind in kinds]
+        rows.append([f"`{name}`", *counts, plain(row["SIGTERM"]["seconds"], 1)])
+    return grid(["command", *kinds, "seconds to end after SIGTERM"], rows)

@@ -325,7 +325,7 @@ def test_passes_lower_the_error(tmp_path: Any) -> None:
         ({"segments": [13]}, "at most the window's 12 steps"),
         ({"code_dims": [0, 1]}, "3 latent values in all, 0 for a coarsest segment"),
         ({"code_dims": [4, -1]}, "code_dims=-1: expected a whole number, at least 0"),
-        ({"passes": 0}, "passes=0: expected a whole number, at least 1"),
+        ({"passes": 0}, "passes=0: expected a whole number, from 1 to 1000"),
         ({"schedule": "step"}, "schedule=step: expected one of constant, cosine"),
     ],
 )

@@ -196,6 +196,7 @@ def test_the_new_model_and_the_new_data_set(monkeypatch: pytest.MonkeyPatch) -> 
         exec(source, module.__dict__)
         monkeypatch.setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], module, raising=False)
     model, data = (OmegaConf.create(config.replace("${seed}", "0")) for config in configs)
+    model = OmegaConf.merge(OmegaConf.load(CONF / "model" / f"{model.pop('defaults')[0]}.yaml"), model)
     windows = instantiate(data)
     for x in (windows.train.x[:4], windows.train.x[:4].expand(4, 3, 25)):
         halves = instantiate(model, shape=x.shape[1:])
