@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import shlex
+import sqlite3
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +94,10 @@ def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
         raise InputError(f"out={folder}: contains other files; expected a new folder, or that of a study")
     folder.mkdir(parents=True, exist_ok=True)
     with lock:
-        study = optuna.create_study(storage=f"sqlite:///{file}", study_name="msae", load_if_exists=True)
+        # the path is no part of the address, in which ? and % have a meaning
+        opening = {"creator": partial(sqlite3.connect, file, check_same_thread=False)}
+        storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs=opening)
+        study = optuna.create_study(storage=storage, study_name="msae", load_if_exists=True)
         before = study.user_attrs.get("about")
         if before is None:
             study.set_user_attr("about", about)
