@@ -204,7 +204,7 @@ def write_forecasts(
                 start = max(begin, stop - max(2 * model.length, *found))
                 times = None
                 if table.times is not None:
-                    known = read.stamps(table.times[start:stop], table.origin)
+                    known = table.stamps(table.times[start:stop])
                     times = np.concatenate([np.asarray(known), np.asarray(following(table, stop, horizon))])
                 shown = np.asarray(table.values[start:stop]), y_hat.T.numpy(), times
     assert shown is not None
@@ -225,8 +225,8 @@ def following(table: Table, stop: int, n: int) -> pa.Array:
         apart, days = np.unique(np.diff(months)), np.unique(stamps - months)
         if len(apart) == len(days) == 1 and apart[0] > np.timedelta64(0, "M"):
             after = months[-1] + apart[0] * np.arange(1, n + 1)
-            return read.stamps((after + days[0] - table.origin) / np.timedelta64(1, "s"), table.origin)
-    return read.stamps(times[-1] + step * np.arange(1, n + 1), table.origin)
+            return table.stamps((after + days[0] - table.origin) / np.timedelta64(1, "s"))
+    return table.stamps(times[-1] + step * np.arange(1, n + 1))
 
 
 def main() -> None:

@@ -226,17 +226,7 @@ class Stretch:
         """The times of these steps of the stretch, stamps or numbers as in the file; None without a time column."""
         if self.table.times is None:
             return None
-        return stamps(self.table.times[steps.numpy() + self.first], self.table.origin)
-
-
-def stamps(times: np.ndarray, origin: np.datetime64 | None) -> pa.Array:
-    """A table's `times` as a column: time stamps, to the microsecond, or numbers where there is no origin."""
-    import numpy as np
-    import pyarrow as pa
-
-    if origin is None:
-        return pa.array(times)
-    return pa.array(origin.astype("M8[us]") + np.round(times * 1e6).astype("m8[us]"))
+        return self.table.stamps(self.table.times[steps.numpy() + self.first])
 
 
 @dataclass(frozen=True)

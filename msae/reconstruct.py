@@ -52,7 +52,7 @@ def reconstruct(cfg: DictConfig) -> list[Path]:
         output.mkdir(parents=True, exist_ok=True)
         with whole(out) as temporary:
             write_reconstruction(table, form, x_hat, temporary, cfg.escape)
-        times = None if table.times is None else read.stamps(table.times, table.origin).to_numpy(zero_copy_only=False)
+        times = None if table.times is None else table.stamps(table.times).to_numpy(zero_copy_only=False)
         figure = plots.series(table.values, x_hat, table.columns, model.length, times, cfg.data.time_column)
         write.picture(figure, out.with_name(f"{out.name}.png"))
         print(f"{path}: {len(x_hat)} rows, {summary(table.values, x_hat, table.columns)}\n  {out}\n  {out}.png")

@@ -9,9 +9,11 @@ if __name__ == "__main__":
 
 import math
 import shlex
+import sqlite3
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +100,11 @@ def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
         raise InputError(f"out={folder}: contains other files; expected a new folder, or that of a study")
     folder.mkdir(parents=True, exist_ok=True)
     with lock:
+        # the path is no part of the address, in which ? and % have a meaning
+        opening = {"creator": partial(sqlite3.connect, file, check_same_thread=False)}
         try:
-            study = optuna.create_study(storage=f"sqlite:///{file}", study_name="msae", load_if_exists=True)
+            storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs=opening)
+            study = optuna.create_study(storage=storage, study_name="msae", load_if_exists=True)
             before = study.user_attrs.get("about")
         except Exception as error:  # SQLAlchemy's and Optuna's own
             raise InputError(f"{file}: damaged, or not a study of Optuna ({type(error).__name__})") from error

@@ -140,7 +140,7 @@ def column(values: Any, text: bool) -> pa.Array:
     if not isinstance(values, pa.Array):
         values = pa.array(values.numpy() if hasattr(values, "numpy") else values, from_pandas=True)
     if text and pa.types.is_timestamp(values.type):
-        seconds = values.cast(pa.timestamp("s"), safe=False)
+        seconds = values.cast(pa.timestamp("s", values.type.tz), safe=False)
         return (seconds if pc.all(pc.equal(seconds, values)).as_py() else values).cast(pa.string())
     return values
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -322,6 +323,25 @@ def test_paths_and_names_are_values(text: str, expected: object) -> None:
     assert override.value() == expected
     assert not override.is_sweep_override()
     assert as_typed(as_typed(text)) == as_typed(text)
+
+
+def test_any_sign_in_a_path(command: Command) -> None:
+    """Of data, run and output; the printed command resumes the run when it is pasted into a shell."""
+    data, run = Path("d, [é]=1") / 'o\'neil "b".csv', "it's [b], été=1"
+    data.parent.mkdir()
+    data.write_text("a\n" + "".join(f"{i % 9}\n" for i in range(400)))
+    args = ("data=series", "data.window=16", f"data.path={data}", "model=ae16", "trainer=cpu", f"out={run}")
+    assert command(*args, "trainer.max_epochs=1").code == 0
+    code, _, err = command(*args, "trainer.max_epochs=2")
+    assert code == 2
+    printed = shlex.split(error_line(err).partition("To resume it: python -m msae.train ")[2])
+    assert printed == [f"resume={run}"]
+    code, out, err = command(*printed, "trainer.max_epochs=2")
+    assert (code, err) == (0, "")
+    assert f"tensorboard --logdir {shlex.quote(run)}\n" in out
+    code, out, err = command(f"ckpt={run}", f"data.path={data}", f"out={run}/[2].csv", module="reconstruct")
+    assert (code, err) == (0, "")
+    assert (Path(run) / "[2].csv" / data.name).exists()
 
 
 def test_a_comma_separates_the_values_of_a_sweep_unless_it_is_in_a_name(

@@ -18,6 +18,7 @@ from conftest import FAST, Command
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from msae.cli import CONF
 from msae.models.contract import check_model
 
 ROOT = Path(__file__).parent.parent

@@ -110,6 +110,16 @@ def test_its_folder_is_that_of_the_command(quick: list[Result], command: Command
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick")
+def test_any_sign_in_its_folder(command: Command) -> None:
+    folder = "it's [a], é=1?b#%20{c}"
+    assert command(*SEARCH, "n_trials=1", f"out={folder}", module="search").code == 0
+    assert (Path(folder) / "study.db").exists()
+    code, out, err = command("n_trials=2", f"resume={folder}", module="search")
+    assert (code, err) == (0, "")
+    assert "1 of 2 trials are done" in out
+
+
 def test_options_ranges_and_yaml(command: Command) -> None:
     """The command line overrides an experiment's `hydra.sweeper.params`."""
     args = ("experiment=fair_search", "data=digits", "model=single,pyramid", "model.segments=[1],[1,4]", "out=s")

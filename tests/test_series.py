@@ -24,6 +24,7 @@ from msae import InputError
 from msae.data import files, rows, tables
 from msae.data.module import NORMALIZATIONS, Windows
 from msae.data.series import series
+from msae.write import column
 
 SPLITS = ("train", "val", "test")
 
@@ -272,6 +273,47 @@ class TestFormats:
         table = files.read(Path(path), tables.Format(time_column="t"))
         assert table.times == pytest.approx(np.arange(60) * 1e-6, abs=1e-12)
         assert len(rows.stretches(table)) == 1
+
+    @pytest.mark.parametrize("kind", ["csv", "parquet"])
+    def test_nanoseconds_since_1970_are_exact(self, kind: str, tmp_path: Path) -> None:
+        times = 1_700_000_000_000_000_001 + 100 * np.arange(60)
+        path = tmp_path / f"a.{kind}"
+        if kind == "csv":
+            write(path, "ta", [(time, 1) for time in times])
+        else:
+            parquet.write_table(pa.table({"t": times, "a": np.arange(60)}), path)
+        table = files.read(path, tables.Format(time_column="t"))
+        assert table.times is not None
+        assert table.stamps(table.times).to_pylist() == times.tolist()
+        assert len(rows.stretches(table)) == 1
+        assert table.when(1) == "1700000000000000101"
+
+    @pytest.mark.parametrize(
+        ("ends", "zone", "first"),
+        [
+            (["+05:30"], "+05:30", "2024-03-20 05:00:00+0530"),
+            (["-0800"], "-08:00", "2024-03-20 05:00:00-0800"),
+            (["Z"], "UTC", "2024-03-20 05:00:00Z"),
+            (["+01:00", "+02:00"], "UTC", "2024-03-20 04:00:00Z"),  # where the clocks change
+            ([""], None, "2024-03-20 05:00:00"),
+        ],
+    )
+    def test_an_offset_is_kept(self, ends: list[str], zone: str | None, first: str, tmp_path: Path) -> None:
+        hours = [f"2024-03-20T{5 + i + (i > 9) * (len(ends) - 1):02}:00{ends[i > 9 and -1]}" for i in range(18)]
+        path = write(tmp_path / "a.csv", "ta", [(hour, i) for i, hour in enumerate(hours)])
+        table = files.read(Path(path), tables.Format(time_column="t"))
+        assert table.times is not None
+        stamps = table.stamps(table.times)
+        assert stamps.type == pa.timestamp("us", zone)
+        assert column(stamps, text=True)[0].as_py() == first
+        assert len(rows.stretches(table)) == 1
+
+    def test_a_zone_is_kept_to_the_nanosecond(self, tmp_path: Path) -> None:
+        stamps = pa.array(1_700_000_000_000_000_001 + 100 * np.arange(60), pa.timestamp("ns", "Europe/Berlin"))
+        parquet.write_table(pa.table({"t": stamps, "a": np.arange(60)}), tmp_path / "a.parquet")
+        table = files.read(tmp_path / "a.parquet", tables.Format(time_column="t"))
+        assert table.times is not None
+        assert table.stamps(table.times) == stamps
 
     def test_numbers_of_two_kinds_are_times(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whole numbers come first, fractions in a later block."""

@@ -225,7 +225,7 @@ def read_table(path: Path, form: Format) -> Table:
         ends = np.cumsum(sizes)
         spans = [(name, int(end - size), int(end)) for name, end, size in zip(known, ends, sizes, strict=True)]
     found = None if form.time_column is None else stamps
-    return replace(table, values=rows, times=found, origin=clock.origin, groups=spans, order=order)
+    return replace(table, values=rows, times=found, groups=spans, order=order, **clock.of())
 
 
 def mapped(file: IO[bytes], shared: bool) -> np.ndarray:

@@ -21,6 +21,10 @@ from msae.errors import InputError
 SECONDS = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
+EXACT = 2**52
+"""Whole numbers above this are not exact as float64, with room for a difference."""
+
+
 @dataclass(frozen=True)
 class Table:
     """The content of one file.
@@ -29,11 +33,14 @@ class Table:
         path: of the file.
         columns: names of the channels.
         values: `(time, channels)`, sorted by group, memory-mapped; or windows, `(n, channels, length)`.
-        times: of each row, in seconds after the first row, or in the column's units; None without a time column.
-        origin: the time stamp of the first row, if times are time stamps.
+        times: of each row, in seconds after the first row, or in the column's units after `base`; None without a time
+            column.
+        origin: the time stamp of the first row, in UTC if they have a zone, if times are time stamps.
         groups: name, first row and row after the last of each series; without a group column the name is empty.
         order: the row in the file of each row here, where they differ.
         line: gives the line of a row in a text file.
+        kind: the type of the time column, of which `stamps` makes arrays.
+        base: the first row's time where it is a large whole number, such as nanoseconds since 1970; else 0.
     """
 
     path: Path
@@ -44,6 +51,8 @@ class Table:
     groups: list[tuple[str, int, int]] = field(default_factory=list)
     order: np.ndarray | None = None
     line: Callable[[int], int] | None = None
+    kind: pa.DataType | None = None
+    base: int = 0
 
     def where(self, row: int) -> str:
         """The file and the line (of a text) or row (of other files, from 0) of a row of `values`."""
@@ -54,9 +63,18 @@ class Table:
         """The time of a row of `values`."""
         assert self.times is not None
         if self.origin is None:
-            return f"{self.times[row]:g}"
+            return str(self.base + round(self.times[row])) if self.base else f"{self.times[row]:g}"
         stamp = self.origin + np.timedelta64(round(self.times[row] * 1e6), "us")
-        return str(stamp).replace("T", " ").rstrip("0").rstrip(".")
+        zone = "Z" if self.kind and self.kind.tz else ""
+        return str(stamp).replace("T", " ").rstrip("0").rstrip(".") + zone
+
+    def stamps(self, times: np.ndarray) -> pa.Array:
+        """Values of `times` as a column: numbers, or time stamps to the microsecond or nanosecond, in their zone."""
+        if self.origin is None:
+            return pa.array(self.base + np.round(times).astype(np.int64) if self.base else times)
+        kind = self.kind or pa.timestamp("us")
+        after = np.round(times * (1e9 if kind.unit == "ns" else 1e6)).astype(f"m8[{kind.unit}]")
+        return pa.array(self.origin.astype(f"M8[{kind.unit}]") + after).cast(kind)
 
 
 class Clock:
@@ -70,6 +88,9 @@ class Clock:
         self.format = form.time_format
         self.origin: np.datetime64 | None = None
         self.stamps: bool | None = None
+        self.zone: str | None = None
+        self.unit = "us"
+        self.base: int | None = None
 
     def read(self, column: pa.Array, first: int) -> np.ndarray:
         """Times of rows as float64, in seconds after the origin, or as they are; row 0 is row `first` of the file."""
@@ -85,10 +106,22 @@ class Clock:
         found = times.to_numpy(zero_copy_only=False)
         if not stamps:
             self._check_present(np.isnan(found), first)
-            return np.asarray(found, dtype=np.float64)
+            if self.base is None:
+                self.base = int(found[0]) if pa.types.is_integer(times.type) and abs(int(found[0])) > EXACT else 0
+            return np.asarray(found - self.base, dtype=np.float64)
+        zone = zone_of(column)
         if self.origin is None:
-            self.origin = found[0]
+            self.origin, self.zone = found[0], zone
+        elif zone != self.zone:
+            self.zone = "UTC"
+        if found.dtype == "M8[ns]" and (found.astype("M8[us]") != found).any():
+            self.unit = "ns"
         return np.asarray((found - self.origin) / np.timedelta64(1, "s"))
+
+    def of(self) -> dict[str, Any]:
+        """What `Table` keeps of the times that were read."""
+        kind = pa.timestamp(self.unit, self.zone) if self.stamps else None
+        return {"origin": self.origin, "kind": kind, "base": self.base or 0}
 
     def _check_present(self, missing: np.ndarray, first: int) -> None:
         """Raise InputError for the first row that has no time."""
@@ -103,12 +136,12 @@ class Clock:
         if pa.types.is_timestamp(column.type):
             return column
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-            return column.cast(pa.float64(), safe=False)
+            return exact(column, column.cast(pa.float64(), safe=False))
         if self.format is not None:
             return with_format(column, self.format)
         for kind in self.KINDS:
             with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                return column.cast(kind)
+                return exact(column, column.cast(kind))
         return None
 
     def _unreadable(self, column: pa.Array, first: int) -> InputError:
@@ -129,6 +162,29 @@ class Clock:
             f"{value} is neither a number nor an ISO 8601 time; give the format, such as "
             "data.time_format='%d/%m/%Y %H:%M'"
         )
+
+
+def exact(column: pa.Array, times: pa.Array) -> pa.Array:
+    """Times that were read from a column, as whole numbers where they are too large for float64."""
+    if pa.types.is_floating(times.type) and len(times) and abs(times[0].as_py()) > EXACT:
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return column.cast(pa.int64())
+    return times
+
+
+def zone_of(column: pa.Array) -> str | None:
+    """The zone of a column of time stamps, or the offset of all of its texts; UTC where they differ."""
+    if pa.types.is_timestamp(column.type):
+        zone: str | None = column.type.tz
+        return zone
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return None
+    found = pc.extract_regex(column, r":\d\d(?:\.\d+)?(?P<zone>Z|[+-]\d\d:?(?:\d\d)?)$")
+    zones = pc.unique(pc.struct_field(found, "zone")).drop_null().to_pylist()
+    if not zones:
+        return None
+    offset = zones[0].replace(":", "")
+    return "UTC" if len(zones) > 1 or offset == "Z" else f"{offset[:3]}:{offset[3:] or '00'}"
 
 
 def with_format(column: pa.Array, form: str) -> pa.Array | None:
