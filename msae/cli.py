@@ -79,7 +79,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
                 raise
             fail(explain(error, config_name))
 
-    sys.argv += ["hydra/job_logging=disabled"] * (not leads())
+    sys.argv += ["hydra/job_logging=disabled", "~hydra.job_logging.handlers"] * (not leads())
     hook, sys.unraisablehook = sys.unraisablehook, dropped
     threading.excepthook = of_thread
     with signals.watched():

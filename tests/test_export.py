@@ -101,7 +101,7 @@ def test_every_model_in_onnxruntime(name: str, command: Command) -> None:
     trained(of(name), per_window=True, missing=True)
     code, out, err = command("ckpt=best.ckpt", "out=model.onnx", module="export")
     assert (code, err) == (0, "")
-    assert float(out.split()[4]) < 1e-5
+    assert float(out.split()[6]) < 1e-5
     check(".onnx", holes=True)
 
 

@@ -29,7 +29,7 @@ class TestSweeps:
         assert names == {f"{','.join(FAST)},model={model},seed={seed}" for model in ("ae", "msae") for seed in (0, 1)}
         assert {"report.md", "report.json", "curves.png", "reconstructions.png"} <= {p.name for p in folder.iterdir()}
         assert "| ae | 2 | 16 |" in out
-        assert "tensorboard --logdir 'sweep'" in out
+        assert "tensorboard --logdir sweep\n" in out
 
     def test_a_sweep_is_not_overwritten(self, command: Command, made: Command) -> None:
         made(*SWEEP)

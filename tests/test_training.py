@@ -52,7 +52,7 @@ def test_what_a_run_writes(command: Command) -> None:
     assert f"\n2 epochs of 1,237 windows, 200 more chose epoch {result['epoch']}; " in out
     assert result["val_loss"] == [epoch["val/loss"] for epoch in result["history"]][result["epoch"] - 1]
     assert f"; {result['samples_per_second']:,.0f} samples a second, " in out
-    assert f"tensorboard --logdir '{run}'" in out
+    assert f"tensorboard --logdir {run}\n" in out
     expected = {
         "model": "msae",
         "class": "MultiScaleAutoEncoder",

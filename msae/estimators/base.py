@@ -115,7 +115,7 @@ class Estimator(Samples):
     def fit(self, X: ArrayLike, y: Any = None) -> Self:  # noqa: N803
         """Train on samples `(n, time)` or `(n, channels, time)`; `y` is not used."""
         windows = Windows(self._windows(X, reset=True))
-        check_each("y", windows if y is None else y, len(windows), "samples")
+        check_each("y", windows if y is None else np.asarray(y), len(windows), "samples")
         value = {name: plain(value) for name, value in self.get_params(deep=False).items()}
         build = MODELS[check_choice("model", value["model"], MODELS)]
         device = trainer_options(value["device"])

@@ -86,7 +86,7 @@ class MultiScalePooler(TransformerMixin, Samples):  # type: ignore[misc]
     def fit(self, X: ArrayLike, y: Any = None) -> Self:  # noqa: N803
         """Train a coder for each scale on samples `(n, time)` or `(n, channels, time)`; `y` is not used."""
         x = self._windows(X, reset=True).numpy()
-        check_each("y", x if y is None else y, len(x), "samples")
+        check_each("y", x if y is None else np.asarray(y), len(x), "samples")
         for name in ("scales", "parts"):
             values = getattr(self, name)
             if np.ndim(values) != 1 or not len(values):

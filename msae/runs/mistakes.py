@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -24,7 +24,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from msae.errors import InputError, needs
@@ -103,8 +103,12 @@ def incomplete(error: MissingMandatoryValue | ConfigCompositionException | Overr
 def one_line(error: BaseException) -> str:
     """The text of an exception without line breaks; of a full disk, where it is full."""
     if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
-        output = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "."
-        return f"{os.strerror(error.errno)}: {free(Path(output))}, {free(Path(tempfile.gettempdir()))}"
+        given = (
+            OmegaConf.select(cast(DictConfig, HydraConfig.get()), "runtime.output_dir")
+            if HydraConfig.initialized()
+            else None
+        )
+        return f"{os.strerror(error.errno)}: {free(Path(given or '.'))}, {free(Path(tempfile.gettempdir()))}"
     return " ".join(str(error).split())
 
 
