@@ -116,7 +116,7 @@ def written(out: Path) -> dict[str, Any]:
         if path.name == "metrics.json":
             content = json.loads(path.read_text())
             found[name] = [content[key] for key in ("metrics", "val_loss", "history")]
-        elif path.suffix == ".csv":
+        elif path.suffix == ".csv" and path.is_file():
             found[name] = path.read_bytes()
         elif "tmp" in path.name or (path.name.startswith(".") and path.name != ".hydra"):
             found[name] = "temporary"
