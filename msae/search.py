@@ -29,10 +29,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, train
 from msae.errors import InputError, check_int
-from msae.runs.folder import checkpoint_of, folder_name, resumed, resuming, write
+from msae.runs.folder import checkpoint_of, folder_name, resumed, resuming
 from msae.runs.mistakes import explain, fail
 from msae.runs.overrides import as_typed, key_of
 from msae.runs.space import FREE, composed, overrides, spaces, to_try
+from msae.whole import write_text
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from filelock import BaseFileLock
@@ -62,7 +63,9 @@ def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
     texts = sorted(str(override.input_line) for override in swept)
     folder = Path(cfg.out or cfg.resume or Path("runs", folder_name(["search", *sorted(kept), *texts], "+")))
     study, lock = opened(folder, sorted([*kept, *(str(override.input_line) for override in tried)]))
-    write(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*kept, *texts, f"n_trials={cfg.n_trials}"])))
+    write_text(
+        folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*kept, *texts, f"n_trials={cfg.n_trials}"]))
+    )
     print(f"{len(counted(study))} of {cfg.n_trials} trials are done\n  {folder}", flush=True)
     while True:
         with lock:

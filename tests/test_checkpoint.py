@@ -118,6 +118,7 @@ def test_the_temporary_folder_is_not_used(content: Content, monkeypatch: pytest.
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
     monkeypatch.setenv("TMPDIR", "/nowhere")
     write(content)
+    assert [path.name for path in Path().iterdir()] == ["best.ckpt"]
 
 
 # What it names
@@ -214,7 +215,7 @@ def test_a_claim_of_size_takes_no_memory(cls: type, claims: Content) -> None:
     save(cls((1, 16)), "best.ckpt")
     found = torch.load("best.ckpt", weights_only=True)
     found["hyper_parameters"] |= claims
-    refused(found)
+    assert refused(found).startswith("checkpoint best.ckpt: ")
 
 
 def test_a_tensor_that_is_larger_than_its_file(content: Content) -> None:

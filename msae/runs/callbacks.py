@@ -19,6 +19,8 @@ from msae.errors import InputError
 from msae.models.reconstructor import Reconstructor
 
 log = logging.getLogger(__name__)
+WITHIN = "within_epoch"
+"""The key of a checkpoint for what training needs to continue within an epoch; one of whole epochs lacks it."""
 
 
 class History(Callback):
@@ -164,7 +166,7 @@ class Checkpoint(ModelCheckpoint):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Mark the epoch as finished: with `max_steps` Lightning would continue within it, where no batch is left."""
-        if "within_epoch" in checkpoint:
+        if WITHIN in checkpoint:
             return
         loop = checkpoint["loops"]["fit_loop"]
         for progress in loop["epoch_progress"].values():

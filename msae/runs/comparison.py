@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from msae.runs.folder import UNNAMED, folder_name, write, write_json
+from msae.runs.folder import UNNAMED, folder_name, write_json
 from msae.runs.found import check, data_set
 from msae.runs.reading import Run, read_runs
-from msae.whole import to_json, whole
+from msae.whole import to_json, whole, write_text
 
 if TYPE_CHECKING:
     from msae.data.module import DataModule
@@ -297,7 +297,7 @@ def report(folder: Path, allowed: Collection[str] = ()) -> tuple[str, dict[str, 
     if missing:
         texts.append("## Missing runs\n\n" + "\n".join(f"- {name}: {reason}" for name, reason in missing.items()))
     text = "\n\n".join([f"# {folder.resolve().name}", *texts]) + "\n"
-    write(folder / "report.md", text)
+    write_text(folder / "report.md", text)
     write_json(folder / "report.json", {"data": results, "over_data_sets": over, "missing": missing})
     return text, missing
 

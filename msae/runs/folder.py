@@ -163,12 +163,12 @@ def own_overrides(cfg: DictConfig) -> list[str]:
 def keep(run: Path, cfg: DictConfig) -> None:
     """Write `config.yaml` and `overrides.yaml` of a run into its folder."""
     keep_overrides(run, cfg)
-    write(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def keep_overrides(folder: Path, cfg: DictConfig) -> None:
     """Write `overrides.yaml`, by which `resume=` finds again what a folder was made with."""
-    write(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(own_overrides(cfg))))
+    write_text(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(own_overrides(cfg))))
 
 
 def resuming(folder: Path, command: str = "train") -> str:
@@ -211,12 +211,7 @@ def saved(folder: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all; a number that is not finite is null."""
-    write(path, to_json(value, indent=1) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    write_text(path, text)
+    write_text(path, to_json(value, indent=1) + "\n")
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:

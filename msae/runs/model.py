@@ -17,6 +17,7 @@ from msae.errors import InputError
 from msae.models.checkpoint import read_checkpoint
 from msae.models.contract import check_model
 from msae.models.reconstructor import class_path
+from msae.runs.callbacks import WITHIN
 from msae.runs.folder import check_limits, check_same, kept_keys, loaded
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def as_before(cfg: DictConfig, model: Reconstructor, data: DataModule, ckpt: Pat
     )
     if sizes != expected:
         raise InputError(f"{name}: its weights do not fit {type(model).__name__}; the file may be damaged")
-    steps, within = checkpoint["global_step"], checkpoint.get("within_epoch")
+    steps, within = checkpoint["global_step"], checkpoint.get(WITHIN)
     epochs = checkpoint["epoch"] + (within is None and steps > 0)
     finished = check_limits(str(ckpt), cfg, {"steps": steps, "epochs": epochs})
     whole = data.steps_per_epoch

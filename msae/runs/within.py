@@ -15,10 +15,7 @@ from torchmetrics import Metric
 
 from msae.models.reconstructor import Reconstructor
 from msae.runs import signals
-from msae.runs.callbacks import Checkpoint, History
-
-STATE = "within_epoch"
-"""The key of a checkpoint for what training needs to continue within an epoch; one of whole epochs lacks it."""
+from msae.runs.callbacks import WITHIN, Checkpoint, History
 
 
 class Within(Callback):
@@ -107,7 +104,7 @@ class Within(Callback):
             return
         results = trainer.fit_loop.epoch_loop._results  # noqa: SLF001
         metrics = {name: module for name, module in pl_module.named_modules() if isinstance(module, Metric)}
-        checkpoint[STATE] = {
+        checkpoint[WITHIN] = {
             "calls": trainer.fit_loop.epoch_loop.batch_progress.current.ready,
             "per_call": per_call(trainer),
             "seconds": self.history.epoch_seconds,
@@ -116,7 +113,7 @@ class Within(Callback):
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._state, self._generators = checkpoint.get(STATE), checkpoint.get("generators", [])
+        self._state, self._generators = checkpoint.get(WITHIN), checkpoint.get("generators", [])
 
     def _asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
         """`stop`, `save`, or nothing; the same in all processes of a run, and in all runs of a stack."""
