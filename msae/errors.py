@@ -32,6 +32,11 @@ def check_utf8(text: str) -> str:
     return text
 
 
+def one_line(error: BaseException) -> str:
+    """The text of an exception without line breaks."""
+    return " ".join(str(error).split())
+
+
 def check_int(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
     """Return `value` if it is an integer from `low` to `high`, both included.
 

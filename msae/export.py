@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, read, write
 from msae.errors import InputError, needs
-from msae.runs.mistakes import one_line
+from msae.runs.mistakes import reason_of
 from msae.whole import to_json, whole
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
@@ -57,7 +57,7 @@ def export(cfg: DictConfig) -> list[Path]:
             warnings.simplefilter("ignore")  # from inside the exporters, such as one about an LSTM's weights
             contents, runs = (onnx_files if suffix == ".onnx" else pt2_files)(model, x)
     except Exception as error:
-        reason = one_line(error)[:200]
+        reason = reason_of(error)[:200]
         raise InputError(f"ckpt={cfg.ckpt}: {type(model).__name__} cannot be exported: {reason}") from error
     off = max(difference(model, x[:n], runs) for n in (1, 2))
     if not off <= TOLERANCE:

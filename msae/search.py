@@ -11,7 +11,6 @@ import math
 import shlex
 import sqlite3
 import sys
-import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, train
 from msae.errors import InputError, check_int
-from msae.runs.folder import checkpoint_of, folder_name, resumed, resuming
+from msae.runs.folder import checkpoint_of, folder_name, resumed, resuming, write_error
 from msae.runs.mistakes import explain, fail
 from msae.runs.overrides import as_typed, key_of
 from msae.runs.space import FREE, composed, overrides, spaces, to_try
@@ -190,7 +189,7 @@ def run_trial(study: Study, trial: Trial, given: Sequence[str], folder: Path, lo
         value = same.value if same else val_loss([*given, *overrides(trial.params)], run)
     except Exception as error:  # noqa: BLE001  (whatever it is, the other trials continue)
         reason = explain(error, "train")
-        (run / "error.txt").write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
+        write_error(run, reason)
         with lock:
             trial.set_user_attr("error", reason)
             study.tell(trial, state=TrialState.FAIL)

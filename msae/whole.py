@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from msae.errors import InputError
+from msae.errors import InputError, one_line
 
 try:
     import fcntl
@@ -23,8 +23,8 @@ except ImportError:  # on Windows, where files that a killed process left are no
 
 PATTERN = ".msae-*"
 """Names of temporary files, which lie in the folder of the file that they become."""
-FULL = (errno.ENOSPC, errno.EDQUOT, None)
-"""Errors for which the free space is told; numpy gives none for a full disk."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors for which the free space is told."""
 
 
 @contextlib.contextmanager
@@ -93,9 +93,9 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-        if error.errno in FULL and path.parent.is_dir():
-            reason += f", {free(path.parent)}"
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        if error.errno in (*FULL, None) and path.parent.is_dir():
+            reason += f", {free(path.parent)}"  # numpy gives no number for a full disk
         kept = "the old file is kept" if path.exists() else "the unfinished file was removed"
         raise InputError(f"{path}: cannot be written: {reason}; {kept}") from None
 

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,20 +109,25 @@ def test_a_sweep_of_several_seeds_as_one(command: Command) -> None:
     assert "not finished" not in out
 
 
+def signalled(number: signal.Signals) -> Callable[..., Any]:
+    """`Stacked.make_steps`, whose third call raises a signal first."""
+    normal, calls = Stacked.make_steps, []
+
+    def make_steps(self: Stacked, *rest: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return normal(self, *rest)
+
+    return make_steps
+
+
 @pytest.mark.usefixtures("sigint")
 def test_an_interrupted_stack_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that were interrupted at different epochs catch up."""
     args = ("data=digits", "trainer=cpu", "trainer.max_epochs=4", "model=ae", "model.schedule=cosine")
-    normal, calls = Stacked.make_steps, []
-
-    def interrupted(self: Stacked, *rest: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return normal(self, *rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Stacked, "make_steps", interrupted)
+        patch.setattr(Stacked, "make_steps", signalled(signal.SIGINT))
         code, out, err = command(*args, "seed=[0,1]", "hydra.run.dir=both")
     assert (code, err) == (130, "")
     [told_command] = re.findall(r"interrupted. To resume: python -m msae.train (.+)\n", out)
@@ -144,16 +150,8 @@ def test_a_signal_within_an_epoch(command: Command, monkeypatch: pytest.MonkeyPa
     """All seeds save at the same step, and resume to the bits of an uninterrupted stack."""
     args = ("data=digits", "data.batch_size=4", "trainer=cpu", "trainer.max_epochs=1", "model=ae", "seed=[0,1]")
     assert command(*args, "out=whole").code == 0
-    normal, calls = Stacked.make_steps, []
-
-    def signalled(self: Stacked, *rest: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return normal(self, *rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Stacked, "make_steps", signalled)
+        patch.setattr(Stacked, "make_steps", signalled(signal.SIGTERM))
         code, out, err = command(*args, "out=part")
     assert (code, err) == (143, "")
     assert out.endswith("\ninterrupted. To resume: python -m msae.train resume=part\n")

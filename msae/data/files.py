@@ -20,7 +20,7 @@ import pyarrow as pa
 from msae.data.head import INDEX_NAME
 from msae.data.rows import Clock, Table
 from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
-from msae.errors import InputError, check_utf8
+from msae.errors import InputError, check_utf8, one_line
 from msae.whole import available, size
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".npy", ".npz")
@@ -87,7 +87,7 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
     except InputError:
         raise
     except (ValueError, OverflowError, MemoryError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not an array file of numbers: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not an array file of numbers: {one_line(error)}") from None
 
 
 def read_array(path: Path, columns: Sequence[str | int] | None) -> Table:

@@ -17,7 +17,7 @@ from filelock import FileLock
 from torchvision.datasets import MNIST
 
 from msae.data.module import DataModule, Windows
-from msae.errors import InputError, check_choice
+from msae.errors import InputError, check_choice, one_line
 
 FILES = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -105,7 +105,7 @@ def _fetch_locked(raw: Path) -> None:
             try:
                 get(Path(temporary))
             except (OSError, RuntimeError, KeyError, tarfile.TarError, subprocess.SubprocessError) as error:
-                tried.append(f"{source}: {' '.join(str(error).split())[:200]}")
+                tried.append(f"{source}: {one_line(error)[:200]}")
                 continue
             got = Path(temporary) / "MNIST" / "raw"
             if altered := [name for name in bad_files(got) if name in bad]:

@@ -19,7 +19,7 @@ from pyarrow import csv as pa_csv
 from pyarrow import parquet
 
 from msae.data.head import NULLS, is_number, opened, packed, read_head, repeated
-from msae.errors import InputError
+from msae.errors import InputError, one_line
 
 BLOCK = 1 << 22
 """Number of bytes of text, or of values, read at a time."""
@@ -97,7 +97,7 @@ class Csv:
         except pa.ArrowInvalid as error:
             raise self._explain(columns, error) from None
         except OSError as error:  # of a compressed file
-            raise InputError(f"{self.path}: not a table ({' '.join(str(error).split())})") from None
+            raise InputError(f"{self.path}: not a table ({one_line(error)})") from None
 
     def line(self, row: int) -> int:
         """The line of a row, which is counted from 0."""
@@ -184,7 +184,7 @@ class Csv:
                 if fields and len(fields) != self.head.width:
                     expected = f"{self.head.width} columns, {', '.join(self.names[:8])}"
                     return InputError(f"{self.path}, line {reader.line_num}: {len(fields)} fields, expected {expected}")
-        return InputError(f"{self.path}: {' '.join(str(error).split())}")
+        return InputError(f"{self.path}: {one_line(error)}")
 
     def _not_a_number(self, name: str, line: int, text: str) -> InputError:
         hint = "leave the field empty if it is missing, or the column out with data.columns=[...]"
@@ -217,7 +217,7 @@ class Parquet:
         try:
             self.file = parquet.ParquetFile(path)
         except pa.ArrowInvalid as error:
-            raise InputError(f"{path}: not a parquet file: {' '.join(str(error).split())}") from None
+            raise InputError(f"{path}: not a parquet file: {one_line(error)}") from None
         self.schema = self.file.schema_arrow
         self.names: list[str] = self.schema.names
         if twice := repeated(self.names):

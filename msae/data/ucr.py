@@ -14,7 +14,7 @@ from filelock import FileLock
 from msae.data.mnist import cache_folder
 from msae.data.module import NORMALIZATIONS, DataModule, Windows
 from msae.data.rows import first_hole, interpolate
-from msae.errors import InputError, check_choice, needs
+from msae.errors import InputError, check_choice, needs, one_line
 
 SUFFIXES = (".ts", ".tsv")
 PARTS = {"training": "TRAIN", "test": "TEST"}
@@ -126,7 +126,7 @@ def archive(name: str) -> Path:
                         datasets.load_classification(name, split=part.lower(), extract_path=temporary)
                     (Path(temporary) / name).rename(cache / name)
     except (OSError, ValueError) as error:  # aeon's own, whatever went wrong with the download
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"name={name}: aeon cannot download it ({reason}); data.root reads a local archive") from None
     return cache
 
@@ -152,7 +152,7 @@ def read_file(path: Path) -> tuple[list[np.ndarray], list[str]]:
         windows, labels = (load_from_ts_file if path.suffix == ".ts" else load_from_tsv_file)(str(path))
         windows = [np.asarray(window, dtype=np.float64) for window in windows]
     except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: not a file of the archive: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not a file of the archive: {one_line(error)}") from None
     if not windows:
         raise InputError(f"{path}: no series in it")
     if path.suffix == ".tsv":

@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from msae.errors import InputError
+from msae.errors import InputError, one_line
 from msae.whole import write_bytes
 
 MARK = b"msae sha256 "
@@ -98,7 +98,7 @@ def flaw(path: Path) -> str | None:
                 if same is None:
                     same = not archive.comment and not archive.testzip()
         except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-            return f"it is cut short or altered ({' '.join(str(error).split())})"
+            return f"it is cut short or altered ({one_line(error)})"
     return None if same else "its content does not match its checksum"
 
 

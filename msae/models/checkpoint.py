@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msae.errors import InputError
+from msae.errors import InputError, one_line
 from msae.models.archive import not_ours, read
 from msae.models.reconstructor import Reconstructor
 from msae.whole import available, size
@@ -138,7 +138,7 @@ def load(path: str | PathLike[str]) -> Reconstructor:
     except Exception as error:
         if isinstance(error, InputError) and str(error).startswith(name):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise InputError(f"{name}: its fields are not those of {cls.__name__}: {reason}") from error
     return model.eval()
 

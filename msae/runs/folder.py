@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from msae.errors import InputError
+from msae.errors import InputError, one_line
 from msae.runs.found import check_overrides
 from msae.runs.overrides import key_of, quoted, value_of
 from msae.runs.processes import leads
@@ -97,7 +98,7 @@ def loaded(path: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
     except (YAMLError, UnicodeError, OmegaConfBaseException) as error:
-        raise InputError(f"{path}: damaged, {' '.join(str(error).split())[:100]}") from None
+        raise InputError(f"{path}: damaged, {one_line(error)[:100]}") from None
     if not len(config):
         raise InputError(f"{path}: damaged, it is empty")
     assert isinstance(config, DictConfig | ListConfig)
@@ -209,6 +210,11 @@ def saved(folder: Path) -> Iterator[Path]:
             yield from folder.glob(f"{depth}{name}")
 
 
+def write_error(run: Path, reason: str) -> None:
+    """Write `error.txt` while an exception is handled: the reason in a line, and its traceback."""
+    write_text(run / "error.txt", f"{reason}\n\n{traceback.format_exc()}")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all; a number that is not finite is null."""
     write_text(path, to_json(value, indent=1) + "\n")
@@ -256,8 +262,8 @@ def finished(run: Path, cfg: DictConfig) -> bool:
         return False
     try:
         result = dict(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
-        before = OmegaConf.load(run / "config.yaml").trainer
-    except (ValueError, TypeError, AttributeError, YAMLError, OSError):
+        before = loaded(run / "config.yaml").trainer
+    except (ValueError, TypeError, AttributeError, OSError):
         return False  # damaged: what is missing is made again
     check_limits(os.path.relpath(run), cfg, {unit: result.get(unit, 0) for unit in ("steps", "epochs")})
     return all(before.get(limit) == cfg.trainer[limit] for limit in ("max_epochs", "max_steps"))

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import errno
 import importlib
 import inspect
 import os
@@ -27,13 +26,12 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from msae.errors import InputError, needs
+from msae.errors import InputError, needs, one_line
 from msae.help import CONF
 from msae.runs import folder
 from msae.runs.processes import leads
-from msae.whole import free
+from msae.whole import FULL, free
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 MISTAKES = (InputError, HydraException, OmegaConfBaseException, OSError)
 """Errors that end a command in one line, the machine's among them; all others are ours, and show their traceback."""
 
@@ -67,9 +65,9 @@ def explain(error: BaseException, config_name: str) -> str:
     if isinstance(error, InstantiationException):
         where = section[1] if section else "the config"
         return not_made(str(error), where) or (
-            f"in {where}: {one_line(chain[1] if len(chain) > 1 else error)} (HYDRA_FULL_ERROR=1 shows the traceback)"
+            f"in {where}: {reason_of(chain[1] if len(chain) > 1 else error)} (HYDRA_FULL_ERROR=1 shows the traceback)"
         )
-    return one_line(error)
+    return reason_of(error)
 
 
 def not_made(text: str, where: str) -> str | None:
@@ -97,10 +95,10 @@ def incomplete(error: MissingMandatoryValue | ConfigCompositionException | Overr
         return f"{several[1]}: several values; expected one, or a sweep, -m; {also}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read; expected key=value; is a quote or bracket left open?"
-    return one_line(error)
+    return reason_of(error)
 
 
-def one_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The text of an exception without line breaks; of a full disk, where it is full."""
     if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
         given = (
@@ -109,7 +107,7 @@ def one_line(error: BaseException) -> str:
             else None
         )
         return f"{os.strerror(error.errno)}: {free(Path(given or '.'))}, {free(Path(tempfile.gettempdir()))}"
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

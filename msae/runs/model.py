@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msae.baselines import sample
-from msae.errors import InputError
+from msae.errors import InputError, one_line
 from msae.models.checkpoint import read_checkpoint
 from msae.models.contract import check_model
 from msae.models.reconstructor import class_path
@@ -43,6 +43,12 @@ def data_of(cfg: DictConfig) -> DataModule:
     return data
 
 
+def model_of(cfg: DictConfig, data: DataModule) -> Reconstructor:
+    """A new model for the windows of the data."""
+    model: Reconstructor = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
+    return model
+
+
 def built(cfg: DictConfig, data: DataModule, ckpt: Path | None, kept: Path) -> Reconstructor:
     """The model of a run, as it starts or before its checkpoint's weights are loaded.
 
@@ -52,7 +58,7 @@ def built(cfg: DictConfig, data: DataModule, ckpt: Path | None, kept: Path) -> R
         ckpt: the checkpoint to resume from.
         kept: the checkpoint that the run ends by testing.
     """
-    model: Reconstructor = instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))
+    model = model_of(cfg, data)
     if ckpt is not None:
         model = as_before(cfg, model, data, ckpt, kept)
     model.set_statistics(**data.statistics)
@@ -129,5 +135,5 @@ def restoring(ckpt: Path | None) -> Iterator[None]:
         frames = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
         if isinstance(error, InputError) or not frames & RESTORE:
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         raise InputError(f"resume={ckpt}: its state of the training cannot be restored ({reason})") from error

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from msae.errors import InputError
+from msae.errors import InputError, one_line
 
 Run = dict[str, Any]
 RESULT: dict[str, Any] = {
@@ -61,7 +61,7 @@ def read_run(run: Path) -> Run:
     try:
         result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     except ValueError as error:  # of UTF-8, or of JSON
-        raise InputError(f"metrics.json is damaged: {' '.join(str(error).split())}") from None
+        raise InputError(f"metrics.json is damaged: {one_line(error)}") from None
     for key, kind in RESULT.items():
         if not isinstance(result, dict) or not isinstance(result.get(key), kind):
             raise InputError(f"metrics.json is damaged: {key} is missing, or of another type")
@@ -74,6 +74,6 @@ def read_run(run: Path) -> Run:
     try:
         options = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))["data"]  # type: ignore[call-overload,index]
     except (OSError, KeyError, TypeError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"config.yaml is missing or damaged: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"config.yaml is missing or damaged: {one_line(error)[:200]}") from None
     run_of: Run = result | {"folder": run, "data_options": options}
     return run_of

@@ -12,7 +12,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from msae.errors import InputError, needs
@@ -115,10 +114,12 @@ def check(cfg: DictConfig) -> None:
     check_sweep(cfg)
     check_run(cfg)
     quiet()
-    data = instantiate(cfg.data)
+    from msae.runs.model import data_of, model_of
+
+    data = data_of(cfg)
     if not len(data.val):
         raise InputError("data: no validation split, on which trials are compared; expected data.val_size above 0")
-    instantiate(cfg.model, shape=(data.shape[0], *(data.image_shape or data.shape[1:])))  # checks the lower bounds
+    model_of(cfg, data)  # checks the lower bounds
 
 
 def composed(texts: Sequence[str]) -> DictConfig:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from msae.errors import one_line
 from msae.models.steps import MultiStepModule
 from msae.runs import signals
 
@@ -170,7 +171,7 @@ def refused(runs: Sequence[Run]) -> str | None:
         loss, _ = stacked.losses([run.batches[0] for run in runs], [run.noise[0] for run in runs], weight)
         torch.autograd.grad(loss.sum(), [*stacked.params.values()], allow_unused=True)
     except Exception as error:  # noqa: BLE001  (each run raises an error of the model itself again)
-        return " ".join(str(error).split())[:200]
+        return one_line(error)[:200]
     changed = [buffer._version for buffer in stacked.buffers.values()] != versions  # noqa: SLF001
     return "its buffers change in training" if changed else None
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from msae.errors import InputError
 from msae.runs import signals
-from msae.runs.folder import checkpoint_of, claimed, finished, resuming, saved
+from msae.runs.folder import checkpoint_of, claimed, finished, resuming, saved, write_error
 from msae.runs.mistakes import MISTAKES, explain, fail
 from msae.runs.processes import check_sweep, leads, on_slurm, swept_values
 
@@ -34,7 +34,6 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
         run: the folder of the run.
         shared: further arguments of `train`.
     """
-    failure = run / "error.txt"
     try:
         if finished(run, cfg):
             log.info("%s: finished before", run.name)
@@ -43,7 +42,7 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
         with claimed(run):
             result = train(cfg, run, run.name, ckpt, bar=False, **shared)
         if leads():
-            failure.unlink(missing_ok=True)
+            (run / "error.txt").unlink(missing_ok=True)
         error = ("loss", " in normalized units") if "rmse" in result else ("mse", "")
         log.info("%s: test MSE %.4g%s", run.name, result["metrics"][f"test/{error[0]}"], error[1])
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
@@ -54,7 +53,7 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
         if not leads():
             raise
         reason = explain(error, "train")
-        failure.write_text(f"{reason}\n\n{traceback.format_exc()}", encoding="utf-8")
+        write_error(run, reason)
         log.error("%s: failed: %s", run.name, reason)  # noqa: TRY400  (the traceback is in the file)
 
 
