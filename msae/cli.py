@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 
 from msae import help as help_text
-from msae.errors import InputError, check_utf8
+from msae.errors import InputError, check_utf8, repeated
 from msae.help import CONF
 from msae.runs import folder, signals
 from msae.runs.mistakes import MISTAKES, explain, fail
@@ -129,8 +128,8 @@ def prepared(config_name: str) -> Path:
     if keyless := next((text for text in texts if text.startswith("=")), None):
         fail(f"{keyless}: expected key=value")
     given = [key_of(text) for text in texts if is_override(text)]
-    if twice := next((key for key, n in Counter(given).items() if n > 1), None):
-        fail(f"{twice}: given {given.count(twice)} times; expected it once")
+    if twice := repeated(given):
+        fail(f"{twice[0]}: given {given.count(twice[0])} times; expected it once")
     for text in texts:
         if text in ("out=", "hydra.run.dir=", "hydra.sweep.dir="):
             fail(f"{text[:-1]}: no value; expected a folder, such as {text}runs/machine")

@@ -1,7 +1,8 @@
 """Errors that a user can correct, each in one line."""
 
 import os
-from collections.abc import Collection, Sequence, Sized
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence, Sized
 from typing import Any
 
 
@@ -30,6 +31,11 @@ def check_utf8(text: str) -> str:
     except UnicodeEncodeError:
         raise InputError(f"{text!a}: not UTF-8 in this locale; expected another name, or LC_ALL=C.UTF-8") from None
     return text
+
+
+def repeated(values: Iterable[Any]) -> list[Any]:
+    """The values that occur more than once."""
+    return [value for value, n in Counter(values).items() if n > 1]
 
 
 def one_line(error: BaseException) -> str:

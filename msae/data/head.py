@@ -6,8 +6,7 @@ import csv
 import gzip
 import re
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
@@ -15,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 from pyarrow import csv as pa_csv
 
-from msae.errors import InputError
+from msae.errors import InputError, repeated
 
 if TYPE_CHECKING:
     from msae.data.tables import Format
@@ -147,8 +146,3 @@ def is_number(text: str, decimal: str) -> bool:
     except ValueError:
         return False
     return decimal == "." or "." not in text
-
-
-def repeated(names: Iterable[str]) -> list[str]:
-    """The names that occur more than once."""
-    return [name for name, n in Counter(names).items() if n > 1]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from msae.data.batches import Batches, InOrder, Shuffled, spread
 from msae.data.statistics import channel_statistics
 from msae.data.windows import Views
-from msae.errors import InputError, check_choice, check_each, check_int
+from msae.errors import InputError, check_choice, check_each, check_int, repeated
 
 NORMALIZATIONS = ("none", "minmax", "standard", "window")
 STEPS_PER_CALL = 32
@@ -92,8 +92,8 @@ def check_names(key: str, names: Sequence[str] | None, n: int, what: str) -> lis
     found = list(names)
     if len(found) != n if key == "names" else len(found) < n:
         raise InputError(f"{key}={found[:8]}: {len(found)} for {n} {what}; expected one for each")
-    if twice := next((name for name in found if found.count(name) > 1), None) if len(found) < 1000 else None:
-        raise InputError(f"{key}={found[:8]}: {twice} is named twice")
+    if twice := repeated(found):
+        raise InputError(f"{key}={found[:8]}: {twice[0]} is named twice")
     return found
 
 

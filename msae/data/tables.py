@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 from pyarrow import parquet
 
-from msae.data.head import NULLS, is_number, opened, packed, read_head, repeated
-from msae.errors import InputError, one_line
+from msae.data.head import NULLS, is_number, opened, packed, read_head
+from msae.errors import InputError, one_line, repeated
 
 BLOCK = 1 << 22
 """Number of bytes of text, or of values, read at a time."""

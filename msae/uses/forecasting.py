@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from msae.errors import InputError
+from msae.errors import InputError, repeated
 
 HORIZONS = (24, 48, 96, 168, 336)
 ALPHAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
@@ -162,8 +162,8 @@ def bounds(series: Shaped[Tensor, "channels time"], first: int, length: int, hor
 
 def check_horizons(split: str, parts: Sequence[Part], length: int, horizons: Sequence[int]) -> None:
     """Raise InputError for a horizon given twice, or with too few steps after every window of a split."""
-    if twice := next((horizon for horizon in horizons if list(horizons).count(horizon) > 1), None):
-        raise InputError(f"horizons={list(horizons)}: {twice} is given twice; expected each horizon once")
+    if twice := repeated(horizons):
+        raise InputError(f"horizons={list(horizons)}: {twice[0]} is given twice; expected each horizon once")
     for horizon in horizons:
         if not any(low < high for low, high in (bounds(*part, length, horizon) for part in parts)):
             longest = max((series.shape[1] - first for series, first in parts), default=0)
