@@ -31,6 +31,17 @@ def window_level(
     return mean, deviation.where(deviation > 0, 1.0)
 
 
+def nested(parts: Sequence[Float[Tensor, "batch channels steps"]]) -> Float[Tensor, "batch channels length"]:
+    """Windows from parts of them that end together, the longest first: each step is from the shortest that has it.
+
+    Examples:
+        >>> nested([torch.zeros(1, 1, 4), torch.ones(1, 1, 2), torch.full((1, 1, 1), 5.0)])
+        tensor([[[0., 0., 1., 5.]]])
+    """
+    shorter = [part.shape[2] for part in parts[1:]] + [0]
+    return torch.cat([part[..., : part.shape[2] - n] for part, n in zip(parts, shorter, strict=True)], dim=2)
+
+
 class Scale(nn.Module):
     """An autoencoder of the segments of a window; all segments share one encoder and one decoder.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from msae.errors import InputError, check_choice, check_int, check_ints, check_number
+from msae.models.layers import nested
 from msae.models.metrics import MeanPSNR, squared_error
 from msae.models.regularizers import REGULARIZERS, kl_divergence, squared_correlation
 from msae.models.units import RawUnits
@@ -27,7 +28,8 @@ class Reconstructor(RawUnits):
     A model is one final class. Its constructor takes `shape` and plain scalars, calls `super().__init__`, then
     `self.save_hyperparameters(logger=False)`, builds its nets and sets `codes`. It defines `encode_scaled` and
     `decode_scaled`; also `initialize` where its weights start from data, `stages_scaled` where its scales add up, and
-    `penalties` where its loss has further terms. Everything else is defined here.
+    `penalties` where its loss has further terms, and
+    `parts_scaled` where its codes are of the last steps of the window. Everything else is defined here.
 
     Args:
         shape: (channels, length) of a window, or (channels, rows, columns) of an image that is read row by row.
@@ -104,6 +106,14 @@ class Reconstructor(RawUnits):
     def stages_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels length"]]:
         """Normalized reconstructions by more and more of the scales; the last one is `decode_scaled(z)`."""
         return {"all": self.decode_scaled(z)}
+
+    def parts_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels steps"]]:
+        """Normalized reconstructions by one code alone of the last steps of the window, for models of such codes.
+
+        By the codes' names, from the longest part, the whole window, to the shortest. The loss is then the mean of the
+        errors of these parts, and `decode_scaled(z)` is `nested(parts)`.
+        """
+        return {}
 
     def penalties(self, z: Float[Tensor, "batch latent"]) -> dict[str, Scalar]:
         """Further terms of the loss, by the names under which they are logged, of the latents decoded in training."""
@@ -194,9 +204,22 @@ class Reconstructor(RawUnits):
         present = ~x.isnan() if self.missing else None
         scaled, _, scale = self.normalized(x)
         scaled = scaled if present is None else scaled.where(present, 0.0)
-        x_hat = self.decode_scaled(self.encode_scaled(scaled) if z is None else z)
+        z = self.encode_scaled(scaled) if z is None else z
+        parts = list(self.parts_scaled(z).values())
+        x_hat = nested(parts) if parts else self.decode_scaled(z)
         loss, mse, weight = squared_error(x_hat, scaled, scale / self.unit, present)
+        if parts:
+            loss = sum((self._part_error(part, scaled, present) for part in parts), loss.new_zeros(())) / len(parts)
         return loss, mse if self.unit == 1 else mse.double() * self.unit**2, weight
+
+    @staticmethod
+    def _part_error(part: Tensor, scaled: Tensor, present: Tensor | None) -> Tensor:
+        """The mean squared error of the reconstruction of the last steps of windows."""
+        n = part.shape[2]
+        error = (part - scaled[..., -n:]).square()
+        if present is None:
+            return error.mean()
+        return (error * present[..., -n:]).sum() / present[..., -n:].sum().clamp(min=1)
 
     def regularized(
         self, z: Float[Tensor, "batch latent"], noise: Float[Tensor, "batch latent"] | None = None
