@@ -92,7 +92,6 @@ class NestedAutoEncoder(Reconstructor):
 
     Attributes:
         lengths: from the longest to the shortest.
-        separate: whether each code consists of equal parts, one for each channel, in order.
 
     Raises:
         InputError: lengths that are not distinct, or of which the longest is not the window's.

@@ -44,6 +44,7 @@ class Reconstructor(RawUnits):
         compile: whether training steps go through `torch.compile`, on a GPU with CUDA graphs; not saved in checkpoints.
 
     Attributes:
+        separate: whether each code consists of equal parts, one for each channel, in order.
         grid: (length,), or (rows, columns); further ones, of the data's units, are those of `RawUnits`.
 
     Raises:
@@ -87,6 +88,7 @@ class Reconstructor(RawUnits):
         self.channels = channels
         self.grid = tuple(check_ints("length of shape", shape[1:]))
         self.length = math.prod(self.grid)
+        self.separate = False
         self.regularizer = check_choice("regularizer", regularizer, REGULARIZERS)
         self.free_bits = check_number("free_bits", free_bits)
         if self.regularizer == "none":
@@ -136,6 +138,11 @@ class Reconstructor(RawUnits):
             self.log_variance = nn.Linear(size, size)
             nn.init.zeros_(self.log_variance.weight)
             nn.init.zeros_(self.log_variance.bias)
+
+    @property
+    def own_codes(self) -> dict[str, slice]:
+        """`codes` without the code `level`."""
+        return self._codes
 
     @property
     def latent_dim(self) -> int:

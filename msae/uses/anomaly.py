@@ -1,28 +1,33 @@
-"""Anomaly scores of the time steps of a series, by channel and by scale. High scores are anomalous."""
+"""Anomaly scores of the time steps of a series, by channel and by scale. High scores are anomalous.
+
+At each scale, a window's score is the mean squared distance from the nearest normal window of training plus the error
+of its reconstruction, once of the values less their mean and once of the shape alone. A step has the mean score of the
+windows that contain it. Scores of different scales, channels and kinds are compared by their ratio to their usual value
+in training: the greatest ratio is the score of the step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from msae.errors import InputError, check_int
+from msae.errors import InputError, check_choice, check_int
 from msae.models.reconstructor import Reconstructor
+from msae.uses.bank import BLOCK, Bank, build, views
 from msae.uses.ranges import Data, warn_of_far
 
-BLOCK = 512
-"""The number of windows that go through a model at once."""
-KEPT = 1 << 18
-"""The greatest number of training scores that are kept; they are spread evenly."""
-WINDOWS = 20_000
-"""The greatest number of training windows whose codes are used; they are spread evenly."""
+KEPT = 1 << 24
+"""The greatest number of training scores that are kept, of all scales and channels; they are spread evenly."""
+BANK = 4000
+"""The greatest number of normal windows; they are spread evenly over the training data."""
 USUAL = 0.99
-"""The quantile of a scale's training scores that is its usual value."""
+"""The quantile of training scores that is the usual value."""
+LEAST = 1e-10
+"""The least usual value, in normalized units, below which float32 has no digits."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,9 @@ class Scores:
     """Scores of time steps, NaN where no channel has a value; high scores are anomalous.
 
     Attributes:
-        total: the mean score of the channels that have a value.
-        channels: the squared error of the reconstruction in normalized units, averaged over the windows that contain
-            the step; NaN where the channel has no value.
-        scales: `error_SCALE`, for models whose scales add up: the squared error, averaged over channels, when the
-            scales up to this one reconstruct; and `code_SCALE`, for each code: its distance from the training codes.
+        total: the greatest score of the channels.
+        channels: the greatest ratio of a channel's scores to their usual values; NaN where the channel has no value.
+        scales: the same for each scale, by its name; NaN where no window of the scale contains the step.
     """
 
     total: Float[Tensor, " time"]
@@ -43,6 +46,13 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.total)
+
+    def strangest(self) -> Int[Tensor, " time"]:
+        """The number of the scale with the greatest score at each step, -1 where there is none."""
+        if not self.scales:
+            return torch.full((len(self),), -1)
+        found, number = torch.stack(list(self.scales.values())).nan_to_num(-1.0).max(0)
+        return number.where(found >= 0, -1)
 
 
 def joined(parts: Sequence[Scores]) -> Scores:
@@ -55,35 +65,19 @@ def joined(parts: Sequence[Scores]) -> Scores:
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """The normal distribution of a code over training windows.
+class Reference:
+    """What is normal, as learned from training series.
 
     Attributes:
-        mean: the mean of each value.
-        whiten: the matrix that gives differences from the mean a covariance of 1.
+        bank: normal windows.
+        usual: the quantile `USUAL` of training scores, for each scale, kind (values, shape) and channel.
+        totals: `Scores.total` of evenly spread time steps of the training series. Each is scored without the normal
+            windows that share a step with its own.
     """
 
-    mean: Float[Tensor, " code"]
-    whiten: Float[Tensor, "code code"]
-
-    def distance(self, code: Float[Tensor, "batch code"]) -> Float[Tensor, " batch"]:
-        """Squared Mahalanobis distance divided by the number of values: about 1 on the training windows."""
-        return ((code.double() - self.mean) @ self.whiten).square().mean(1)
-
-
-def fit(code: Float[Tensor, "n code"]) -> Gaussian:
-    """The distribution of a code, with the covariance of its standardized values shrunk (Ledoit and Wolf, 2004).
-
-    Shrinkage makes it invertible even if there are fewer windows than values, or if values depend on each other.
-    """
-    from sklearn.covariance import ledoit_wolf
-
-    code = code.double()
-    mean, deviation = code.mean(0), code.std(0, correction=0)
-    deviation = deviation.where(deviation > 1e-6 * mean.abs(), 1.0)
-    covariance, _ = ledoit_wolf(((code - mean) / deviation).numpy(), assume_centered=True)
-    values, axes = torch.linalg.eigh(torch.from_numpy(covariance))
-    return Gaussian(mean, axes / (values.clamp(min=0) + 1e-6).sqrt() / deviation[:, None])
+    bank: Bank
+    usual: Float[Tensor, "scales 2 channels"]
+    totals: Float[Tensor, " n"]
 
 
 class Scorer:
@@ -95,9 +89,11 @@ class Scorer:
 
     Args:
         model: in evaluation mode.
-        codes: the distributions of the training codes, `Reference.codes`; without them codes are not scored.
+        known: what is normal. Without it a score is the mean squared error of the reconstruction.
         stride: time steps from the start of a window to that of the next, at most the length of a window.
-        block: the number of windows in a block; 1 gives scores as soon as they are final, a window after the step.
+        block: the number of windows in a block; 1 gives scores as soon as they are final.
+        causal: whether a step's score is that of the windows that end with it, rather than the mean over all windows
+            that contain it; it is then final at once, and the steps before the first window's last have none.
 
     Attributes:
         names: the keys of `Scores.scales`.
@@ -107,35 +103,44 @@ class Scorer:
     """
 
     def __init__(
-        self, model: Reconstructor, codes: Mapping[str, Gaussian] | None = None, stride: int = 1, block: int = BLOCK
+        self,
+        model: Reconstructor,
+        known: Reference | None = None,
+        stride: int = 1,
+        block: int = BLOCK,
+        causal: bool = False,
     ) -> None:
         self.model = model
-        self.codes = dict(codes or {})
-        self.stride = check_int("stride", stride, 1, model.length)
+        self.bank = known.bank if known else None
+        self.usual = known.usual if known else None
+        self.stride = check_int("stride", stride, 1, 1 if causal else model.length)
         self.block = check_int("block", block)
-        with torch.no_grad():
-            stages = list(model.stages(torch.zeros(1, model.latent_dim, device=model.device)))
-        self.names = [f"error_{name}" for name in stages] if len(stages) > 1 else []
-        self.names += [f"code_{name}" for name in self.codes]
+        self.causal = check_choice("causal", causal, (True, False))
+        self.own: int | None = None
+        """The number of the training series that is scored: its windows are no neighbours of their own."""
+        example = torch.zeros(1, model.channels, model.length, dtype=model.raw_dtype)
+        self.lengths = {view.name: view.length for view, _ in views(model, example)}
+        self.names = list(self.lengths) if self.bank else []
         self._told: set[str] = set()
         self._start()
 
+    @property
+    def delay(self) -> int:
+        """Time steps after which the score of a step is final."""
+        return 0 if self.causal else self.model.length - 1
+
     def _start(self) -> None:
         """Start a new series."""
-        rows = self.model.channels + len(self.names)
+        scales, kinds = (len(self.lengths), 2) if self.bank else (1, 1)
         self._x = torch.zeros(self.model.channels, 0, dtype=self.model.raw_dtype)
-        self._sums, self._counts = torch.zeros(rows, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+        self._sums = torch.zeros(scales, kinds * self.model.channels, 0, dtype=torch.float64)
+        self._counts = torch.zeros(scales, 0, dtype=torch.float64)
         self._next = 0  # first step, in `_x`, of the next window
+        self._taken = 0  # steps before `_x`
 
     def push(self, piece: Float[Tensor, "channels time"]) -> Scores:
         """Add the next time steps, in raw units and NaN where missing; return the scores that are final now."""
-        length = self.model.length
-        self._add(piece)
-        width = (self.block - 1) * self.stride + length
-        while self._next + width <= self._x.shape[1]:
-            self._count(self._next, self.block)
-            self._next += self.block * self.stride
-        return self._take(min(self._next, max(0, self._x.shape[1] - length)))
+        return self._scores(*self._push(piece))
 
     def finish(self) -> Scores:
         """Return the remaining scores, with a last window that ends with the series; then a new series begins.
@@ -143,70 +148,134 @@ class Scorer:
         Raises:
             InputError: the series was shorter than a window.
         """
+        return self._scores(*self._finish())
+
+    def windows(self, x: Float[Tensor, "n channels length"]) -> Scores:
+        """Scores of the steps of windows that do not overlap, one window after the other."""
+        warn_of_far(self.model, x, self._told)
+        return self._scores(*self._windows(x))
+
+    def rows(self, x: Data, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The steps of a series or of windows, `size` at a time, and their scores before they are compared."""
+        if x.ndim == 3:
+            yield from (self._windows(batch) for batch in torch.split(x, max(1, size // x.shape[2])))
+            return
+        for piece in torch.split(x, size, 1):
+            yield self._push(piece)
+        yield self._finish()
+
+    def _push(self, piece: Tensor) -> tuple[Tensor, Tensor]:
+        length = self.model.length
+        if piece.ndim != 2 or len(piece) != self.model.channels:
+            raise InputError(f"series of shape {tuple(piece.shape)}: expected ({self.model.channels}, time)")
+        warn_of_far(self.model, piece, self._told)
+        self._x = torch.cat([self._x, piece.to(self._x)], dim=1)
+        wider = (0, piece.shape[1])
+        self._sums, self._counts = (torch.nn.functional.pad(sums, wider) for sums in (self._sums, self._counts))
+        width = (self.block - 1) * self.stride + length
+        while self._next + width <= self._x.shape[1]:
+            self._count(self._next, self.block)
+            self._next += self.block * self.stride
+        ahead = self._next + (length - 1 if self.causal else 0)
+        return self._take(min(ahead, max(0, self._x.shape[1] - self.delay)) if self._next else 0)
+
+    def _finish(self) -> tuple[Tensor, Tensor]:
         time, length = self._x.shape[1], self.model.length
-        if time < length:
-            raise InputError(f"series of {time} steps: expected at least {length}, the length of a window")
+        if self._taken + time < length:
+            raise InputError(
+                f"series of {self._taken + time} steps: expected at least {length}, the length of a window"
+            )
         n = max(0, (time - length - self._next) // self.stride + 1)
         if n:
             self._count(self._next, n)
         if self._next + n * self.stride - self.stride != time - length:
             self._count(time - length, 1)
-        scores = self._take(time)
+        taken = self._take(time)
         self._start()
-        return scores
+        return taken
 
-    def windows(self, x: Float[Tensor, "n channels length"]) -> Scores:
-        """Scores of the steps of windows that do not overlap, one window after the other."""
-        warn_of_far(self.model, x, self._told)
-        parts = [self._errors(batch).movedim(0, 1).flatten(1) for batch in x.split(self.block)]
-        return self._scores(x.movedim(0, 1).flatten(1), torch.cat(parts, dim=1))
-
-    def _add(self, piece: Tensor) -> None:
-        if piece.ndim != 2 or len(piece) != self.model.channels:
-            raise InputError(f"series of shape {tuple(piece.shape)}: expected ({self.model.channels}, time)")
-        warn_of_far(self.model, piece, self._told)
-        self._x = torch.cat([self._x, piece.to(self._x)], dim=1)
-        self._sums, self._counts = (F.pad(sums, (0, piece.shape[1])) for sums in (self._sums, self._counts))
+    def _windows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = []
+        for batch in x.split(self.block):
+            series = None if self.own is None else self.own + torch.arange(len(batch))
+            rows = self._judged(batch, series, torch.zeros(len(batch), dtype=torch.long))
+            kept = [row.new_full((row.shape[0], len(batch), x.shape[2]), torch.nan) for row in rows]
+            for wide, row, length in zip(kept, rows, self.lengths.values(), strict=False):
+                wide[..., -length:] = row[..., None]
+            found.append(torch.stack(kept).flatten(2))
+            if self.own is not None:
+                self.own += len(batch)
+        return x.movedim(1, 0).flatten(1), torch.cat(found, dim=2)
 
     def _count(self, start: int, n: int) -> None:
-        """Add the errors of n windows to the sums of their steps; the first window starts at step `start` of `_x`."""
+        """Add the scores of n windows to the sums of their steps; the first window starts at step `start` of `_x`."""
         length = self.model.length
         width = (n - 1) * self.stride + length
         windows = self._x[:, start : start + width].unfold(1, length, self.stride).movedim(0, 1)
-        errors = torch.cat([self._errors(windows).movedim(0, 2), torch.ones(1, length, n, dtype=torch.float64)])
-        sums = F.fold(errors, (1, width), (1, length), stride=(1, self.stride))[:, 0, 0]
-        self._sums[:, start : start + width] += sums[:-1]
-        self._counts[start : start + width] += sums[-1]
+        starts = self._taken + start + self.stride * torch.arange(n)
+        series = None if self.own is None else torch.full((n,), self.own)
+        rows = self._judged(windows, series, starts)
+        for number, (row, reach) in enumerate(zip(rows, self.lengths.values(), strict=False)):
+            steps = 1 if self.causal else reach
+            first = start + length - steps
+            ones = torch.ones(1, n, dtype=torch.float64)
+            spread = over_steps(torch.cat([row, ones]), steps, self.stride)
+            self._sums[number, :, first : start + width] += spread[:-1]
+            self._counts[number, first : start + width] += spread[-1]
 
-    @torch.no_grad()
-    def _errors(self, x: Float[Tensor, "n channels length"]) -> Float[Tensor, "n rows length"]:
-        """Each channel's squared error, the mean over channels of each stage, each code's distance; 0 for missing."""
-        x = x.to(self.model.device, self.model.raw_dtype)
-        z, scaled = self.model.encode(x), self.model.normalized(x)[0]
-        latent = z[:, : -2 * self.model.channels] if self.model.per_window else z
-        stages = [(scaled - x_hat).square() for x_hat in self.model.stages_scaled(latent).values()]
-        rows = [stages[-1]]
-        if len(stages) > 1:
-            rows += [error.nanmean(1, keepdim=True) for error in stages]
-        z = z.cpu()
-        rows = [row.cpu().double().nan_to_num(0.0) for row in rows]
-        for name, code in self.codes.items():
-            distance = code.distance(z[:, self.model.codes[name]])
-            rows.append(distance[:, None, None].expand(-1, 1, x.shape[2]))
-        return torch.cat(rows, dim=1)
+    def _judged(
+        self, x: Tensor, series: Int[Tensor, " n"] | None, starts: Int[Tensor, " n"]
+    ) -> list[Float[Tensor, "rows n"]]:
+        """The scores of windows at each scale: rows for the values of each channel, then for their shapes."""
+        found = (view for view, _ in views(self.model, x))
+        if self.bank is None:
+            return [next(found).error.T.double()]
+        barred = None if series is None else self.bank.barred(series, starts, self.model.length)
+        far = (self.bank.shelves[view.name].distances(view, barred)[0] for view in found)
+        return [each.movedim(1, 2).flatten(0, 1).double() for each in far]
 
-    def _take(self, n: int) -> Scores:
-        """Return the scores of the first n steps, and drop these steps."""
-        scores = self._scores(self._x[:, :n], self._sums[:, :n] / self._counts[:n])
-        self._x, self._sums, self._counts = self._x[:, n:], self._sums[:, n:], self._counts[n:]
+    def _take(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return the first n steps and their scores, NaN where there is none, and drop these steps."""
+        rows = self._sums[..., :n] / self._counts[:, None, :n]
+        x = self._x[:, :n]
+        self._x, self._sums, self._counts = self._x[:, n:], self._sums[..., n:], self._counts[:, n:]
         self._next -= n
-        return scores
+        self._taken += n
+        return x, rows
 
-    def _scores(self, x: Float[Tensor, "channels time"], rows: Float[Tensor, "rows time"]) -> Scores:
+    def _scores(self, x: Float[Tensor, "channels time"], rows: Float[Tensor, "scales rows time"]) -> Scores:
         rows = rows.clamp(max=torch.finfo(torch.float32).max)
-        channels = rows[: len(x)].where(~x.isnan(), torch.nan)
-        rest = rows[len(x) :].where(~x.isnan().all(0), torch.nan).float()
-        return Scores(channels.nanmean(0).float(), channels.float(), dict(zip(self.names, rest, strict=True)))
+        missing = x.isnan()
+        if self.usual is None:
+            channels = rows[0].where(~missing, torch.nan).float()
+            return Scores(channels.nanmean(0), channels, {})
+        ratios = rows.unflatten(1, (2, len(x))) / self.usual[..., None]
+        ratios = ratios.where(~missing, torch.nan).nan_to_num(-1.0).max(1).values.float()
+        scales, channels = (ratios.max(axis).values for axis in (1, 0))
+        scales, channels = scales.where(scales >= 0, torch.nan), channels.where(channels >= 0, torch.nan)
+        total = channels.nan_to_num(-1.0).max(0).values
+        named = dict(zip(self.names, scales, strict=True))
+        return Scores(total.where(total >= 0, torch.nan), channels, named)
+
+
+def over_steps(rows: Float[Tensor, "rows n"], steps: int, stride: int) -> Float[Tensor, "rows time"]:
+    """The sum, at each time step, of the values of the windows that contain it.
+
+    Args:
+        rows: values of n windows.
+        steps: of a window.
+        stride: time steps from the start of a window to that of the next.
+
+    Examples:
+        >>> over_steps(torch.tensor([[1.0, 2.0, 4.0]], dtype=torch.float64), steps=2, stride=1)
+        tensor([[1., 3., 6., 4.]], dtype=torch.float64)
+    """
+    n = rows.shape[1]
+    sums = torch.nn.functional.pad(rows.cumsum(1), (1, 0))
+    at = torch.arange((n - 1) * stride + steps)
+    last = (at // stride + 1).clamp(max=n)
+    first = ((at - steps) // stride + 1).clamp(min=0)
+    return sums[:, last] - sums[:, first]
 
 
 def scores(
@@ -223,17 +292,12 @@ def scores(
         >>> model = AutoEncoder((1, 32), latent_dim=4).eval()
         >>> series = torch.sin(torch.arange(400) / 5)[None]
         >>> known = learn(model, [series])
-        >>> found = joined(list(scores(Scorer(model, known.codes), series)))
+        >>> found = joined(list(scores(Scorer(model, known), series)))
         >>> found.total.shape, found.channels.shape
         (torch.Size([400]), torch.Size([1, 400]))
     """
-    if x.ndim == 3:
-        for batch in torch.split(x, max(1, size // x.shape[2])):
-            yield scorer.windows(batch)
-        return
-    for piece in torch.split(x, size, 1):
-        yield scorer.push(piece)
-    yield scorer.finish()
+    for steps, rows in scorer.rows(x, size):
+        yield scorer._scores(steps, rows)
 
 
 class Thinned:
@@ -266,33 +330,22 @@ class Thinned:
         return torch.cat(self._kept)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The distribution of scores in training series.
-
-    Attributes:
-        codes: the distribution of each code.
-        usual: the quantile `USUAL` of each of `Scores.scales`.
-        totals: `Scores.total` of evenly spread time steps.
-        times: at the same steps, the greatest ratio of a scale's error or distance to its usual value.
-    """
-
-    codes: dict[str, Gaussian]
-    usual: dict[str, float]
-    totals: Float[Tensor, " n"]
-    times: Float[Tensor, " n"]
-
-
 def learn(
-    model: Reconstructor, data: Iterable[Data], stride: int = 1, seen: Callable[[int], object] = lambda _: None
+    model: Reconstructor,
+    data: Iterable[Data],
+    stride: int = 1,
+    seen: Callable[[int], object] = lambda _: None,
+    bank_size: int = BANK,
+    causal: bool = False,
 ) -> Reference:
-    """The distribution of the scores of training data: series of at least a window, or windows, in raw units.
+    """What is normal in training data: series of at least a window, or windows, in raw units.
 
     Args:
         model: in evaluation mode.
         data: read twice; memory-mapped data are read piece by piece.
-        stride: see `Scorer`.
+        stride, causal: see `Scorer`.
         seen: called after each piece with its number of time steps.
+        bank_size: the greatest number of normal windows, spread evenly over those without a missing value.
 
     Raises:
         InputError: fewer than two windows that have a value.
@@ -302,48 +355,23 @@ def learn(
         >>> from msae.models.ae import AutoEncoder
         >>> from msae.uses.anomaly import learn
         >>> model = AutoEncoder((1, 32), latent_dim=4).eval()
-        >>> sorted(learn(model, [torch.sin(torch.arange(400) / 5)[None]]).usual)
-        ['code_whole']
+        >>> learn(model, [torch.sin(torch.arange(400) / 5)[None]]).usual.shape
+        torch.Size([1, 2, 1])
     """
-    kept = Thinned(WINDOWS)
+    bank = build(model, data, stride, check_int("bank_size", bank_size, 2))
+    scorer = Scorer(model, None, 1 if causal else stride, causal=causal)
+    scorer.bank, scorer.own = bank, 0
+    scorer._start()
+    kept = Thinned(KEPT // (2 * model.channels * len(scorer.lengths)))
     for x in data:
-        windows = x if x.ndim == 3 else x.unfold(1, model.length, stride).movedim(1, 0)
-        for batch in windows.split(BLOCK):
-            some = batch[kept.chosen(len(batch))].to(model.raw_dtype)
-            some = some[~some.isnan().all(2).all(1)]
-            if len(some):
-                with torch.no_grad():
-                    kept.add(model.encode(some.to(model.device)).cpu())
-    if not kept.seen or (z := kept.rows()).shape[0] < 2:
-        raise InputError(f"training series: {kept.seen} windows; expected at least 2")
-    codes = {name: fit(z[:, code]) for name, code in model.codes.items()}
-    scorer = Scorer(model, codes, stride)
-    totals = Thinned(KEPT)
-    for x in data:
-        for part in scores(scorer, x):
-            totals.add(torch.stack([part.total, *part.scales.values()], dim=1)[totals.chosen(len(part))])
-            seen(len(part))
-    rows = totals.rows()
-    rows = rows[~rows[:, 0].isnan()]
-    usual = np.quantile(rows[:, 1:].numpy(), USUAL, axis=0).tolist()
-    named = dict(zip(scorer.names, usual, strict=True))
-    times = strangest(dict(zip(scorer.names, rows[:, 1:].unbind(1), strict=True)), named)[2]
-    return Reference(codes, named, rows[:, 0], times)
-
-
-def strangest(
-    scales: Mapping[str, Float[Tensor, " time"]], usual: Mapping[str, float]
-) -> tuple[list[str], Int[Tensor, " time"], Float[Tensor, " time"]]:
-    """The scale with the greatest ratio of its error or distance to its usual value, at each step.
-
-    Returns:
-        The names of the scales; for each step the number of its scale, -1 where no channel has a value; and the
-        ratio.
-    """
-    names = list(dict.fromkeys(name.partition("_")[2] for name in scales))
-    least = torch.finfo(torch.float32).tiny
-    times = torch.stack([row / max(usual[name], least) for name, row in scales.items()])
-    missing = times[0].isnan()
-    found, view = times.nan_to_num(-1.0).max(0)
-    scale_of = torch.tensor([names.index(name.partition("_")[2]) for name in scales])
-    return names, scale_of[view].where(~missing, -1), found.where(~missing, torch.nan)
+        for steps, rows in scorer.rows(x, 1 << 16):
+            flat = rows.where(~steps.isnan().repeat(2, 1), torch.nan).flatten(0, 1).T.float()
+            kept.add(flat[kept.chosen(len(flat))])
+            seen(steps.shape[1])
+        if x.ndim == 2:
+            scorer.own += 1
+    rows = kept.rows()
+    rows = rows[~rows.isnan().all(1) & rows.isfinite().any(1)]
+    usual = torch.nanquantile(rows.double(), USUAL, dim=0).nan_to_num(0.0).clamp(min=LEAST)
+    totals = (rows / usual).nan_to_num(-1.0).max(1).values.float()
+    return Reference(bank, usual.reshape(-1, 2, model.channels), totals)
