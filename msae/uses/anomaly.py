@@ -8,8 +8,9 @@ in training: the greatest ratio is the score of the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -17,17 +18,11 @@ from torch import Tensor
 
 from msae.errors import InputError, check_choice, check_int
 from msae.models.reconstructor import Reconstructor
-from msae.uses.bank import BLOCK, Bank, build, views
+from msae.uses.bank import BLOCK, views
 from msae.uses.ranges import Data, warn_of_far
 
-KEPT = 1 << 24
-"""The greatest number of training scores that are kept, of all scales and channels; they are spread evenly."""
-BANK = 4000
-"""The greatest number of normal windows; they are spread evenly over the training data."""
-USUAL = 0.99
-"""The quantile of training scores that is the usual value."""
-LEAST = 1e-10
-"""The least usual value, in normalized units, below which float32 has no digits."""
+if TYPE_CHECKING:
+    from msae.uses.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -64,22 +59,6 @@ def joined(parts: Sequence[Scores]) -> Scores:
     )
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What is normal, as learned from training series.
-
-    Attributes:
-        bank: normal windows.
-        usual: the quantile `USUAL` of training scores, for each scale, kind (values, shape) and channel.
-        totals: `Scores.total` of evenly spread time steps of the training series. Each is scored without the normal
-            windows that share a step with its own.
-    """
-
-    bank: Bank
-    usual: Float[Tensor, "scales 2 channels"]
-    totals: Float[Tensor, " n"]
-
-
 class Scorer:
     """Scores the time steps of a series that comes in pieces.
 
@@ -89,9 +68,12 @@ class Scorer:
 
     Args:
         model: in evaluation mode.
-        known: what is normal. Without it a score is the mean squared error of the reconstruction.
+        known: what is normal; see `msae.uses.reference.learn`. Without it a score is the mean squared error of the
+            reconstruction.
         stride: time steps from the start of a window to that of the next, at most the length of a window.
         block: the number of windows in a block; 1 gives scores as soon as they are final.
+        own: the number of the training series, or first training window, that is scored: a window is then compared with
+            normal windows that share no step with it.
         causal: whether a step's score is that of the windows that end with it, rather than the mean over all windows
             that contain it; it is then final at once, and the steps before the first window's last have none.
 
@@ -109,18 +91,17 @@ class Scorer:
         stride: int = 1,
         block: int = BLOCK,
         causal: bool = False,
+        own: int | None = None,
     ) -> None:
         self.model = model
-        self.bank = known.bank if known else None
-        self.usual = known.usual if known else None
+        self.known = known
         self.stride = check_int("stride", stride, 1, 1 if causal else model.length)
         self.block = check_int("block", block)
         self.causal = check_choice("causal", causal, (True, False))
-        self.own: int | None = None
-        """The number of the training series that is scored: its windows are no neighbours of their own."""
+        self.own = own
         example = torch.zeros(1, model.channels, model.length, dtype=model.raw_dtype)
         self.lengths = {view.name: view.length for view, _ in views(model, example)}
-        self.names = list(self.lengths) if self.bank else []
+        self.names = list(self.lengths) if known else []
         self._told: set[str] = set()
         self._start()
 
@@ -131,7 +112,7 @@ class Scorer:
 
     def _start(self) -> None:
         """Start a new series."""
-        scales, kinds = (len(self.lengths), 2) if self.bank else (1, 1)
+        scales, kinds = (len(self.lengths), 2) if self.known else (1, 1)
         self._x = torch.zeros(self.model.channels, 0, dtype=self.model.raw_dtype)
         self._sums = torch.zeros(scales, kinds * self.model.channels, 0, dtype=torch.float64)
         self._counts = torch.zeros(scales, 0, dtype=torch.float64)
@@ -140,7 +121,7 @@ class Scorer:
 
     def push(self, piece: Float[Tensor, "channels time"]) -> Scores:
         """Add the next time steps, in raw units and NaN where missing; return the scores that are final now."""
-        return self._scores(*self._push(piece))
+        return self.compared(*self._push(piece))
 
     def finish(self) -> Scores:
         """Return the remaining scores, with a last window that ends with the series; then a new series begins.
@@ -148,12 +129,12 @@ class Scorer:
         Raises:
             InputError: the series was shorter than a window.
         """
-        return self._scores(*self._finish())
+        return self.compared(*self._finish())
 
     def windows(self, x: Float[Tensor, "n channels length"]) -> Scores:
         """Scores of the steps of windows that do not overlap, one window after the other."""
         warn_of_far(self.model, x, self._told)
-        return self._scores(*self._windows(x))
+        return self.compared(*self._windows(x))
 
     def rows(self, x: Data, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The steps of a series or of windows, `size` at a time, and their scores before they are compared."""
@@ -228,10 +209,11 @@ class Scorer:
     ) -> list[Float[Tensor, "rows n"]]:
         """The scores of windows at each scale: rows for the values of each channel, then for their shapes."""
         found = (view for view, _ in views(self.model, x))
-        if self.bank is None:
+        if self.known is None:
             return [next(found).error.T.double()]
-        barred = None if series is None else self.bank.barred(series, starts, self.model.length)
-        far = (self.bank.shelves[view.name].distances(view, barred)[0] for view in found)
+        bank = self.known.bank
+        barred = None if series is None else bank.barred(series, starts, self.model.length)
+        far = (bank.shelves[view.name].distances(view, barred)[0] for view in found)
         return [each.movedim(1, 2).flatten(0, 1).double() for each in far]
 
     def _take(self, n: int) -> tuple[Tensor, Tensor]:
@@ -243,13 +225,14 @@ class Scorer:
         self._taken += n
         return x, rows
 
-    def _scores(self, x: Float[Tensor, "channels time"], rows: Float[Tensor, "scales rows time"]) -> Scores:
+    def compared(self, x: Float[Tensor, "channels time"], rows: Float[Tensor, "scales rows time"]) -> Scores:
+        """The scores of steps, from what `rows` gives."""
         rows = rows.clamp(max=torch.finfo(torch.float32).max)
         missing = x.isnan()
-        if self.usual is None:
+        if self.known is None:
             channels = rows[0].where(~missing, torch.nan).float()
             return Scores(channels.nanmean(0), channels, {})
-        ratios = rows.unflatten(1, (2, len(x))) / self.usual[..., None]
+        ratios = rows.unflatten(1, (2, len(x))) / self.known.usual[..., None]
         ratios = ratios.where(~missing, torch.nan).nan_to_num(-1.0).max(1).values.float()
         scales, channels = (ratios.max(axis).values for axis in (1, 0))
         scales, channels = scales.where(scales >= 0, torch.nan), channels.where(channels >= 0, torch.nan)
@@ -288,7 +271,8 @@ def scores(
     Examples:
         >>> import torch
         >>> from msae.models.ae import AutoEncoder
-        >>> from msae.uses.anomaly import Scorer, joined, learn, scores
+        >>> from msae.uses.anomaly import Scorer, joined, scores
+        >>> from msae.uses.reference import learn
         >>> model = AutoEncoder((1, 32), latent_dim=4).eval()
         >>> series = torch.sin(torch.arange(400) / 5)[None]
         >>> known = learn(model, [series])
@@ -297,81 +281,4 @@ def scores(
         (torch.Size([400]), torch.Size([1, 400]))
     """
     for steps, rows in scorer.rows(x, size):
-        yield scorer._scores(steps, rows)
-
-
-class Thinned:
-    """An evenly spread selection of rows: every row at first, then every second, every fourth and so on.
-
-    Args:
-        limit: the greatest number of rows that are kept.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.step, self.seen = 1, 0
-        self._kept: list[Tensor] = []
-
-    def chosen(self, n: int) -> slice:
-        """The slice of the next n rows that is to be added."""
-        start = -self.seen % self.step
-        self.seen += n
-        return slice(start, None, self.step)
-
-    def add(self, rows: Float[Tensor, "n values"]) -> None:
-        """Add the rows of the slice that `chosen` returned."""
-        self._kept.append(rows)
-        while sum(map(len, self._kept)) > self.limit:
-            self._kept = [self.rows()[::2]]
-            self.step *= 2
-
-    def rows(self) -> Float[Tensor, "m values"]:
-        """The rows that are kept."""
-        return torch.cat(self._kept)
-
-
-def learn(
-    model: Reconstructor,
-    data: Iterable[Data],
-    stride: int = 1,
-    seen: Callable[[int], object] = lambda _: None,
-    bank_size: int = BANK,
-    causal: bool = False,
-) -> Reference:
-    """What is normal in training data: series of at least a window, or windows, in raw units.
-
-    Args:
-        model: in evaluation mode.
-        data: read twice; memory-mapped data are read piece by piece.
-        stride, causal: see `Scorer`.
-        seen: called after each piece with its number of time steps.
-        bank_size: the greatest number of normal windows, spread evenly over those without a missing value.
-
-    Raises:
-        InputError: fewer than two windows that have a value.
-
-    Examples:
-        >>> import torch
-        >>> from msae.models.ae import AutoEncoder
-        >>> from msae.uses.anomaly import learn
-        >>> model = AutoEncoder((1, 32), latent_dim=4).eval()
-        >>> learn(model, [torch.sin(torch.arange(400) / 5)[None]]).usual.shape
-        torch.Size([1, 2, 1])
-    """
-    bank = build(model, data, stride, check_int("bank_size", bank_size, 2))
-    scorer = Scorer(model, None, 1 if causal else stride, causal=causal)
-    scorer.bank, scorer.own = bank, 0
-    scorer._start()
-    kept = Thinned(KEPT // (2 * model.channels * len(scorer.lengths)))
-    for x in data:
-        for steps, rows in scorer.rows(x, 1 << 16):
-            flat = rows.where(~steps.isnan().repeat(2, 1), torch.nan).flatten(0, 1).T.float()
-            kept.add(flat[kept.chosen(len(flat))])
-            seen(steps.shape[1])
-        if x.ndim == 2:
-            scorer.own += 1
-    rows = kept.rows()
-    rows = rows[~rows.isnan().all(1) & rows.isfinite().any(1)]
-    usual = torch.nanquantile(rows.double(), USUAL, dim=0).nan_to_num(0.0).clamp(min=LEAST)
-    totals = (rows / usual).nan_to_num(-1.0).max(1).values.float()
-    return Reference(bank, usual.reshape(-1, 2, model.channels), totals)
+        yield scorer.compared(steps, rows)

@@ -1,0 +1,119 @@
+"""What is normal in training data, as the anomaly scores of new data are compared with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from msae.errors import check_int
+from msae.models.reconstructor import Reconstructor
+from msae.uses.anomaly import Scorer
+from msae.uses.bank import Bank, build
+from msae.uses.ranges import Data
+
+KEPT = 1 << 24
+"""The greatest number of training scores that are kept, of all scales and channels; they are spread evenly."""
+BANK = 4000
+"""The greatest number of normal windows; they are spread evenly over the training data."""
+USUAL = 0.99
+"""The quantile of training scores that is the usual value."""
+LEAST = 1e-10
+"""The least usual value, in normalized units, below which float32 has no digits."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is normal, as learned from training series.
+
+    Attributes:
+        bank: normal windows.
+        usual: the quantile `USUAL` of training scores, for each scale, kind (values, shape) and channel.
+        totals: `Scores.total` of evenly spread time steps of the training series. Each is scored without the normal
+            windows that share a step with its own.
+    """
+
+    bank: Bank
+    usual: Float[Tensor, "scales 2 channels"]
+    totals: Float[Tensor, " n"]
+
+
+class Thinned:
+    """An evenly spread selection of rows: every row at first, then every second, every fourth and so on.
+
+    Args:
+        limit: the greatest number of rows that are kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.step, self.seen = 1, 0
+        self._kept: list[Tensor] = []
+
+    def chosen(self, n: int) -> slice:
+        """The slice of the next n rows that is to be added."""
+        start = -self.seen % self.step
+        self.seen += n
+        return slice(start, None, self.step)
+
+    def add(self, rows: Float[Tensor, "n values"]) -> None:
+        """Add the rows of the slice that `chosen` returned."""
+        self._kept.append(rows)
+        while sum(map(len, self._kept)) > self.limit:
+            self._kept = [self.rows()[::2]]
+            self.step *= 2
+
+    def rows(self) -> Float[Tensor, "m values"]:
+        """The rows that are kept."""
+        return torch.cat(self._kept)
+
+
+def learn(
+    model: Reconstructor,
+    data: Iterable[Data],
+    stride: int = 1,
+    seen: Callable[[int], object] = lambda _: None,
+    bank_size: int = BANK,
+    causal: bool = False,
+) -> Reference:
+    """What is normal in training data: series of at least a window, or windows, in raw units.
+
+    Args:
+        model: in evaluation mode.
+        data: read twice; memory-mapped data are read piece by piece.
+        stride: see `Scorer`.
+        seen: called after each piece with its number of time steps.
+        bank_size: the greatest number of normal windows, spread evenly over those without a missing value.
+        causal: see `Scorer`.
+
+    Raises:
+        InputError: fewer than two windows that have a value.
+
+    Examples:
+        >>> import torch
+        >>> from msae.models.ae import AutoEncoder
+        >>> from msae.uses.reference import learn
+        >>> model = AutoEncoder((1, 32), latent_dim=4).eval()
+        >>> learn(model, [torch.sin(torch.arange(400) / 5)[None]]).usual.shape
+        torch.Size([1, 2, 1])
+    """
+    bank = build(model, data, stride, check_int("bank_size", bank_size, 2))
+    shape = (len(bank.shelves), 2, model.channels)
+    scorer = Scorer(model, Reference(bank, torch.ones(shape), torch.zeros(0)), stride, causal=causal, own=0)
+    kept = Thinned(KEPT // math.prod(shape))
+    for x in data:
+        for steps, rows in scorer.rows(x, 1 << 16):
+            flat = rows.where(~steps.isnan().repeat(2, 1), torch.nan).flatten(0, 1).T.float()
+            kept.add(flat[kept.chosen(len(flat))])
+            seen(steps.shape[1])
+        if x.ndim == 2:
+            scorer.own = (scorer.own or 0) + 1
+    rows = kept.rows()
+    rows = rows[~rows.isnan().all(1) & rows.isfinite().any(1)]
+    usual = torch.nanquantile(rows.double(), USUAL, dim=0).nan_to_num(0.0).clamp(min=LEAST)
+    totals = (rows / usual).nan_to_num(-1.0).max(1).values.float()
+    return Reference(bank, usual.reshape(shape), totals)
