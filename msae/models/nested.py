@@ -59,15 +59,16 @@ class Coder(nn.Module):
         x, level = self.rest(x)
         code = self.scale.encode(x)
         for step in self.steps:
-            made, hidden = self.scale.decode(code, x)
+            made, hidden = self.scale.decode(code, x)  # x counts by its shape alone
             code = code + step(self.scale.adjoint(x - made, hidden))
         return torch.cat([code.flatten(1), level.flatten(1)], dim=1)
 
     def decode(self, z: Float[Tensor, "batch code"]) -> Float[Tensor, "batch channels length"]:
         """Reconstructions of the last steps of windows."""
         code, level = z.split([self.code_dim, self.dim - self.code_dim], dim=1)
-        made: Tensor = self.scale.decode(code.unsqueeze(1), code.new_zeros(()))[0]
-        return made + level.unsqueeze(2)
+        nothing = level.new_zeros(1, 1, 1).expand(*level.shape, self.length)  # a coder has no coarser scale
+        made: Tensor = self.scale.decode(code.unsqueeze(1), nothing)[0] + level.unsqueeze(2)
+        return made
 
 
 @final
@@ -134,11 +135,10 @@ class NestedAutoEncoder(Reconstructor):
         self.hparams["lengths"] = self.lengths
         self.separate = check_choice("channels", channels, ("separate", "joint")) == "separate"
         together = 1 if self.separate else self.channels
-        self.coders: Any = nn.ModuleList(
-            Coder(together, n, min(code_dim, max(1, n // 2)), hidden_dim, passes) for n in self.lengths
-        )
-        copies = self.channels // together
-        stops = [0, *accumulate(copies * coder.dim for coder in self.coders)]
+        coders = [Coder(together, n, min(code_dim, max(1, n // 2)), hidden_dim, passes) for n in self.lengths]
+        self.coders: Any = nn.ModuleList(coders)
+        sizes = [self.channels // together * coder.dim for coder in coders]
+        stops = [0, *accumulate(sizes)]
         self.codes = {str(n): slice(*ends) for n, ends in zip(self.lengths, pairwise(stops), strict=True)}
 
     @torch.no_grad()
@@ -162,7 +162,7 @@ class NestedAutoEncoder(Reconstructor):
         parts = self.parts_scaled(z)
         return {name: nested(list(parts.values())[:n]) for n, name in enumerate(parts, 1)}
 
-    def parts_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels steps"]]:
+    def parts_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels _"]]:
         """Normalized reconstructions of the last steps of windows by the code of each length alone."""
         parts = {}
         for coder, (name, code) in zip(self.coders, self._codes.items(), strict=True):

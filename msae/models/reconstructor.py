@@ -109,7 +109,7 @@ class Reconstructor(RawUnits):
         """Normalized reconstructions by more and more of the scales; the last one is `decode_scaled(z)`."""
         return {"all": self.decode_scaled(z)}
 
-    def parts_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels steps"]]:
+    def parts_scaled(self, z: Float[Tensor, "batch latent"]) -> dict[str, Float[Tensor, "batch channels _"]]:
         """Normalized reconstructions by one code alone of the last steps of the window, for models of such codes.
 
         By the codes' names, from the longest part, the whole window, to the shortest. The loss is then the mean of the

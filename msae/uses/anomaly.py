@@ -212,7 +212,7 @@ class Scorer:
         if self.known is None:
             return [next(found).error.T.double()]
         bank = self.known.bank
-        barred = None if series is None else bank.barred(series, starts, self.model.length)
+        barred = None if series is None else bank.barred(series, starts)
         far = (bank.shelves[view.name].distances(view, barred)[0] for view in found)
         return [each.movedim(1, 2).flatten(0, 1).double() for each in far]
 

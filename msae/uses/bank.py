@@ -44,7 +44,7 @@ class View:
 @torch.no_grad()
 def views(
     model: Reconstructor, x: Float[Tensor, "n channels length"]
-) -> Iterator[tuple[View, Float[Tensor, "n channels steps"]]]:
+) -> Iterator[tuple[View, Float[Tensor, "n channels _"]]]:
     """What each scale makes of windows in raw units, and the normalized steps, NaN where missing, that it describes."""
     x = x.to(model.device, model.raw_dtype)
     scaled = model.normalized(x)[0]
@@ -138,15 +138,18 @@ class Bank:
         shelves: the codes of each scale.
         series: number of the series of each window, in the order of the training data.
         starts: first step of each window in its series.
+        reach: number of steps between the starts of training windows within which they are no neighbours: the length of
+            a window, so that they share no step, or less where there is one short series.
     """
 
     shelves: dict[str, Shelf]
     series: Int[Tensor, " m"]
     starts: Int[Tensor, " m"]
+    reach: int
 
-    def barred(self, series: Int[Tensor, " n"], starts: Int[Tensor, " n"], length: int) -> Bool[Tensor, "n m"]:
-        """Which normal windows share a step with each of n training windows."""
-        return (self.series == series[:, None]) & ((self.starts - starts[:, None]).abs() < length)
+    def barred(self, series: Int[Tensor, " n"], starts: Int[Tensor, " n"]) -> Bool[Tensor, "n m"]:
+        """Which normal windows are no neighbours of each of n training windows."""
+        return (self.series == series[:, None]) & ((self.starts - starts[:, None]).abs() < self.reach)
 
 
 def build(model: Reconstructor, data: Iterable[Data], stride: int, size: int) -> Bank:
@@ -162,9 +165,9 @@ def build(model: Reconstructor, data: Iterable[Data], stride: int, size: int) ->
     for batch in x.split(BLOCK):
         for view, _ in views(model, batch):
             shelves[view.name].append((view, view.code @ metrics[view.name]))
-    return Bank(
-        {name: shelf(metrics[name], *zip(*found, strict=True)) for name, found in shelves.items()}, series, starts
-    )
+    found = {name: shelf(metrics[name], *zip(*batches, strict=True)) for name, batches in shelves.items()}
+    span = int(starts.max() - starts.min()) if series.unique().numel() == 1 else 3 * model.length
+    return Bank(found, series, starts, max(1, min(model.length, span // 3)))
 
 
 def shelf(metric: Tensor, found: Sequence[View], codes: Sequence[Tensor]) -> Shelf:
@@ -202,10 +205,11 @@ def normal(
     fine = whole if whole.sum() > 1 else ~x.isnan().flatten(1).all(1)
     if fine.sum() < 2:
         raise InputError(f"training series: {int(fine.sum())} windows with a value; expected at least 2")
-    return x[fine], *place[fine].unbind(1)
+    place = place[fine]
+    return x[fine], place[:, 0], place[:, 1]
 
 
-def fit(code: Float[Tensor, "n groups code"], steps: Float[Tensor, "n channels steps"]) -> Float[Tensor, "code axes"]:
+def fit(code: Float[Tensor, "n groups code"], steps: Float[Tensor, "n channels _"]) -> Float[Tensor, "code axes"]:
     """The map to coordinates in which the squared distance of codes is that of the windows without their means."""
     shape = (steps - steps.nanmean(2, keepdim=True)).nan_to_num(0.0).double()
     code = code.double()
