@@ -34,13 +34,16 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"]
     import msae.models.ae
     import msae.models.lgta
     import msae.models.msae
+    import msae.models.nested
     import msae.models.pyramid
     import msae.models.units
     import msae.plots
     import msae.uses.anomaly
     import msae.uses.augmentation
+    import msae.uses.bank
     import msae.uses.events
     import msae.uses.forecasting
+    import msae.uses.reference
 
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
 

@@ -117,6 +117,7 @@ class Scorer:
         self._sums = torch.zeros(scales, kinds * self.model.channels, 0, dtype=torch.float64)
         self._counts = torch.zeros(scales, 0, dtype=torch.float64)
         self._next = 0  # first step, in `_x`, of the next window
+        self._given = 0  # steps of `_x` whose scores have been returned
         self._taken = 0  # steps before `_x`
 
     def push(self, piece: Float[Tensor, "channels time"]) -> Scores:
@@ -157,8 +158,9 @@ class Scorer:
         while self._next + width <= self._x.shape[1]:
             self._count(self._next, self.block)
             self._next += self.block * self.stride
-        ahead = self._next + (length - 1 if self.causal else 0)
-        return self._take(min(ahead, max(0, self._x.shape[1] - self.delay)) if self._next else 0)
+        time, reach = self._x.shape[1], self._next + (length - 1 if self.causal else 0)
+        last = time - length + (self.stride == 1)  # first step of the window that `_finish` may add
+        return self._take(reach if self.causal else max(0, min(reach, last))) if self._next else self._take(self._given)
 
     def _finish(self) -> tuple[Tensor, Tensor]:
         time, length = self._x.shape[1], self.model.length
@@ -208,21 +210,23 @@ class Scorer:
         self, x: Tensor, series: Int[Tensor, " n"] | None, starts: Int[Tensor, " n"]
     ) -> list[Float[Tensor, "rows n"]]:
         """The scores of windows at each scale: rows for the values of each channel, then for their shapes."""
-        found = (view for view, _ in views(self.model, x))
+        found = [view for view, _ in views(self.model, x)]
         if self.known is None:
-            return [next(found).error.T.double()]
+            return [found[0].error.T.double()]
         bank = self.known.bank
         barred = None if series is None else bank.barred(series, starts)
         far = (bank.shelves[view.name].distances(view, barred)[0] for view in found)
         return [each.movedim(1, 2).flatten(0, 1).double() for each in far]
 
     def _take(self, n: int) -> tuple[Tensor, Tensor]:
-        """Return the first n steps and their scores, NaN where there is none, and drop these steps."""
-        rows = self._sums[..., :n] / self._counts[:, None, :n]
-        x = self._x[:, :n]
-        self._x, self._sums, self._counts = self._x[:, n:], self._sums[..., n:], self._counts[:, n:]
-        self._next -= n
-        self._taken += n
+        """Return the steps before the n-th and their scores, NaN where there is none; drop what no window needs."""
+        rows = self._sums[..., self._given : n] / self._counts[:, None, self._given : n]
+        x = self._x[:, self._given : n]
+        gone = min(n, self._next)
+        self._x, self._sums, self._counts = self._x[:, gone:], self._sums[..., gone:], self._counts[:, gone:]
+        self._next -= gone
+        self._given = n - gone
+        self._taken += gone
         return x, rows
 
     def compared(self, x: Float[Tensor, "channels time"], rows: Float[Tensor, "scales rows time"]) -> Scores:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,27 +44,19 @@ class View:
 @torch.no_grad()
 def views(
     model: Reconstructor, x: Float[Tensor, "n channels length"]
-) -> Iterator[tuple[View, Float[Tensor, "n channels _"]]]:
+) -> list[tuple[View, Float[Tensor, "n channels _"]]]:
     """What each scale makes of windows in raw units, and the normalized steps, NaN where missing, that it describes."""
     x = x.to(model.device, model.raw_dtype)
     scaled = model.normalized(x)[0]
     z = model.encode_scaled(scaled.nan_to_num(0.0))
-    parts = model.parts_scaled(z) or dict.fromkeys(model.own_codes, model.decode_scaled(z))
-    for name, part in parts.items():
+    found = []
+    for name, part in (model.parts_scaled(z) or dict.fromkeys(model.own_codes, model.decode_scaled(z))).items():
         steps = scaled[..., -part.shape[2] :]
-        code = z[:, model.own_codes[name]]
-        error, deviation = ((steps - part).square().nanmean(2), (steps - steps.nanmean(2, keepdim=True)))
-        code = code.reshape(len(x), model.channels if model.separate else 1, -1)
-        yield (
-            View(
-                name,
-                part.shape[2],
-                code.cpu(),
-                error.nan_to_num(0.0).cpu(),
-                deviation.square().nanmean(2).sqrt().nan_to_num(0.0).cpu(),
-            ),
-            steps.cpu(),
-        )
+        code = z[:, model.own_codes[name]].reshape(len(x), model.channels if model.separate else 1, -1)
+        error = (steps - part).square().nanmean(2).nan_to_num(0.0)
+        deviation = (steps - steps.nanmean(2, keepdim=True)).square().nanmean(2).sqrt().nan_to_num(0.0)
+        found.append((View(name, part.shape[2], code.cpu(), error.cpu(), deviation.cpu()), steps.cpu()))
+    return found
 
 
 @dataclass(frozen=True)
@@ -76,12 +68,14 @@ class Shelf:
 
     Attributes:
         metric: gives codes the coordinates in which distances are Euclidean.
+        shares: the quadratic form of each channel's share of a squared distance, where the channels are coded together.
         codes: of normal windows, in these coordinates.
         shapes: the same divided by the deviation of each window, at least `floor`.
         floor: of each channel.
     """
 
     metric: Float[Tensor, "code axes"]
+    shares: Float[Tensor, "together axes axes"]
     codes: Float[Tensor, "groups m axes"]
     shapes: Float[Tensor, "groups m axes"]
     floor: Float[Tensor, " channels"]
@@ -99,25 +93,28 @@ class Shelf:
             The distances, and the numbers of the nearest normal windows.
         """
         deviation = view.deviation.maximum(self.floor)
-        groups = len(self.codes)
         own = view.code @ self.metric
-        spread = common(deviation, groups)
-        values = view.length * deviation.shape[1] // groups
-        found = [nearest(own, self.codes, barred), nearest(own / spread[..., None], self.shapes, barred)]
-        far = torch.stack([(distance / values).expand_as(deviation) for distance, _ in found])
-        far += torch.stack([view.error, view.error / deviation.square()])
-        return far, torch.stack([number for _, number in found])
+        both = (own, self.codes), (own / common(deviation, len(self.codes))[..., None], self.shapes)
+        found, numbers = [], []
+        for code, bank in both:
+            rest, number = nearest(code, bank, barred)
+            apart = torch.einsum("nga,cab,ngb->ncg", rest, self.shares, rest)  # channels by themselves, or together
+            found.append(apart.reshape(deviation.shape) / view.length)
+            numbers.append(number)
+        far = torch.stack(found) + torch.stack([view.error, view.error / deviation.square()])
+        return far, torch.stack(numbers)
 
 
 def nearest(
     codes: Float[Tensor, "n groups axes"], bank: Float[Tensor, "groups m axes"], barred: Bool[Tensor, "n m"] | None
-) -> tuple[Float[Tensor, "n groups"], Int[Tensor, "n groups"]]:
-    """Squared distance of each code from the nearest one of its group's bank, and the number of that one.
+) -> tuple[Float[Tensor, "n groups axes"], Int[Tensor, "n groups"]]:
+    """What each code differs by from the nearest one of its group's bank, and the number of that one.
 
     Examples:
         >>> nearest(torch.tensor([[[1.0]], [[7.0]]]), torch.tensor([[[0.0], [9.0]]]), None)
-        (tensor([[1.],
-                [4.]]), tensor([[0],
+        (tensor([[[ 1.]],
+        <BLANKLINE>
+                [[-2.]]]), tensor([[0],
                 [1]]))
     """
     found = []
@@ -127,7 +124,7 @@ def nearest(
         found.append(distance.min(1))
     numbers = torch.stack([number for _, number in found], dim=1)
     close = torch.stack([kept[number] for kept, (_, number) in zip(bank, found, strict=True)], dim=1)
-    return (codes - close).square().sum(2), numbers  # anew, since the sums above lose the digits of small distances
+    return codes - close, numbers
 
 
 @dataclass(frozen=True)
@@ -164,19 +161,21 @@ def build(model: Reconstructor, data: Iterable[Data], stride: int, size: int) ->
     shelves: dict[str, list[tuple[View, Tensor]]] = {name: [] for name in metrics}
     for batch in x.split(BLOCK):
         for view, _ in views(model, batch):
-            shelves[view.name].append((view, view.code @ metrics[view.name]))
-    found = {name: shelf(metrics[name], *zip(*batches, strict=True)) for name, batches in shelves.items()}
+            shelves[view.name].append((view, view.code @ metrics[view.name][0]))
+    found = {name: shelf(*metrics[name], *zip(*batches, strict=True)) for name, batches in shelves.items()}
     span = int(starts.max() - starts.min()) if series.unique().numel() == 1 else 3 * model.length
     return Bank(found, series, starts, max(1, min(model.length, span // 3)))
 
 
-def shelf(metric: Tensor, found: Sequence[View], codes: Sequence[Tensor]) -> Shelf:
+def shelf(metric: Tensor, shares: Tensor, found: Sequence[View], codes: Sequence[Tensor]) -> Shelf:
     """The normal codes of one scale, from batches of windows."""
     deviation, code = torch.cat([view.deviation for view in found]), torch.cat(list(codes))
     floor = FLOOR * deviation.median(0).values
     floor = floor.where(floor > 0, 1.0)
     spread = common(deviation.maximum(floor), code.shape[1])
-    return Shelf(metric, code.movedim(1, 0).contiguous(), (code / spread[..., None]).movedim(1, 0).contiguous(), floor)
+    return Shelf(
+        metric, shares, code.movedim(1, 0).contiguous(), (code / spread[..., None]).movedim(1, 0).contiguous(), floor
+    )
 
 
 def common(deviation: Float[Tensor, "n channels"], groups: int) -> Float[Tensor, "n groups"]:
@@ -209,14 +208,20 @@ def normal(
     return x[fine], place[:, 0], place[:, 1]
 
 
-def fit(code: Float[Tensor, "n groups code"], steps: Float[Tensor, "n channels _"]) -> Float[Tensor, "code axes"]:
-    """The map to coordinates in which the squared distance of codes is that of the windows without their means."""
+def fit(
+    code: Float[Tensor, "n groups code"], steps: Float[Tensor, "n channels _"]
+) -> tuple[Float[Tensor, "code axes"], Float[Tensor, "together axes axes"]]:
+    """The map to coordinates in which the squared distance of codes is that of the windows without their means.
+
+    And the quadratic forms in these coordinates of the channels that are coded together, which add up to 1.
+    """
     shape = (steps - steps.nanmean(2, keepdim=True)).nan_to_num(0.0).double()
     code = code.double()
     values = shape.reshape(len(shape) * code.shape[1], -1)
     flat = code.flatten(0, 1)
     flat, values = flat - flat.mean(0), values - values.mean(0)
     weight = torch.linalg.lstsq(flat, values, driver="gelsd").solution
-    size, axes = torch.linalg.eigh(weight @ weight.T)
-    kept = size > 1e-9 * size.max()
-    return (axes * size.clamp(min=0).sqrt())[:, kept].float() if kept.any() else torch.zeros(len(axes), 1)
+    left, size, right = torch.linalg.svd(weight, full_matrices=False)
+    kept = size > 1e-5 * size.max() if size.max() > 0 else size == size.max()
+    right = right[kept].unflatten(1, (-1, steps.shape[2])).movedim(1, 0)  # channels, axes, steps
+    return (left * size)[:, kept].float(), (right @ right.mT).float()
