@@ -74,7 +74,8 @@ def anomalies(
     stamps = np.concatenate([stretch.stamps for stretch in stretches if stretch.stamps is not None]) if have else None
     at, label = positions(rows, stamps, clock, unit)
     dates = at.dtype.kind == "M"
-    where = np.split(date2num(at) if dates else at, np.cumsum([len(stretch.rows) for stretch in stretches])[:-1])
+    numbers = date2num(at) if dates else at  # type: ignore[no-untyped-call]
+    where = np.split(numbers, np.cumsum([len(stretch.rows) for stretch in stretches])[:-1])
     cells = cut([len(part) for part in where])
     for channel, axis in zip(channels, axes, strict=False):
         band(axis, where, [stretch.x[:, channel] for stretch in stretches], cells, color="tab:blue")
@@ -106,11 +107,11 @@ def shown(stretches: Sequence[Stretch], n: int) -> list[int]:
 
 
 def titled(name: str) -> str:
-    """The name of a channel with its unit, if it ends with one in brackets, on a second line.
+    r"""The name of a channel with its unit, if it ends with one in brackets, on a second line.
 
     Examples:
         >>> titled("flow [m3/h]")
-        'flow\\n[m3/h]'
+        'flow\n[m3/h]'
     """
     return re.sub(r"\s*([\[(][^\[\]()]+[\])])$", r"\n\1", name)
 
@@ -122,15 +123,13 @@ def cut(sizes: Sequence[int]) -> list[np.ndarray]:
     return [np.linspace(0, size, n + 1).astype(int) for size, n in zip(sizes, counts, strict=True)]
 
 
-def band(
-    axis: Axes, where: list[np.ndarray], values: list[np.ndarray], cells: list[np.ndarray], **look: Any
-) -> None:
+def band(axis: Axes, where: list[np.ndarray], values: list[np.ndarray], cells: list[np.ndarray], **look: Any) -> None:
     """Draw a line through all steps, or the band between each cell's least and greatest value; gaps stay empty."""
     x, low, high = [], [], []
     for at, row, edges in zip(where, values, cells, strict=True):
         x += [at[(edges[:-1] + edges[1:]) // 2], at[-1:]]
-        low += [np.fmin.reduceat(row, edges[:-1]), [np.nan]]
-        high += [np.fmax.reduceat(row, edges[:-1]), [np.nan]]
+        low += [np.fmin.reduceat(row, edges[:-1]), np.array([np.nan])]
+        high += [np.fmax.reduceat(row, edges[:-1]), np.array([np.nan])]
     if all(len(at) == len(edges) - 1 for at, edges in zip(where, cells, strict=True)):
         axis.plot(np.concatenate(x), np.concatenate(low), linewidth=0.8, **look)
     else:

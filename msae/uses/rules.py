@@ -72,10 +72,10 @@ def unknown(channels: int) -> Rules:
 def pieces(x: Data) -> Iterator[tuple[Shaped[Tensor, "channels time"], int | None]]:
     """A series, or windows one after the other, in pieces of about `PIECE` steps; with the length of a window."""
     if x.ndim == 2:
-        yield from ((piece, None) for piece in x.split(PIECE, 1))
+        yield from ((piece, None) for piece in torch.split(x, PIECE, 1))
     else:
         n = x.shape[2]
-        yield from ((batch.movedim(1, 0).flatten(1), n) for batch in x.split(max(1, PIECE // n)))
+        yield from ((batch.movedim(1, 0).flatten(1), n) for batch in torch.split(x, max(1, PIECE // n)))
 
 
 class Runs:
