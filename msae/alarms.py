@@ -117,7 +117,7 @@ class Detector:
         known = self._certain(part, torch.tensor([run.known for run in found]).long()).tolist()
         found = [replace(run, known=step) for run, step in zip(found, known, strict=True)]
         if self.rules is not None:
-            found = events.together([*found, *rules.events(self.rules, part.x)], self.limits.gap, length)
+            found = events.together(found, rules.events(self.rules, part.x), self.limits.gap, length)
         self.ruled += sum(math.isnan(run.score) for run in found)
         return found
 

@@ -66,12 +66,17 @@ def detect(cfg: DictConfig) -> Path:
             found.write(row)
     write.picture(detector.figure(cfg.data.get("time_column")), out.with_name(f"{out.name}.png"))
     print(
-        f"{table.rows} time steps, {len(detector.events) - detector.ruled} events above {limits.above:.6g}"
+        f"{table.rows} time steps, {counted(len(detector.events) - detector.ruled)} above {limits.above:.6g}"
         + f" and {detector.ruled} by rules alone" * bool(detector.ruled)
         + (normal.told(cfg.score, limits) if normal else "")
         + f"\n  {out}\n  {out}.events.csv\n  {out}.png"
     )
     return out
+
+
+def counted(n: int) -> str:
+    """A number of events, in words."""
+    return f"{n} event{'s' * (n != 1)}"
 
 
 def check(cfg: DictConfig) -> None:
@@ -135,7 +140,7 @@ class Normal:
 
         totals, every = self.totals(score)
         n = events.count(totals, replace(limits, gap=limits.gap // every))
-        return f"\n  the {self.steps} training steps have {n} events above it"
+        return f"\n  in the {self.steps} training steps it gives {counted(n)}"
 
 
 def reference(cfg: DictConfig, model: Reconstructor) -> Normal | None:

@@ -152,12 +152,12 @@ def strip(
         x += [at[edges[:-1]], [end]]
         found += [np.fmax.reduceat(part, edges[:-1], axis=0), np.full((1, len(scales)), np.nan)]
     colours = np.concatenate(found)[:-1].T
-    most = max(10.0, float(np.nanmax(colours, initial=0)))
+    most = max(3.0, float(np.nanmax(colours, initial=0)))
     mesh = axis.pcolormesh(
         np.concatenate(x),
         np.arange(len(scales) + 1) - 0.5,
-        np.maximum(colours, 0.1),
-        norm=LogNorm(0.1, most),
+        np.maximum(colours, 1 / 3),
+        norm=LogNorm(1 / 3, most),
         cmap="magma_r",
         rasterized=True,
     )

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import torch
@@ -229,16 +230,21 @@ def count(totals: Float[Tensor, " n"], limits: Limits) -> int:
     return len(merged(events(Scores(totals, totals[None], {}), limits), limits))
 
 
-def together(runs: Iterable[Event], gap: int, length: int | None = None) -> list[Event]:
-    """Events of scores and of rules in order; those of the same channel that are at most `gap` steps apart are one."""
+def together(scored: Iterable[Event], ruled: Iterable[Event], gap: int, length: int | None = None) -> list[Event]:
+    """Events of scores and of rules, in order.
+
+    Those of rules are joined where they are of one channel and at most `gap` steps apart, and joined with the events of
+    scores of that channel whose peak lies in them.
+    """
     result: list[Event] = []
-    for run in sorted(runs, key=lambda run: (run.start, run.end)):
-        same = next((i for i in reversed(range(len(result))) if result[i].channel == run.channel), None)
-        if same is not None and near(result[same], run, gap, length):
-            result[same] = union(result[same], run)
-        else:
-            result.append(run)
-    return result
+    for run in sorted(ruled, key=lambda run: (run.channel, run.start)):
+        same = result and result[-1].channel == run.channel
+        result.append(union(result.pop(), run) if same and near(result[-1], run, gap, length) else run)
+    for run in scored:
+        inside = [rule for rule in result if rule.channel == run.channel and rule.start <= run.peak <= rule.end]
+        result = [rule for rule in result if rule not in inside]
+        result.append(reduce(union, inside, run))
+    return sorted(result, key=lambda run: (run.start, run.end))
 
 
 def certain(steps: Int[Tensor, " m"], time: int, length: int, stride: int = 1) -> Int[Tensor, " m"]:
