@@ -41,6 +41,7 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"]
     import msae.uses.augmentation
     import msae.uses.events
     import msae.uses.forecasting
+    import msae.uses.rules
 
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
 

@@ -213,7 +213,7 @@ def near(one: Event, other: Event, gap: int, length: int | None = None) -> bool:
 
 def union(one: Event, other: Event) -> Event:
     """Two events as one: with the greater peak, known as soon as one of them."""
-    peak = other if math.isnan(one.score) or other.score > one.score else one
+    peak = one if math.isnan(other.score) or one.score >= other.score else other
     known = min((run.known for run in (one, other) if run.known >= 0), default=-1)
     rule = ", ".join(dict.fromkeys(filter(None, [*one.rule.split(", "), *other.rule.split(", ")])))
     return replace(peak, start=min(one.start, other.start), end=max(one.end, other.end), known=known, rule=rule)
