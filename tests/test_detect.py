@@ -349,7 +349,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["probability=0"], "probability=0: expected a number between 0 and 1"),
         (["probability=2"], "probability=2: expected a number from 0 to 1"),
         (["merge=half"], "merge=half: expected a whole number, at least 0"),
-        (["hysteresis=1"], "hysteresis=1: expected one of True, False"),
+        (["hysteresis=low"], "hysteresis=low: expected one of True, False"),
         (["rules=stuck"], "rules=stuck: expected one of True, False"),
         (["alarms_per=1d"], "alarms_per=1d: x.npy has no times; expected a number of steps, or data.time_column"),
         (["alarms_per=1"], "alarms_per=1: 1 steps; expected at least 2"),

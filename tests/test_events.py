@@ -306,6 +306,7 @@ def test_events_of_rules_and_scores_together() -> None:
     )
     assert events.together([other], [out], 0) == [other, out]
     assert events.together([spike], [out], 0) == [Event(8, 14, 10, 5.0, 1, 0, 10, "out of range")]
-    assert events.together([spike], [still], 0) == [spike, still]
+    assert events.together([spike], [still], 0) == events.together([spike], [still], 1) == [spike, still]
+    assert events.together([spike], [still], 2) == [Event(8, 30, 10, 5.0, 1, 0, 18, "stands still")]
     assert events.together([], [still, out], 2) == [Event(10, 30, 10, nan, -1, 0, 10, "out of range, stands still")]
     assert events.together([spike], [still, out], 2) == [Event(8, 30, 10, 5.0, 1, 0, 10, "out of range, stands still")]

@@ -234,16 +234,20 @@ def together(scored: Iterable[Event], ruled: Iterable[Event], gap: int, length: 
     """Events of scores and of rules, in order.
 
     Those of rules are joined where they are of one channel and at most `gap` steps apart, and joined with the events of
-    scores of that channel whose peak lies in them.
+    scores of that channel whose peak is at most as far from them.
     """
     result: list[Event] = []
     for run in sorted(ruled, key=lambda run: (run.channel, run.start)):
         same = result and result[-1].channel == run.channel
         result.append(union(result.pop(), run) if same and near(result[-1], run, gap, length) else run)
     for run in scored:
-        inside = [rule for rule in result if rule.channel == run.channel and rule.start <= run.peak <= rule.end]
-        result = [rule for rule in result if rule not in inside]
-        result.append(reduce(union, inside, run))
+        peak = replace(run, start=run.peak, end=run.peak)
+        same = [
+            rule
+            for rule in result
+            if rule.channel == run.channel and near(rule, peak, gap, length) and near(peak, rule, gap, length)
+        ]
+        result = [*(rule for rule in result if rule not in same), reduce(union, same, run)]
     return sorted(result, key=lambda run: (run.start, run.end))
 
 
