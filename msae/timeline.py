@@ -113,7 +113,7 @@ def titled(name: str) -> str:
         >>> titled("flow [m3/h]")
         'flow\n[m3/h]'
     """
-    return re.sub(r"\s*([\[(][^\[\]()]+[\])])$", r"\n\1", name)
+    return re.sub(r"(?<=\S)\s*([\[(][^\[\]()]+[\])])$", r"\n\1", name)
 
 
 def cut(sizes: Sequence[int]) -> list[np.ndarray]:
