@@ -1,6 +1,7 @@
 """Pictures of reconstructions, of latents, of forecasts and of learning curves."""
 
 from collections.abc import Mapping, Sequence
+from datetime import tzinfo
 from typing import Any
 
 import numpy as np
@@ -188,13 +189,13 @@ def positions(steps: np.ndarray, times: np.ndarray | None, clock: str | None, un
     return times, clock or "time"
 
 
-def ticks(axis: Axes, at: np.ndarray) -> None:
-    """Give an axis few ticks: short dates where its positions are time stamps, otherwise numbers."""
+def ticks(axis: Axes, at: np.ndarray, zone: tzinfo | None = None) -> None:
+    """Give an axis few ticks: short dates, in a time zone, where its positions are time stamps, otherwise numbers."""
     axis.margins(x=0.01)
     if at.dtype.kind == "M":
-        locator = AutoDateLocator(minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
+        locator = AutoDateLocator(zone, minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
         axis.xaxis.set_major_locator(locator)
-        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(locator, zone))  # type: ignore[no-untyped-call]
     else:
         axis.xaxis.set_major_locator(MaxNLocator(6))
 
@@ -257,46 +258,6 @@ def forecast(
     axes[0].set_title(f"forecast of the {len(y_hat)} steps after the end", fontsize=9)
     axes[0].legend(fontsize=8, loc="upper left")
     axes[-1].set_xlabel(name)
-    return figure
-
-
-def anomalies(
-    x: Float[np.ndarray, "time channels"],
-    score: Float[np.ndarray, " time"],
-    threshold: float,
-    events: Sequence[tuple[int, int]],
-    names: Sequence[str],
-    times: Shaped[np.ndarray, " time"] | None = None,
-    clock: str | None = None,
-) -> Figure:
-    """A row for each of the first four channels and one for the score, with the threshold; events are shaded.
-
-    Args:
-        x: the series, in raw units.
-        score: the score of each step, high if anomalous; its axis is logarithmic if a score is above 0.
-        threshold: the score above which steps are events.
-        events: the first and the last step of each event.
-        names: the names of the channels, for the axes.
-        times: the times of the steps, time stamps or numbers; None for step numbers.
-        clock: the name of the times, for the axis.
-    """
-    shown = min(CHANNELS, x.shape[1])
-    figure = Figure(figsize=(11, 2.2 + 1.4 * shown), layout="constrained")
-    axes: list[Axes] = list(figure.subplots(shown + 1, 1, sharex=True, height_ratios=[*[1] * shown, 1.4]))
-    at, name = positions(np.arange(len(x)), times, clock, "step")
-    for channel, axis in enumerate(axes[:-1]):
-        envelope(axis, at, x[:, channel], linewidth=0.8, color="tab:blue")
-        axis.set_ylabel(names[channel])
-    envelope(axes[-1], at, score, linewidth=0.8, color="black", label="score")
-    axes[-1].axhline(threshold, color="tab:red", linestyle="--", linewidth=1, label="threshold")
-    if np.nanmax(score, initial=0) > 0:
-        axes[-1].set_yscale("log", nonpositive="mask")
-    axes[-1].set(ylabel="score\n(high: anomalous)", xlabel=name)
-    for axis in axes:
-        for i, (start, end) in enumerate(events):  # a label that starts with "_" is not in the legend
-            axis.axvspan(at[start], at[end], color="tab:red", alpha=0.25, linewidth=1, label="_" * i + "event")
-        ticks(axis, at)
-    axes[-1].legend(fontsize=8, loc="upper left", ncols=3)
     return figure
 
 

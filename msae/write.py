@@ -197,3 +197,8 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
+
+
+def counted(n: int) -> str:
+    """A number of events, in words."""
+    return f"{n} event{'s' * (n != 1)}"

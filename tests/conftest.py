@@ -19,7 +19,7 @@ from hydra._internal.hydra import Hydra
 from jaxtyping import install_import_hook
 
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
-with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"], CHECKER):
+with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.timeline", "msae.uses"], CHECKER):
     import msae.data.batches
     import msae.data.digits
     import msae.data.files
@@ -38,12 +38,14 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"]
     import msae.models.pyramid
     import msae.models.units
     import msae.plots
+    import msae.timeline
     import msae.uses.anomaly
     import msae.uses.augmentation
     import msae.uses.bank
     import msae.uses.events
     import msae.uses.forecasting
     import msae.uses.reference
+    import msae.uses.rules
 
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
 

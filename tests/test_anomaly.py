@@ -1,7 +1,6 @@
-"""Scores of time steps, thresholds and events."""
+"""Scores of time steps."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import final
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import genpareto
 from torch import Tensor
 
 from msae.errors import InputError
@@ -17,9 +15,8 @@ from msae.models.ae import AutoEncoder
 from msae.models.layers import window_level
 from msae.models.pyramid import PyramidAutoEncoder
 from msae.models.reconstructor import Reconstructor
-from msae.uses import anomaly, events
+from msae.uses import anomaly
 from msae.uses.anomaly import Scorer, Scores
-from msae.uses.events import Event
 
 LENGTH = 12
 
@@ -244,87 +241,6 @@ def test_usual_level_of_windows() -> None:
     mean, deviation = window_level(x.unfold(1, LENGTH, 1).movedim(1, 0))
     code = torch.cat([mean, deviation], dim=1).squeeze(2)
     torch.testing.assert_close(anomaly.learn(model, [x]).codes["level"].mean.float(), code.mean(0))
-
-
-def test_threshold_by_quantile() -> None:
-    totals = torch.cat([torch.arange(1000.0), torch.full((50,), torch.nan)])
-    assert events.threshold(totals, 0.1, "quantile") == pytest.approx(899.1)
-    assert events.threshold(totals, 0.1, "evt") == pytest.approx(899.1)  # below the tail
-
-
-@pytest.mark.parametrize("shape", [-0.2, 0.0, 0.3])
-def test_threshold_by_extreme_values(shape: float) -> None:
-    """For a known tail, the threshold beyond the sample is closer to the truth than the sample's greatest value."""
-    rng = np.random.default_rng(0)
-    errors, greatest = [], []
-    for _ in range(20):
-        sample = genpareto.rvs(shape, size=5000, random_state=rng)
-        truth = genpareto.isf(1e-5, shape)
-        errors.append(np.log(events.threshold(torch.from_numpy(sample), 1e-5) / truth))
-        greatest.append(np.log(sample.max() / truth))
-    assert abs(np.median(errors)) < 0.12
-    assert abs(np.median(errors)) < abs(np.median(greatest))
-
-
-def test_alarms_are_as_rare_as_wanted() -> None:
-    rng = np.random.default_rng(1)
-    train, new = (torch.from_numpy(rng.chisquare(3, n)) for n in (20_000, 1_000_000))
-    for method in events.METHODS:
-        rate = (new > events.threshold(train, 1e-3, method)).double().mean()
-        assert 0.0006 < rate < 0.0015
-
-
-def test_scores_that_are_all_alike() -> None:
-    assert events.threshold(torch.full((5000,), 2.0), 1e-4) == 2
-
-
-@pytest.mark.parametrize(
-    ("n", "probability", "method", "message"),
-    [
-        (100, 1e-3, "evt", "probability=0.001: 100 training scores; expected at least 1000, or threshold=quantile"),
-        (100, 1e-3, "quantile", "100 training scores; expected at least 1000, or a higher probability"),
-        (100, 0, "evt", "probability=0: expected a number between 0 and 1"),
-        (100, 1, "evt", "probability=1: expected a number between 0 and 1"),
-        (100, -0.1, "evt", "probability=-0.1: expected a number from 0 to 1"),
-        (100, 0.1, "pot", "method=pot: expected one of evt, quantile"),
-    ],
-)
-def test_thresholds_that_cannot_be(n: int, probability: float, method: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        events.threshold(torch.rand(n), probability, method)
-
-
-def scored(total: list[float]) -> Scores:
-    row = torch.tensor(total)
-    return Scores(row, torch.stack([row * 2, torch.zeros_like(row)]), {})
-
-
-def test_events() -> None:
-    nan = float("nan")
-    found = scored([9, 0, 3, 5, 4, 0, nan, 6, 1])
-    scale = torch.tensor([1, 0, 0, 2, 0, 0, -1, 1, 0])
-    every = events.events(found, 2, scale, first=100)
-    assert every == [Event(100, 100, 100, 9, 1, 0), Event(102, 104, 103, 5, 2, 0), Event(107, 107, 107, 6, 1, 0)]
-    assert events.merged(every) == every
-    assert events.merged(every, 1) == [Event(100, 104, 100, 9, 1, 0), every[2]]
-    assert events.merged(every, 2) == [Event(100, 107, 100, 9, 1, 0)]
-    assert events.events(scored([0, nan]), 0) == events.events(scored([]), 0) == []
-
-
-def test_events_end_with_a_window_that_stands_alone() -> None:
-    found = scored([0.0, 3, 4, 5, 0, 6])
-    every = events.events(found, 2, length=3)
-    assert [(event.start, event.end) for event in every] == [(1, 2), (3, 3), (5, 5)]
-    assert events.merged(every, length=3) == every
-    assert [(event.start, event.end) for event in events.merged(every, 1, 3)] == [(1, 2), (3, 5)]
-
-
-@given(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=40), st.lists(st.integers(1, 39), max_size=5))
-def test_events_do_not_depend_on_calls(total: list[float], cuts: list[int]) -> None:
-    whole = events.merged(events.events(scored(total), 0.5))
-    bounds = sorted({0, len(total), *(cut for cut in cuts if cut < len(total))})
-    parts = [event for a, b in pairwise(bounds) for event in events.events(scored(total[a:b]), 0.5, first=a)]
-    assert events.merged(parts) == whole
 
 
 def test_mistakes() -> None:

@@ -69,10 +69,17 @@ def test_csv(run: Any, trained: Path) -> None:
     code, out, err = run("data.path=new.csv", "data.time_column=t", "out=o/s.csv", "merge=3", "probability=1e-5")
     assert code == 0, err
     assert out.startswith("1500 time steps, 2 events above ")
+    assert "\n  in the 1050 training steps it gives 0 events\n" in out
     assert out.endswith("\n  o/s.csv\n  o/s.csv.events.csv\n  o/s.csv.png\n")
     scores = pd.read_csv("o/s.csv")
     names = ["file", "row", "time", "score", "score_0", "score_1", "error_1", "error_2", "code_1", "strangest"]
-    assert [name for name in scores if name != "code_2"] == [*names, "times_usual", "alarm"]
+    assert [name for name in scores if name != "code_2"] == [
+        *names,
+        "times_usual",
+        "alarm",
+        "known_at",
+        "known_at_time",
+    ]
     assert scores["row"].tolist() == list(range(TIME))
     assert scores["time"][25] == "2024-01-02 01:00:00"
     assert scores["score"].to_numpy() == pytest.approx(scores[["score_0", "score_1"]].mean(axis=1).to_numpy(), rel=1e-4)
@@ -82,16 +89,86 @@ def test_csv(run: Any, trained: Path) -> None:
     above = float(out.split("above ")[1].split()[0])
     assert scores["alarm"].tolist() == (scores["score"] > above * (1 + 1e-6)).tolist()
     events = pd.read_csv("o/s.csv.events.csv")
-    times = ["start_time", "end_time", "peak_time"]
-    assert set(events) == {"file", "start", "end", "peak", *times, "score", "threshold", "strangest", "channel"}
+    places = ["start", "end", "peak", "known_at"]
+    times = [f"{name}_time" for name in places]
+    assert list(events) == ["file", *places, *times, "score", "threshold", "rule", "strangest", "channel"]
     assert events["threshold"].to_numpy() == pytest.approx([above, above], rel=1e-5)
     assert events["channel"].tolist() == [0, 1]
+    assert events["rule"].tolist() == ["out of range", "out of range"]
+    assert events["known_at"].tolist() == [1300, 1400]  # the rule knows at once
     assert events["peak"][0] == 1300
     assert events["peak_time"][0] == "2024-02-24 04:00:00"
     assert 1389 <= events["start"][1] <= 1400 < 1404 <= events["end"][1] <= 1415
     assert events["start"][1] <= events["peak"][1] <= events["end"][1]
     assert set(events["strangest"]) <= {"1", "2", 1, 2}
     assert Path("o/s.csv.png").stat().st_size > 10_000
+
+
+def test_one_fault_is_one_event(run: Any) -> None:
+    """A stuck sensor, a level and a slow wave are three events, each with its reason; without the defaults more."""
+    x = waves(seed=1)
+    x[300:360, 0] = x[300, 0]
+    x[700:720, 1] += 1000
+    x[1100:1200, 0] = np.sin(np.arange(100) * 1.5)
+    write_file("new.csv", x)
+    args = ("data.path=new.csv", "data.time_column=t", "probability=1e-5")
+    assert run(*args, "out=s.csv", "merge=auto").code == 0
+    events = pd.read_csv("s.csv.events.csv", dtype={"channel": str})
+    assert events["rule"].fillna("").tolist() == ["stands still", "out of range", ""]
+    assert events["channel"].tolist() == ["0", "1", "0"]
+    for (start, end), event in zip([(300, 359), (700, 719), (1100, 1199)], events.itertuples(), strict=True):
+        assert start - 12 <= event.start <= start + 6
+        assert end - 6 <= event.end <= end + 12
+    assert run(*args, "out=t.csv", "merge=0", "hysteresis=false", "rules=false").code == 0
+    bare = pd.read_csv("t.csv.events.csv")
+    assert bare["rule"].isna().all()
+    assert (bare["start"] >= 1088).sum() > 1
+
+
+def test_known_at(run: Any) -> None:
+    """A file cut at that row has the row's score; the event of a longer file was not known in one that ends before."""
+    x = waves(seed=1)
+    x[1100:1200, 0] = np.sin(np.arange(100) * 1.5)
+    write_file("late.csv", x)
+    args = ("data.time_column=t", "probability=1e-5", "rules=false")
+    assert run("data.path=late.csv", "out=late.s.csv", *args).code == 0
+    late, [event] = pd.read_csv("late.s.csv"), pd.read_csv("late.s.csv.events.csv").to_dict("records")
+    assert late["known_at"].tolist() == [*range(11, TIME), *[TIME - 1] * 11]
+    assert late["known_at_time"].tolist() == late["time"][late["known_at"]].tolist()
+    assert event["known_at"] == late["known_at"][late["alarm"]].min()
+    assert event["known_at_time"] == late["time"][event["known_at"]]
+    for time in (event["known_at"], event["known_at"] + 1):
+        write_file("early.csv", x[:time])
+        assert run("data.path=early.csv", f"out={time}.csv", *args).code == 0
+    cut = pd.read_csv(f"{event['known_at'] + 1}.csv")
+    same = late["known_at"] <= event["known_at"]
+    assert cut["score"][same[: len(cut)]].to_numpy() == pytest.approx(late["score"][same].to_numpy(), rel=1e-4)
+    assert len(pd.read_csv(f"{event['known_at'] + 1}.csv.events.csv")) == 1
+
+
+@pytest.mark.parametrize(("budget", "steps"), [("50h", 50), ("2d", 48), ("100", 100 / 3600)])
+def test_a_budget_of_alarms(run: Any, trained: Path, budget: str, steps: float) -> None:
+    """Of the training split itself, about as many events as the budget allows."""
+    args = (f"data.path={trained / 'a.csv'}", f"alarms_per={budget}", "threshold=quantile", "merge=2")
+    code, out, err = run(*args, "out=s.csv", "data.time_column=t")
+    if steps < 2:
+        assert (code, "alarms_per=100: 0.0278 steps; expected at least 2" in err) == (2, True)
+        return
+    n = int(out.split("training steps it gives ")[1].split()[0])
+    assert 0.7 * 1050 / steps <= n <= 1050 / steps
+    assert run(*args[:1], "alarms_per=50", *args[2:], "out=t.csv", "data.time_column=null").code == 0
+    if steps == 50:
+        assert pd.read_csv("s.csv.events.csv")["threshold"][0] == pd.read_csv("t.csv.events.csv")["threshold"][0]
+
+
+def test_few_training_scores(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A quantile serves, and the log says so; the picture and the tables are as usual."""
+    np.save("x.npy", strange())
+    np.save("calm.npy", waves(630, seed=5))
+    code, out, err = run("data.path=x.npy", "out=x.csv", "reference=calm.npy")
+    assert (code, err) == (0, "")
+    assert "630 training scores are too few for extreme value theory; the threshold is their quantile" in caplog.text
+    assert "in the 630 training steps it gives 1 event\n" in out
 
 
 def test_score_by_scales(run: Any) -> None:
@@ -165,11 +242,11 @@ def test_a_channel_without_values_is_told(run: Any, caplog: pytest.LogCaptureFix
     assert run(*args, "out=e.parquet").code == 0
     assert "e.csv: channel 0 has no value; scores are of the other channels" in caplog.text
     events = pd.read_csv("e.parquet.events.csv")
-    last = events.iloc[-1]
-    assert (last["start"], last["end"], last["channel"], last["note"]) == (0, TIME - 1, 0, "no value")
-    assert np.isnan(last["score"])
-    assert set(events["channel"][:-1]) == {1}
-    assert events["note"][:-1].isna().all()
+    first = events.iloc[0]
+    assert (first["start"], first["end"], first["channel"], first["rule"]) == (0, TIME - 1, 0, "missing")
+    assert np.isnan(first["score"])
+    assert np.isnan(first["threshold"])
+    assert set(events["channel"][1:]) == {1}
 
 
 def test_reference_files_and_quantile(run: Any) -> None:
@@ -191,7 +268,7 @@ def test_windows_already_cut(run: Any) -> None:
     windows[3, 0, 11] += 30
     windows[4, 0, 0] += 20
     np.save("w.npy", windows)
-    code, _, err = run("data.path=w.npy", "out=w.csv", "threshold=20", "merge=5")
+    code, _, err = run("data.path=w.npy", "out=w.csv", "threshold=20", "merge=5", "hysteresis=false", "rules=false")
     assert code == 0, err
     scores = pd.read_csv("w.csv")
     assert scores["index"].tolist() == np.repeat(range(20), 12).tolist()
@@ -271,7 +348,12 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["threshold=-1"], "threshold=-1: expected a number from 0"),
         (["probability=0"], "probability=0: expected a number between 0 and 1"),
         (["probability=2"], "probability=2: expected a number from 0 to 1"),
-        (["probability=1e-9", "threshold=quantile"], "training scores; expected at least 1000000000, or a higher"),
+        (["merge=half"], "merge=half: expected a whole number, at least 0"),
+        (["hysteresis=low"], "hysteresis=low: expected one of True, False"),
+        (["rules=stuck"], "rules=stuck: expected one of True, False"),
+        (["alarms_per=1d"], "alarms_per=1d: x.npy has no times; expected a number of steps, or data.time_column"),
+        (["alarms_per=1"], "alarms_per=1: 1 steps; expected at least 2"),
+        (["alarms_per=1d", "threshold=5"], "alarms_per=1d: threshold=5 is a number; expected evt or quantile"),
         (["score=all"], "score=all: expected one of error, scales"),
         (["reference=null", "threshold=1", "score=scales"], "reference=null: score=scales needs training scores"),
         (["reference=null"], "reference=null: threshold=evt needs training scores; expected a number"),

@@ -198,8 +198,8 @@ def with_format(column: pa.Array, form: str) -> pa.Array | None:
         return None
 
 
-def duration(text: Any, table: Table) -> float:
-    """`max_gap` in the units of a table's times, from a text such as `90s`, `5min`, `1h`, `4d`, or a number.
+def duration(text: Any, table: Table, key: str = "max_gap") -> float:
+    """The value of a key in the units of a table's times: a text such as `90s`, `5min`, `1h`, `4d`, or a number.
 
     Raises:
         InputError: any other value, or a unit where times are plain numbers.
@@ -210,12 +210,10 @@ def duration(text: Any, table: Table) -> float:
     except ValueError:
         value = 0.0
     if not match or not value:
-        raise InputError(
-            f"max_gap={text}: expected a time such as 90s, 5min, 1h, 4d, or a number in the column's units"
-        )
+        raise InputError(f"{key}={text}: expected a time such as 90s, 5min, 1h, 4d, or a number in the column's units")
     if match[2] and table.origin is None:
         raise InputError(
-            f"max_gap={text}: {table.path} has times that are plain numbers; expected a number in their units"
+            f"{key}={text}: {table.path} has times that are plain numbers; expected a number in their units"
         )
     return value * SECONDS[match[2] or "s"]
 

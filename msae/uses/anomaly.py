@@ -3,7 +3,7 @@
 At each scale, a window's score is the mean squared distance from the nearest normal window of training plus the error
 of its reconstruction, once of the values less their mean and once of the shape alone. A step has the mean score of the
 windows that contain it. Scores of different scales, channels and kinds are compared by their ratio to their usual value
-in training: the greatest ratio is the score of the step.
+in training; `combined` makes one score of them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class Scores:
 
     Attributes:
         total: the greatest score of the channels.
-        channels: the greatest ratio of a channel's scores to their usual values; NaN where the channel has no value.
-        scales: the same for each scale, by its name; NaN where no window of the scale contains the step.
+        channels: of each channel, relative to what is usual in training; NaN where the channel has no value. Without
+            training data, the mean squared error of the windows that contain the step.
+        scales: the greatest score of the channels at each scale, by its name; NaN where no window of the scale contains
+            the step.
     """
 
     total: Float[Tensor, " time"]
@@ -236,13 +238,24 @@ class Scorer:
         if self.known is None:
             channels = rows[0].where(~missing, torch.nan).float()
             return Scores(channels.nanmean(0), channels, {})
-        ratios = rows.unflatten(1, (2, len(x))) / self.known.usual[..., None]
-        ratios = ratios.where(~missing, torch.nan).nan_to_num(-1.0).max(1).values.float()
-        scales, channels = (ratios.max(axis).values for axis in (1, 0))
-        scales, channels = scales.where(scales >= 0, torch.nan), channels.where(channels >= 0, torch.nan)
+        ratios = (rows.unflatten(1, (2, len(x))) / self.known.usual[..., None]).where(~missing, torch.nan)
+        scales, channels = combined(ratios)
         total = channels.nan_to_num(-1.0).max(0).values
-        named = dict(zip(self.names, scales, strict=True))
-        return Scores(total.where(total >= 0, torch.nan), channels, named)
+        return Scores(total.where(total >= 0, torch.nan), channels, dict(zip(self.names, scales, strict=True)))
+
+
+def combined(
+    ratios: Float[Tensor, "scales 2 channels time"],
+) -> tuple[Float[Tensor, "scales time"], Float[Tensor, "channels time"]]:
+    """The scores of scales and of channels, from ratios to usual values; NaN where there is none.
+
+    Both kinds, values and shape, count alike. A channel's score is the root mean square over its scales: a high one
+    stands out, and several that agree count more than one. This rule was chosen, against the greatest, the mean and the
+    geometric mean, by faults put into training parts (`studies/anomalies`).
+    """
+    each = ratios.mean(1).float()
+    scales = each.nan_to_num(-1.0).max(1).values
+    return scales.where(scales >= 0, torch.nan), each.square().nanmean(0).sqrt()
 
 
 def over_steps(rows: Float[Tensor, "rows n"], steps: int, stride: int) -> Float[Tensor, "rows time"]:

@@ -132,6 +132,7 @@ class Bank:
     """Normal windows, as each scale codes them.
 
     Attributes:
+        latents: of the windows.
         shelves: the codes of each scale.
         series: number of the series of each window, in the order of the training data.
         starts: first step of each window in its series.
@@ -139,6 +140,7 @@ class Bank:
             a window, so that they share no step, or less where there is one short series.
     """
 
+    latents: Float[Tensor, "m latent"]
     shelves: dict[str, Shelf]
     series: Int[Tensor, " m"]
     starts: Int[Tensor, " m"]
@@ -159,12 +161,15 @@ def build(model: Reconstructor, data: Iterable[Data], stride: int, size: int) ->
     some = torch.linspace(0, len(x) - 1, min(len(x), FITTED)).long()
     metrics = {view.name: fit(view.code, steps) for view, steps in views(model, x[some])}
     shelves: dict[str, list[tuple[View, Tensor]]] = {name: [] for name in metrics}
+    latents = []
     for batch in x.split(BLOCK):
+        with torch.no_grad():
+            latents.append(model.encode_scaled(model.normalized(batch)[0].nan_to_num(0.0).to(model.device)).cpu())
         for view, _ in views(model, batch):
             shelves[view.name].append((view, view.code @ metrics[view.name][0]))
     found = {name: shelf(*metrics[name], *zip(*batches, strict=True)) for name, batches in shelves.items()}
     span = int(starts.max() - starts.min()) if series.unique().numel() == 1 else 3 * model.length
-    return Bank(found, series, starts, max(1, min(model.length, span // 3)))
+    return Bank(torch.cat(latents), found, series, starts, max(1, min(model.length, span // 3)))
 
 
 def shelf(metric: Tensor, shares: Tensor, found: Sequence[View], codes: Sequence[Tensor]) -> Shelf:

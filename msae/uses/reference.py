@@ -12,7 +12,7 @@ from torch import Tensor
 
 from msae.errors import check_int
 from msae.models.reconstructor import Reconstructor
-from msae.uses.anomaly import Scorer
+from msae.uses.anomaly import Scorer, combined
 from msae.uses.bank import Bank, build
 from msae.uses.ranges import Data
 
@@ -112,8 +112,8 @@ def learn(
             seen(steps.shape[1])
         if x.ndim == 2:
             scorer.own = (scorer.own or 0) + 1
-    rows = kept.rows()
-    rows = rows[~rows.isnan().all(1) & rows.isfinite().any(1)]
-    usual = torch.nanquantile(rows.double(), USUAL, dim=0).nan_to_num(0.0).clamp(min=LEAST)
-    totals = (rows / usual).nan_to_num(-1.0).max(1).values.float()
-    return Reference(bank, usual.reshape(shape), totals)
+    rows = kept.rows().double()
+    rows = rows[~rows.isnan().all(1)]
+    usual = torch.nanquantile(rows, USUAL, dim=0).nan_to_num(0.0).clamp(min=LEAST)
+    channels = combined((rows / usual).T.reshape(*shape, -1))[1]
+    return Reference(bank, usual.reshape(shape).float(), channels.nan_to_num(-1.0).max(0).values)

@@ -1,0 +1,235 @@
+"""Scores and events as columns of tables, and the picture of the strangest series: what `msae.detect` writes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from msae import write
+from msae.parts import Part
+
+if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
+    import numpy as np
+    from jaxtyping import Int
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from msae.normality import Normal
+    from msae.timeline import Stretch
+    from msae.uses.anomaly import Scorer
+    from msae.uses.events import Event, Limits
+    from msae.uses.rules import Rules
+
+log = logging.getLogger(__name__)
+PLACES = ("start", "end", "peak", "known_at")
+"""Steps of an event that its table gives."""
+REASON = ("from", "to", "differs_in", "value", "expected", "band", "normal_file", "normal_row")
+"""Columns of an event that tell why it is one: the window with the highest score that contains the peak, whether its
+values or its shape differ most from normal, the value at the peak and that of the nearest normal window, give or take
+the usual distance, and where that window is in the training data."""
+TEXTS = ("differs_in", "normal_file")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A part with its scores, the ratios of its scales, `(time, scales)`, and its events; kept for the picture."""
+
+    part: Part
+    totals: np.ndarray
+    ratios: np.ndarray
+    runs: list[Event]
+
+
+class Detector:
+    """Turns scores into columns of a table, and collects the events.
+
+    Args:
+        scorer: the scorer of a model.
+        limits: what makes a run of scores an event.
+        rules: the rules on raw values; None for none.
+        normal: what the scores are compared with; None without a reference.
+
+    Attributes:
+        events: a row of the table of events for each event.
+        ruled: the number of events that only rules found.
+        shown: the greatest score, and the parts of the series with this score, for the picture.
+    """
+
+    def __init__(self, scorer: Scorer, limits: Limits, rules: Rules | None, normal: Normal | None) -> None:
+        self.scorer = scorer
+        self.limits = limits
+        self.rules = rules
+        self.normal = normal
+        self.events: list[dict[str, Any]] = []
+        self.ruled = 0
+        self.shown: tuple[float, list[Scored]] | None = None
+        self._series: list[Scored] = []  # the parts so far of the series that the last part is of
+        self._greatest = -1.0
+
+    def scores(self, part: Part) -> Iterator[dict[str, Any]]:
+        """The table of a part, in pieces; after the last piece `events` includes its events."""
+        import numpy as np
+        import torch
+
+        from msae.data.files import Spool
+        from msae.uses import anomaly, events, ranges
+
+        for number in ranges.without_values(part.x):
+            log.warning(
+                "%s: channel %s has no value; scores are of the other channels", part.name, part.channels[number]
+            )
+        length = part.x.shape[2] if part.x.ndim == 3 else None
+        done = 0
+        runs: list[Event] = []
+        with Spool(np.float32) as totals, Spool(np.float32, len(self.scorer.names)) as ratios:
+            for found in filter(len, anomaly.scores(self.scorer, part.x)):
+                strangest = found.strangest()
+                steps = torch.arange(done, done + len(found))
+                table = part.owner(steps) | part.place(steps) | {"score": found.total}
+                table |= {f"score_{name}": row for name, row in zip(part.channels, found.channels, strict=True)}
+                if found.scales:
+                    ratios.append(torch.stack(list(found.scales.values()), dim=1).numpy())
+                    table |= {f"scale_{name}": row for name, row in found.scales.items()}
+                    table["strangest"] = write.texts(self.scorer.names, strangest)
+                table["alarm"] = found.total > self.limits.above
+                yield table | named(part, "known_at", self._certain(part, steps))
+                runs += events.events(found, self.limits, strangest, done, length)
+                totals.append(found.total.numpy())
+                done += len(found)
+            runs = self._found(part, runs, length)
+            self.events += [self.row(part, run) for run in runs]
+            self._keep(Scored(part, totals.array()[:, 0], ratios.array(), runs))
+
+    def _found(self, part: Part, runs: list[Event], length: int | None) -> list[Event]:
+        """The events of a part: those of its scores, which are known when these are certain, and those of the rules."""
+        import torch
+
+        from msae.uses import events, rules
+
+        found = events.merged(runs, self.limits, length)
+        known = self._certain(part, torch.tensor([run.known for run in found]).long()).tolist()
+        found = [replace(run, known=step) for run, step in zip(found, known, strict=True)]
+        if self.rules is not None:
+            found = events.together(found, rules.events(self.rules, part.x), self.limits.gap, length)
+        self.ruled += sum(math.isnan(run.score) for run in found)
+        return found
+
+    def _certain(self, part: Part, steps: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+        """The step at which the score of each step was certain."""
+        from msae.uses import events
+
+        length = self.scorer.model.length
+        if part.x.ndim == 3:
+            return (steps // length + 1) * length - 1
+        if self.scorer.causal:
+            return steps
+        return events.certain(steps, part.x.shape[1], length, self.scorer.stride)
+
+    def row(self, part: Part, run: Event) -> dict[str, Any]:
+        """An event as a row of a table."""
+        import torch
+
+        found = part.owner(torch.tensor([run.start]))
+        places = [
+            named(part, name, torch.tensor([step]))
+            for name, step in zip(PLACES, (run.start, run.end, run.peak, run.known), strict=True)
+        ]
+        for names in zip(*places, strict=True):  # start, end, ..., then start_time, end_time, ...
+            found |= {name: place[name] for name, place in zip(names, places, strict=True)}
+        above = math.nan if math.isnan(run.score) else self.limits.above
+        found |= {"score": [run.score], "threshold": [above], "rule": [run.rule]}
+        if self.scorer.names:
+            found["strangest"] = [self.scorer.names[run.scale] if run.scale >= 0 else ""]
+        found["channel"] = [part.channels[run.channel]]
+        return found | self._reason(part, run) if self.normal else found
+
+    def _reason(self, part: Part, run: Event) -> dict[str, Any]:
+        """The columns of an event that tell why it is one."""
+        import torch
+
+        from msae.uses import reasons
+
+        if run.scale < 0:
+            return {name: ["" if name in TEXTS else None] for name in REASON}
+        assert self.normal is not None
+        found = reasons.reason(self.scorer, part.x, run.peak, run.channel, self.scorer.names[run.scale])
+        file, row = self.normal.place(found.normal)
+        start, end = (next(iter(part.place(torch.tensor([step])).values()))[0] for step in (found.start, found.end))
+        value = (
+            part.x.flatten(1)[run.channel, run.peak]
+            if part.x.ndim == 2
+            else part.x.movedim(1, 0).flatten(1)[run.channel, run.peak]
+        )
+        expected = float(found.expected[run.peak - found.start])
+        values = (int(start), int(end), found.kind, float(value), expected, found.band, file, row + found.offset)
+        return {name: [value] for name, value in zip(REASON, values, strict=True)}
+
+    def _keep(self, scored: Scored) -> None:
+        """Keep the parts of the series with the greatest score for the picture."""
+        import numpy as np
+
+        if not self._series or self._series[-1].part.name != scored.part.name:
+            self._series, self._greatest = [], -1.0
+        self._series.append(scored)  # `shown` may be this list
+        self._greatest = float(np.nanmax(scored.totals, initial=self._greatest))
+        if self.shown is None or self._greatest > self.shown[0]:
+            self.shown = self._greatest, self._series
+
+    def figure(self, clock: str | None) -> Figure:
+        """The picture of the series with the greatest score; `clock` is the name of the time column."""
+        import numpy as np
+        import pyarrow as pa
+        import torch
+
+        from msae import timeline
+
+        assert self.shown is not None, "something was scored"
+        part = self.shown[1][0].part
+        name, span = part.name, None
+        if part.x.ndim == 3:
+            number = int(np.nanargmax(self.shown[1][0].totals)) // part.x.shape[2]
+            name, span = f"{name}, number {number}", number
+        stretches = [stretch(scored, span) for scored in self.shown[1]]
+        times = part.place(torch.tensor([0])).get("time")
+        zone = times[0].as_py().tzinfo if times is not None and pa.types.is_timestamp(times.type) else None
+        unit = "row" if span is None else "step"
+        figure = timeline.anomalies(stretches, part.channels, self.scorer.names, self.limits.above, clock, zone, unit)
+        figure.suptitle(name, fontsize=9)
+        return figure
+
+
+def stretch(scored: Scored, window: int | None) -> Stretch:
+    """A part, or a window of it, as the picture takes it."""
+    import numpy as np
+    import torch
+
+    from msae import timeline
+
+    x, length = scored.part.x, len(scored.totals)
+    first = 0
+    if window is not None:
+        x, length = x[window], x.shape[2]
+        first = window * length
+    steps = torch.arange(first, first + length)
+    at = scored.part.place(steps)
+    rows, times = next(iter(at.values())), at.get("time")
+    return timeline.Stretch(
+        x.T.numpy(),
+        scored.totals[first : first + length],
+        scored.ratios[first : first + length],
+        np.asarray(rows),
+        None if times is None else times.to_numpy(zero_copy_only=False),
+        [
+            replace(run, start=run.start - first, end=run.end - first)
+            for run in scored.runs
+            if first <= run.start < first + length
+        ],
+    )
+
+
+def named(part: Part, name: str, steps: Int[Tensor, " m"]) -> dict[str, Any]:
+    """The place of steps as columns `name` and, where there are times, `name_time`."""
+    return {f"{name}_time" if key == "time" else name: values for key, values in part.place(steps).items()}

@@ -1,0 +1,184 @@
+"""What `python -m msae.detect` compares with: normal windows of the training split, kept beside the checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from msae import read, write
+from msae.errors import InputError
+from msae.runs.found import data_set
+from msae.runs.mistakes import explain
+
+if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from msae.data.windows import Views
+    from msae.models.reconstructor import Reconstructor
+    from msae.uses.events import Limits
+    from msae.uses.reference import Reference
+    from msae.uses.rules import Rules
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """What was learned of normal series.
+
+    Attributes:
+        scores: normal windows, and how far training windows are from them.
+        rules: the rules that their values keep.
+        steps: the number of their time steps.
+        places: the file of each series, and the row at which it starts there.
+    """
+
+    scores: Reference
+    rules: Rules
+    steps: int
+    places: list[tuple[str, int]]
+
+    @property
+    def totals(self) -> tuple[Float[Tensor, " n"], int]:
+        """Their scores, which are spread evenly, and the number of steps from one of them to the next."""
+        totals = self.scores.totals
+        return totals, max(1, round(self.steps / len(totals)))
+
+    def place(self, number: int) -> tuple[str, int]:
+        """The file and the first row of a window of the bank; of a data set without files, the index of its sample."""
+        bank = self.scores.bank
+        series, start = int(bank.series[number]), int(bank.starts[number])
+        if not self.places:
+            return "", series
+        file, first = self.places[series]
+        return file, first + start
+
+    def told(self, limits: Limits) -> str:
+        """How many events they would have had themselves."""
+        from msae.uses import events
+
+        totals, every = self.totals
+        n = events.count(totals, replace(limits, gap=limits.gap // every))
+        return f"\n  in the {self.steps} training steps it gives {write.counted(n)}"
+
+    def state(self) -> dict[str, Any]:
+        """Plain values and tensors, for a file."""
+        bank = vars(self.scores.bank) | {
+            "shelves": {name: vars(each) for name, each in self.scores.bank.shelves.items()}
+        }
+        scores = vars(self.scores) | {"bank": bank}
+        return {"scores": scores, "rules": vars(self.rules), "steps": self.steps, "places": self.places}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> Normal:
+        """What `state` gave."""
+        from msae.uses.bank import Bank, Shelf
+        from msae.uses.reference import Reference
+        from msae.uses.rules import Rules
+
+        scores, bank = state["scores"], state["scores"]["bank"]
+        shelves = {name: Shelf(**each) for name, each in bank["shelves"].items()}
+        return cls(
+            Reference(**scores | {"bank": Bank(**bank | {"shelves": shelves})}),
+            Rules(**state["rules"]),
+            state["steps"],
+            [(str(file), int(row)) for file, row in state["places"]],
+        )
+
+
+def find(cfg: DictConfig, model: Reconstructor) -> Normal | None:
+    """What is normal in the training split of the run, or in files; None without a reference.
+
+    That of the training split is kept beside the checkpoint, as `best.bank` beside `best.ckpt`, so that later calls need
+    no training data.
+    """
+    if cfg.reference is None:
+        return None
+    if cfg.reference != "training":
+        files = OmegaConf.merge(cfg, {"data": {"path": reference_path(cfg)}})
+        assert isinstance(files, DictConfig)
+        stretches = list(read.stretches(files, model))
+        places = [(str(stretch.table.path), stretch.first) for stretch in stretches]
+        return learned(cfg, model, [stretch.x for stretch in stretches], places)
+    from msae.models import archive, checkpoint
+    from msae.whole import write_bytes
+
+    ckpt = checkpoint.find(cfg.ckpt)
+    file = ckpt.with_suffix(".bank")
+    facts = {"checkpoint": hashlib.sha256(ckpt.read_bytes()).hexdigest()}
+    facts |= {key: cfg[key] for key in ("stride", "causal", "bank_size")}
+    if file.is_file():
+        try:
+            kept = archive.read(file)
+            if kept["facts"] == facts:
+                return Normal.of_state(kept["normal"])
+        except (InputError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: not readable, so that it is learned again (%s)", file, type(error).__name__)
+    normal = learned(cfg, model, *training(cfg, model))
+    try:
+        write_bytes(file, archive.packed({"facts": facts, "normal": normal.state()}))
+    except InputError as error:
+        log.warning("%s; the next call has to learn the normal windows again", error)
+    return normal
+
+
+def learned(cfg: DictConfig, model: Reconstructor, data: list[Tensor] | Cut, places: list[tuple[str, int]]) -> Normal:
+    """What is normal in data."""
+    from msae.uses import reference, rules
+
+    total = sum(x.numel() // model.channels for x in data) if isinstance(data, list) else len(data.x) * model.length
+    with write.Progress("steps") as progress:
+        progress.begin("training scores", total)
+        scores = reference.learn(model, data, cfg.stride, progress.update, cfg.bank_size, cfg.causal)
+    return Normal(scores, rules.learn(data, model.channels), total, places)
+
+
+def reference_path(cfg: DictConfig) -> Any:
+    """`cfg.reference` as `data.path` takes it."""
+    return OmegaConf.to_container(cfg.reference) if OmegaConf.is_config(cfg.reference) else cfg.reference
+
+
+def training(cfg: DictConfig, model: Reconstructor) -> tuple[list[Tensor] | Cut, list[tuple[str, int]]]:
+    """The series, or windows, of the training split of the checkpoint's run, and the file and first row of each series.
+
+    Raises:
+        InputError: the checkpoint does not say what they were, or they cannot be read.
+    """
+    from msae.data.windows import Views
+
+    hint = "type reference=PATH to compare with other files, or reference=null and threshold=NUMBER to do without"
+    options = model.data_options
+    if options is None:
+        raise InputError(f"reference=training: {cfg.ckpt} does not say how its data were read; {hint}")
+    try:
+        x = data_set("its data options", options, "type data._target_={}", [cfg.data._target_]).train.x
+    except (InputError, HydraException, OSError) as error:
+        reason = explain(error, "train").rstrip(".")
+        raise InputError(f"reference=training: cannot read the data of {cfg.ckpt}: {reason}; {hint}") from None
+    if not isinstance(x, Views):
+        return [x], []
+    if x.blocks[0].ndim == 3:
+        return Cut(x), []
+    from msae.data import files
+
+    paths = files.find(options["path"])
+    series = [x.blocks[number][start:stop].T for number, start, stop in x.spans]
+    return series, [(str(paths[number]), start) for number, start, _ in x.spans]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Windows of files that already contain windows; each iteration reads them again in batches."""
+
+    x: Views
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self.x[first : first + read.BATCH] for first in range(0, len(self.x), read.BATCH))
