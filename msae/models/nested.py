@@ -110,7 +110,7 @@ class NestedAutoEncoder(Reconstructor):
         self,
         shape: Sequence[int],
         lengths: str | Sequence[int] = "auto",
-        code_dim: int = 16,
+        code_dim: int = 32,
         channels: str = "separate",
         hidden_dim: int = 128,
         passes: int = 3,
