@@ -21,6 +21,8 @@ from jaxtyping import install_import_hook
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
 with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"], CHECKER):
     import msae.data.batches
+    import msae.data.clock
+    import msae.data.dates
     import msae.data.digits
     import msae.data.files
     import msae.data.mnist

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from msae.data.head import INDEX_NAME
-from msae.data.rows import Clock, Table
+from msae.data.clock import Clock
+from msae.data.rows import Table
 from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
 from msae.errors import InputError, check_utf8, one_line
 from msae.whole import available, size
