@@ -25,10 +25,14 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.uses"]
     import msae.data.dates
     import msae.data.digits
     import msae.data.files
+    import msae.data.grid
+    import msae.data.holes
     import msae.data.mnist
     import msae.data.module
+    import msae.data.period
     import msae.data.rows
     import msae.data.series
+    import msae.data.spool
     import msae.data.statistics
     import msae.data.tables
     import msae.data.ucr

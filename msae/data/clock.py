@@ -11,18 +11,95 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from msae.data import dates
+from msae.data.head import is_number
 from msae.data.rows import Table
-from msae.data.tables import Format
+from msae.data.tables import Csv, Format, Parquet
 from msae.errors import InputError
 
+KINDS = (pa.float64(), *(pa.timestamp(unit, zone) for zone in (None, "UTC") for unit in ("us", "ns")))
+"""Types that a text of ISO 8601, or a number, is read as."""
+AUTO = "auto"
+"""As `time_column`: the only column of times there is, if there is one; as `freq`: the usual step."""
+NAMES = frozenset(("time", "timestamp", "datetime", "date", "date_time", "time_stamp", "epoch", "unix_time", "index"))
+"""Names of columns of numbers that are times where they increase, in small letters."""
 EXACT = 2**52
 """Whole numbers above this are not exact as float64, with room for a difference."""
 
 
+def settled(source: Csv | Parquet, form: Format) -> Format:
+    """The format of a table with the name of its time column, and with the format of its times, where they are found.
+
+    Raises:
+        InputError: several columns may be the times, or several formats may be theirs.
+    """
+    name = form.time_column
+    if name == AUTO and AUTO not in source.names:
+        name = time_column(source, form)
+        form = replace(form, time_column=name)
+    if name is None or name not in source.names or form.time_format is not None:
+        return form
+    texts = source.sample(name)
+    if not texts or not isinstance(texts[0], str) or iso(pa.array(texts)) is not None:
+        return form
+    pieces = (present(batch.column(0)) for batch in source.batches([], [name]))
+    found = dates.guess(f"{source.path}, column {name}", pieces)
+    return replace(form, time_format=found)
+
+
+def time_column(source: Csv | Parquet, form: Format) -> str | None:
+    """The only column of a table, beside the channels and the names of series, that holds times; None without one.
+
+    Times are time stamps; or else numbers that increase, in a column with a name such as `time`.
+    """
+    others = {*map(str, form.columns or []), str(form.group_column)}
+    samples = {name: source.sample(name) for name in source.names if name not in others}
+    found = [name for name, sample in samples.items() if sample and are_stamps(sample)]
+    found = found or [name for name, sample in samples.items() if name.lower() in NAMES and increase(sample)]
+    if len(found) > 1:
+        raise InputError(
+            f"{source.path}: several columns of times, {', '.join(found[:8])}; set data.time_column={found[0]}, and "
+            "choose the channels with data.columns=[...]"
+        )
+    return found[0] if found else None
+
+
+def are_stamps(sample: list[Any]) -> bool:
+    """Whether values are time stamps: of such a type, or texts that one format reads, and that are not numbers."""
+    if not isinstance(sample[0], str):
+        return isinstance(sample[0], date)
+    if all(map(is_plain, sample)):
+        return False
+    texts = pa.array(sample)
+    return iso(texts) is not None or bool(dates.readings(texts, dates.formats()))
+
+
+def increase(sample: list[Any]) -> bool:
+    """Whether the values, at least two, are numbers that increase."""
+    numbers = [float(value) for value in sample if is_plain(str(value))]
+    return len(numbers) == len(sample) > 1 and all(a < b for a, b in pairwise(numbers))
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text is a number, with a decimal point or comma."""
+    return is_number(text, ".") or is_number(text, ",")
+
+
+def iso(column: pa.Array) -> pa.Array | None:
+    """Texts as float64 or, of ISO 8601, as time stamps; None if they are neither."""
+    for kind in KINDS:
+        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return exact(column, column.cast(kind))
+    return None
+
+
+def present(column: pa.Array) -> pa.Array:
+    """Texts without spaces around them, and without those that are empty."""
+    column = pc.utf8_trim_whitespace(column)
+    return column.filter(pc.not_equal(column, ""))
+
+
 class Clock:
     """Reads a time column in pieces; `origin` is the first row's time if times are time stamps, and not numbers."""
-
-    KINDS = (pa.float64(), *(pa.timestamp(unit, zone) for zone in (None, "UTC") for unit in ("us", "ns")))
 
     def __init__(self, table: Table, form: Format) -> None:
         self.table = table
@@ -81,10 +158,7 @@ class Clock:
             return exact(column, column.cast(pa.float64(), safe=False))
         if self.format is not None:
             return dates.read(column, self.format)
-        for kind in self.KINDS:
-            with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                return exact(column, column.cast(kind))
-        return None
+        return iso(column)
 
     def _unreadable(self, column: pa.Array, first: int) -> InputError:
         """The error for the first value that is not a time, or not of the same kind as those before it."""
@@ -101,7 +175,7 @@ class Clock:
         if found is not None:
             return InputError(f"{value}: the column mixes numbers and time stamps")
         return InputError(
-            f"{value} is neither a number nor an ISO 8601 time; give the format, such as "
+            f"{value} is neither a number nor a time of a known format; give the format, such as "
             "data.time_format='%d/%m/%Y %H:%M'"
         )
 
@@ -127,3 +201,34 @@ def zone_of(column: pa.Array) -> str | None:
         return None
     offset = zones[0].replace(":", "")
     return "UTC" if len(zones) > 1 or offset == "Z" else f"{offset[:3]}:{offset[3:] or '00'}"
+
+
+def localized(table: Table, zone: str) -> Table:
+    """A table whose time stamps without a zone are read as those of `zone`: they show an hour twice in autumn.
+
+    Of the two the first one is meant until times go back or repeat, and the second one from there on.
+
+    Raises:
+        InputError: there is no such zone, or times are plain numbers.
+    """
+    if table.origin is None or table.times is None or table.kind is None:
+        raise InputError(f"time_zone={zone}: {table.path} has no time stamps; expected null")
+    local, kind = table.stamps(table.times), pa.timestamp(table.kind.unit, zone)
+    try:
+        if table.kind.tz:
+            pc.local_timestamp(local[:1].cast(kind))  # which knows the zone, or does not
+            return replace(table, kind=kind)
+        both = [pc.assume_timezone(local, zone, ambiguous=one, nonexistent="latest") for one in ("earliest", "latest")]
+    except pa.ArrowInvalid:
+        raise InputError(f"time_zone={zone}: no such time zone; expected one such as Europe/Berlin or UTC") from None
+    first, second = (one.cast(pa.int64()).to_numpy() for one in both)
+    wall, found = local.cast(pa.int64()).to_numpy(), first.copy()
+    twice = first != second
+    for _, start, stop in table.groups:
+        again = False
+        for row in start + np.flatnonzero(twice[start:stop]):
+            begins = row == start or not twice[row - 1]
+            again = not begins and (again or wall[row] <= wall[row - 1])
+            found[row] = second[row] if again else first[row]
+    origin = np.datetime64(int(found[0]), kind.unit)
+    return replace(table, times=(found - found[0]) / {"us": 1e6, "ns": 1e9}[kind.unit], origin=origin, kind=kind)

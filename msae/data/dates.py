@@ -52,7 +52,7 @@ def readings(texts: pa.Array, among: Sequence[str]) -> list[str]:
     found: list[tuple[str, pa.Array]] = []
     for form in among:
         times = read(texts[:1], form)
-        if times is None or ("%Y" in form and times[0].as_py().year < 1000):
+        if times is None or ("%Y" in form and not 1000 <= pc.year(times[0]).as_py() <= 9999):  # noqa: PLR2004
             continue
         times = read(texts, form)
         if times is not None and not any(times.equals(other) for _, other in found):

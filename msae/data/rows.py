@@ -17,6 +17,10 @@ from msae.errors import InputError
 
 SECONDS = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
+SHORT = 5
+"""Rows, or values of a channel, that may be missing one after another in a short gap, which is interpolated."""
+
+
 @dataclass(frozen=True)
 class Table:
     """The content of one file.
@@ -29,9 +33,13 @@ class Table:
             column.
         origin: the time stamp of the first row, in UTC if they have a zone, if times are time stamps.
         groups: name, first row and row after the last of each series; without a group column the name is empty.
-        order: the row in the file of each row here, where they differ.
+        order: the row in the file of each row here, where they differ; of a row that the file lacks, the one before.
         line: gives the line of a row in a text file.
         kind: the type of the time column, of which `stamps` makes arrays.
+        clock: the name of the time column.
+        freq: the step of the grid that rows are on, as `data.freq` takes it; None where they are as in the file.
+        breaks: on a grid, the rows that begin a stretch, after a gap.
+        place: on a grid, the row here of each row of the file, where they differ.
         base: the first row's time where it is a large whole number, such as nanoseconds since 1970; else 0.
     """
 
@@ -45,6 +53,16 @@ class Table:
     line: Callable[[int], int] | None = None
     kind: pa.DataType | None = None
     base: int = 0
+    clock: str | None = None
+    freq: Any = None
+    breaks: np.ndarray | None = None
+    place: np.ndarray | None = None
+
+    def lacking(self, start: int, stop: int) -> np.ndarray:
+        """Which of these rows the file lacks."""
+        none = np.ones(len(self.values), dtype=bool)
+        none[slice(None) if self.place is None else self.place] = False
+        return none[start:stop]
 
     def where(self, row: int) -> str:
         """The file and the line (of a text) or row (of other files, from 0) of a row of `values`."""
@@ -89,11 +107,24 @@ def duration(text: Any, table: Table, key: str = "max_gap") -> float:
     return value * SECONDS[match[2] or "s"]
 
 
+def unordered(table: Table, row: int, name: str, zone: bool = False) -> InputError:
+    """The error for a row of the series `name` whose time is not after the one before, as where `zone` changes clocks.
+    """
+    assert table.times is not None
+    kind = "goes back from" if table.times[row] < table.times[row - 1] else "repeats"
+    said = f"{table.where(row)}: time {table.when(row)} {kind} {table.when(row - 1)} of the row before"
+    said += f" in {name}" if name else ""
+    if zone:
+        return InputError(f"{said}, as where clocks change; set their zone, such as data.time_zone=Europe/Berlin")
+    hint = "remove such rows" if name else "remove such rows, or name the series with data.group_column"
+    return InputError(f"{said}; {hint}, or data.time_column=null ignores the times")
+
+
 def spelled(seconds: float, table: Table) -> str:
     """A length of time as a text that `duration` reads."""
     if table.origin is None:
         return f"{seconds:g}"
-    unit = next((unit for unit in ("d", "h", "min", "s") if seconds % SECONDS[unit] == 0), "ms")
+    unit = next((unit for unit in ("d", "h", "min", "s") if seconds and seconds % SECONDS[unit] == 0), "ms")
     return f"{seconds / SECONDS[unit]:g}{unit}"
 
 
@@ -107,6 +138,13 @@ def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
         if max_gap is not None:
             raise InputError(f"max_gap={max_gap}: gaps of {table.path} are unknown; set data.time_column")
         return table.groups
+    if table.breaks is not None:
+        found = []
+        for name, start, stop in table.groups:
+            first, last = np.searchsorted(table.breaks, [start, stop])
+            begins = table.breaks[first:last].tolist()
+            found += [(name, a, b) for a, b in zip(begins, [*begins[1:], stop], strict=True)]
+        return found
     limit = None if max_gap is None else duration(max_gap, table)
     parts = []
     for name, start, stop in table.groups:
@@ -117,13 +155,7 @@ def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
             steps = np.diff(times)
             bad = np.flatnonzero(~(steps > 0))
             if len(bad):
-                row, kind = first + int(bad[0]) + 1, "goes back from" if steps[bad[0]] < 0 else "repeats"
-                before = f"{table.when(row - 1)} of the row before" + (f" in {name}" if name else "")
-                hint = "remove such rows" if name else "remove such rows, or name the series with data.group_column"
-                raise InputError(
-                    f"{table.where(row)}: time {table.when(row)} {kind} {before}; {hint}, "
-                    "or data.time_column=null ignores the times"
-                )
+                raise unordered(table, first + int(bad[0]) + 1, name)
             gaps = np.flatnonzero(steps > (1.5 * usual if limit is None else limit))
             if limit is None and len(gaps):
                 step, row = steps[gaps[0]], first + int(gaps[0]) + 1
