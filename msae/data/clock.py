@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from datetime import date
+from itertools import pairwise
 from typing import Any
 
 import numpy as np

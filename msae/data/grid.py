@@ -152,7 +152,8 @@ def in_order(table: Table) -> tuple[Table, int]:
         its = np.asarray(times[start:stop])
         back = np.flatnonzero(np.diff(its) < 0) + 1
         usual = float(np.median(np.diff(its))) if len(its) > 1 else 0.0
-        turned = [row for row in np.flatnonzero(np.diff(its) <= 0) + 1 if changes_clocks(table, start + row, usual)]
+        again = (np.flatnonzero(np.diff(its) <= 0) + 1).tolist()
+        turned = [row for row in again if changes_clocks(table, start + row, usual)]
         if turned or len(back) > FEW * len(its) + 1:
             raise unordered(table, start + int([*turned, *back][0]), name, bool(turned))
         if len(back):
