@@ -178,12 +178,11 @@ def long_enough(table: Table, model: Reconstructor, cfg: DictConfig) -> list[tup
     parts = rows.stretches(table, cfg.data.max_gap)
     holes.check_gaps(table, parts, cfg.data.missing, cfg.data.max_gap)
     if table.values.ndim == 2:
-        parts = [
-            (name, start, stop)
-            for name, first, last in parts
-            for _, start, stop in holes.bridged([table], [(0, first, last)], cfg.data.missing, cfg.data.max_gap)
-            if stop - start >= model.length
-        ]
+        named: dict[str, list[tuple[int, int, int]]] = {}
+        for name, start, stop in parts:
+            named.setdefault(name, []).append((0, start, stop))
+        whole = holes.bridged([table], named, cfg.data.missing, cfg.data.max_gap)
+        parts = [(name, a, b) for name, its in whole.items() for _, a, b in its if b - a >= model.length]
     short = len(table.values) - sum(stop - start for _, start, stop in parts)
     if short and parts:
         log.warning(

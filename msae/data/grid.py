@@ -133,10 +133,10 @@ def on_grid(table: Table, form: Format) -> Table:
 def tell(table: Table, grid: Grid, moved: int, shared: int, missing: int, holes: int, gaps: int) -> None:
     """One line about the grid of a table."""
     said = [f"a row every {grid.spelled(table)}"]
-    said += [f"{moved} rows that go back put in order"] if moved else []
-    said += [f"{shared} rows averaged with the one before, in the same step"] if shared else []
-    said += [f"{missing} rows missing in {holes} short gaps"] if missing else []
-    said += [f"{gaps} longer gaps, which windows do not cross"] if gaps else []
+    said += [f"rows that go back, put in order: {moved}"] if moved else []
+    said += [f"rows averaged with the one before, in the same step: {shared}"] if shared else []
+    said += [f"rows missing: {missing} in short gaps ({holes}), which data.missing treats"] if missing else []
+    said += [f"longer gaps, which no window crosses: {gaps}"] if gaps else []
     log.log(logging.WARNING if moved or shared else logging.INFO, "%s: %s", table.path, "; ".join(said))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -48,39 +48,52 @@ def warn_of_codes(tables: Sequence[Table]) -> None:
                 )
 
 
-def bridged(tables: Sequence[Table], spans: Sequence[Span], missing: str, max_gap: object = None) -> list[Span]:
-    """Stretches without long holes; with `missing=auto` a row is left out that is in a long hole of any channel.
+def bridged(
+    tables: Sequence[Table], spans: Mapping[str, Sequence[Span]], missing: str, max_gap: object = None
+) -> dict[str, list[Span]]:
+    """The stretches of each split without long holes: with `missing=auto` a row in a long hole of a channel is left out.
 
     A hole is long if it has more than `SHORT` values, or if time passes it in more than `max_gap`. One line counts the
-    holes of both kinds.
-
-    Raises:
-        InputError: `missing=error`, and a table has gaps.
+    holes of both kinds, but for rows that the files lack, which were told before.
     """
-    found: list[Span] = []
+    if missing != "auto":
+        return {split: list(parts) for split, parts in spans.items()}
+    found: dict[str, list[Span]] = {split: [] for split in spans}
     short = values = long = rows = 0
-    for number, start, stop in spans:
+    whole = {n for n, table in enumerate(tables) if first_hole(table.values, 0, len(table.values)) is None}
+    for split, (number, start, stop) in ((split, span) for split, parts in spans.items() for span in parts):
         table = tables[number]
-        if missing != "auto" or first_hole(table.values, start, stop) is None:
-            found.append((number, start, stop))
+        if number in whole:
+            found[split].append((number, start, stop))
             continue
         limit = SHORT if max_gap is None or table.times is None else gap_rows(table, max_gap)
+        there = ~table.lacking(start, stop)
         bad = np.zeros(stop - start, dtype=bool)
         for column in np.asarray(table.values[start:stop]).reshape(stop - start, -1).T:
-            edges = np.flatnonzero(np.diff(np.isnan(column), prepend=False, append=False))
-            for first, last in edges.reshape(-1, 2).tolist():
+            for first, last in runs(np.isnan(column)):
+                count = int(there[first:last].sum())
                 if last - first > limit:
                     bad[first:last] = True
                 else:
-                    short, values = short + 1, values + last - first
-        rows, long = rows + int(bad.sum()), long + int((np.diff(bad, prepend=False) & bad).sum())
-        edges = np.flatnonzero(np.diff(~bad, prepend=False, append=False))
-        found += [(number, start + first, start + last) for first, last in edges.reshape(-1, 2).tolist()]
+                    short, values = short + (count > 0), values + count
+        rows, long = rows + int(bad.sum()), long + len(runs(bad))
+        found[split] += [(number, start + first, start + last) for first, last in runs(~bad)]
     if short or long:
         said = [f"{values} in {short} short holes are interpolated"] if short else []
-        said += [f"{long} longer holes, {rows} rows, end a stretch"] if long else []
+        said += [f"longer holes of {rows} rows end a stretch, {long} times"] if long else []
         log.info("missing values: %s", "; ".join(said))
     return found
+
+
+def runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """The first place and the one after the last of each run of true flags.
+
+    Examples:
+        >>> runs(np.array([True, True, False, True]))
+        [(0, 2), (3, 4)]
+    """
+    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
+    return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
 
 
 def gap_rows(table: Table, max_gap: object) -> int:

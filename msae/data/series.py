@@ -122,7 +122,7 @@ def series(
     warn_of_codes(tables)
     cut = tables[0].values.ndim == 3
     if not cut:
-        spans = {name: bridged(tables, parts, missing, max_gap) for name, parts in spans.items()}
+        spans = bridged(tables, spans, missing, max_gap)
         window = window_of(tables, spans) if window is None else window
         spans = long_enough(tables, spans, window)
     holes = fill(tables, spans, missing)
