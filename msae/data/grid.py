@@ -33,11 +33,13 @@ class Grid:
         step: in the units of the times; of a calendar, the usual one.
         months: months of a step, else 0.
         week: the days of a week that a calendar of days has, from Monday, such as 1111100; else empty.
+        whole: whether steps begin at whole ones of the clock, as where many rows are in one.
     """
 
     step: float
     months: int = 0
     week: str = ""
+    whole: bool = False
 
     def spelled(self, table: Table) -> Any:
         """The step as `data.freq` takes it."""
@@ -52,6 +54,9 @@ class Grid:
         if self.week:
             days = wall(table, times).astype("M8[D]")
             return np.diff(np.busday_count(days[0], days, weekmask=self.week))
+        if self.whole:
+            clock = times if table.origin is None else wall(table, times).astype(np.int64) / 1e6
+            return np.diff(np.floor(clock / self.step + 1e-9).astype(np.int64))
         x = (times - times[0]) / self.step
         steps = np.diff(x)
         found = np.round(steps).astype(np.int64)
@@ -83,11 +88,16 @@ def even(x: np.ndarray) -> np.ndarray:
         >>> even(np.array([0.0, 1.2, 1.9, 3.8, 5.1])).tolist()
         [0, 1, 2, 4, 5]
     """
-    edges = np.arange(0, len(x), TRACKED)
-    phase = np.unwrap(np.angle(np.add.reduceat(np.exp(2j * np.pi * x), edges))) / (2 * np.pi)
+    edges, phase = np.arange(0, len(x), TRACKED), phases(x)
     middles = (edges + np.append(edges[1:], len(x)) - 1) / 2
     places = np.round(x - np.interp(np.arange(len(x)), middles, phase)).astype(np.int64)
     return np.asarray(np.maximum.accumulate(places - places[0]))
+
+
+def phases(x: np.ndarray) -> np.ndarray:
+    """What the places of a grid have beyond whole numbers, for each piece of `TRACKED` of them, in one course."""
+    edges = np.arange(0, len(x), TRACKED)
+    return np.asarray(np.unwrap(np.angle(np.add.reduceat(np.exp(2j * np.pi * x), edges))) / (2 * np.pi))
 
 
 def on_grid(table: Table, form: Format) -> Table:
@@ -199,7 +209,8 @@ def grid_of(table: Table, freq: Any) -> Grid:
     if freq != AUTO:
         match = re.fullmatch(r"(\d*)(weekday|month)", str(freq))
         if match is None:
-            return Grid(duration(freq, table, "freq"))
+            step = duration(freq, table, "freq")
+            return Grid(step, whole=usual < 0.75 * step)  # noqa: PLR2004
         if table.origin is None or match[1] == "0" or (match[1] and match[2] == "weekday"):
             raise InputError(f"freq={freq}: expected auto, null or a step such as 5min, 1h, weekday, month, 3month")
         if match[2] == "weekday":
@@ -209,11 +220,23 @@ def grid_of(table: Table, freq: Any) -> Grid:
         _, start, stop = max(table.groups, key=lambda group: group[2] - group[1])
         if (found := calendar(wall(table, np.asarray(table.times[start:stop])), usual)) is not None:
             return found
+    steps = steps[steps < (SHORT + 1.5) * usual]
+    return Grid(mean_step(steps, usual))
+
+
+def mean_step(steps: np.ndarray, usual: float) -> float:
+    """The usual step, or the mean one, jitter aside, where it leads elsewhere in the end, as for 60 Hz in whole ms."""
     numbers = np.round(steps / usual)
-    short = (numbers >= 1) & (numbers <= SHORT + 1)
-    n = float(numbers[short].sum())
-    mean = float(steps[short].sum()) / n if n else usual
-    return Grid(usual if n * abs(mean - usual) < usual / 4 else mean)
+    if not len(steps) or not numbers.any():
+        return usual
+    mean = float(steps.sum() / numbers.sum())
+    if np.abs(steps / usual - numbers).max() > 0.25:  # noqa: PLR2004  (too late or early to be counted one by one)
+        times = np.cumsum(steps)
+        near = usual * np.linspace(0.95, 1.05, 401)
+        mean = near[np.abs(np.exp(2j * np.pi * times[:512, None] / near).mean(0)).argmax()]
+        phase = phases(times / mean)
+        mean *= 1 + (phase[-1] - phase[0]) / (TRACKED * max(1, len(phase) - 1))
+    return usual if len(steps) * abs(mean - usual) < usual / 4 else float(mean)
 
 
 def calendar(stamps: np.ndarray, usual: float) -> Grid | None:

@@ -124,7 +124,8 @@ def spelled(seconds: float, table: Table) -> str:
     """A length of time as a text that `duration` reads."""
     if table.origin is None:
         return f"{seconds:g}"
-    unit = next((unit for unit in ("d", "h", "min", "s") if seconds and seconds % SECONDS[unit] == 0), "ms")
+    whole = (unit for unit in ("d", "h", "min", "s") if seconds and seconds % SECONDS[unit] == 0)
+    unit = next(whole, "s" if seconds > 1 else "ms")
     return f"{seconds / SECONDS[unit]:g}{unit}"
 
 

@@ -138,8 +138,12 @@ def series(
         names=names,
         **loader,
     )
-    first = tables[0]
-    data.chosen = {"window": window, "time_column": first.clock or time_column, "freq": first.freq or freq}
+    data.chosen = {"window": window}
+    for key, given, found in (
+        ("time_column", time_column, {table.clock for table in tables}),
+        ("freq", freq, {table.freq for table in tables}),
+    ):
+        data.chosen[key] = min(found) if given == AUTO and len(found) == 1 and None not in found else given
     return data
 
 
