@@ -225,18 +225,30 @@ def grid_of(table: Table, freq: Any) -> Grid:
 
 
 def mean_step(steps: np.ndarray, usual: float) -> float:
-    """The usual step, or the mean one, jitter aside, where it leads elsewhere in the end, as for 60 Hz in whole ms."""
+    """The step of times that jitter: the roundest number that leads to the same end, as 300 s; else the mean.
+
+    Examples:
+        >>> mean_step(np.array([299.0, 302.0, 300.0, 600.0]), 299.5)
+        300.0
+        >>> round(mean_step(np.array(1000 * [16.0, 17.0, 17.0]), 17.0), 4)
+        16.667
+    """
     numbers = np.round(steps / usual)
-    if not len(steps) or not numbers.any():
+    off = np.abs(steps / usual - numbers).max(initial=0)
+    if off < 1e-6 or not numbers.any():  # noqa: PLR2004
         return usual
     mean = float(steps.sum() / numbers.sum())
-    if np.abs(steps / usual - numbers).max() > 0.25:  # noqa: PLR2004  (too late or early to be counted one by one)
+    if off > 0.25:  # noqa: PLR2004  (too late or early to be counted one by one)
         times = np.cumsum(steps)
         near = usual * np.linspace(0.95, 1.05, 401)
-        mean = near[np.abs(np.exp(2j * np.pi * times[:512, None] / near).mean(0)).argmax()]
+        mean = float(near[np.abs(np.exp(2j * np.pi * times[:512, None] / near).mean(0)).argmax()])
         phase = phases(times / mean)
-        mean *= 1 + (phase[-1] - phase[0]) / (TRACKED * max(1, len(phase) - 1))
-    return usual if len(steps) * abs(mean - usual) < usual / 4 else float(mean)
+        mean *= 1 + float(phase[-1] - phase[0]) / (TRACKED * max(1, len(phase) - 1))
+    for digits in range(1, 7):
+        number = float(f"{mean:.{digits}g}")
+        if abs(number - mean) < min(0.01, max(0.25, 2 * off) / len(steps)) * usual:
+            return number
+    return mean
 
 
 def calendar(stamps: np.ndarray, usual: float) -> Grid | None:
