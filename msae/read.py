@@ -153,21 +153,16 @@ def check_channels(table: Table, model: Reconstructor) -> None:
 def spans(table: Table, model: Reconstructor, cfg: DictConfig) -> list[tuple[str, int, int]]:
     """Name, first row and row after the last of each stretch between gaps that is at least a window long.
 
-    Missing values in them are filled in or refused, or end a stretch, according to `data.missing`. In a table of windows
-    a row is a window.
+    Missing values in them are filled in or refused, or end a stretch, according to `data.missing`. In a table of
+    windows a row is a window.
 
     Raises:
         InputError: not the model's channels or length, time that does not grow, a missing value, no such stretch.
     """
     parts = long_enough(table, model, cfg)
     if not parts:
-        raise InputError(f"{table.path}: {few(model)}")
+        raise InputError(f"{table.path}: no stretch of {model.length} steps, the length of a window")
     return parts
-
-
-def few(model: Reconstructor) -> str:
-    """What is wrong with a file that is too short."""
-    return f"no stretch of {model.length} steps, the length of a window"
 
 
 def long_enough(table: Table, model: Reconstructor, cfg: DictConfig) -> list[tuple[str, int, int]]:
@@ -303,10 +298,10 @@ def stretches(cfg: DictConfig, model: Reconstructor, label: str | None = None) -
         table = files.read(path, like)
         parts = long_enough(table, model, cfg)
         if not parts:
-            none += 1
+            none, few = none + 1, f"no stretch of {model.length} steps, the length of a window"
             if none == len(paths):
-                raise InputError(f"{cfg.data.path if none > 1 else path}: {few(model)}")
-            log.warning("%s: left out: %s", path, few(model))
+                raise InputError(f"{cfg.data.path if none > 1 else path}: {few}")
+            log.warning("%s: left out: %s", path, few)
         for group, start, stop in parts:
             x = torch.from_numpy(table.values[start:stop])
             yield Stretch(table, group, start, x.T if x.ndim == 2 else x, model.raw_dtype, named)

@@ -1,7 +1,6 @@
 """Real clocks: times that jitter, rows that are missing, calendars, zones, codes for no value, and the window."""
 
 import datetime
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,11 +56,12 @@ class TestGrid:
         path = write(tmp_path / "a.csv", minutes(*(5 * at + jitter)), at.tolist())
         with caplog.at_level("INFO"):
             table = read(path)
-        text = "a row every 5min; rows missing: 3 in short gaps (2), which data.missing treats; longer gaps, .*: 1"
+        text = "a row every 5min; rows missing: 3 in short gaps (2), which data.missing treats; longer gaps, which"
         assert rows.stretches(table) == [("", 0, 100), ("", 100, 188)]
         assert np.flatnonzero(np.isnan(table.values[:, 0])).tolist() == [7, 50, 51]
         assert [*range(100), *range(112, 200)] == [
-            round(v) for v in np.where(np.isnan(table.values[:, 0]), [*range(100), *range(112, 200)], table.values[:, 0])
+            round(v)
+            for v in np.where(np.isnan(table.values[:, 0]), [*range(100), *range(112, 200)], table.values[:, 0])
         ]
         assert table.place is not None
         assert table.order is not None
@@ -70,12 +70,12 @@ class TestGrid:
         assert table.order[[7, 50, 51]].tolist() == [6, 48, 48]
         assert table.times is not None
         assert (np.diff(table.times) > 0).all()
-        assert re.search(text, caplog.text)
+        assert text in caplog.text
         data = series(str(path), 8)
         x = data.train.x[:]
         assert (data.chosen, data.missing) == ({"window": 8, "time_column": "when", "freq": "5min"}, False)
         assert all(np.allclose(np.diff(window[0]), 1) for window in x)  # lines across short gaps, none across the long
-        assert len(series(str(path), 8, max_gap="1h", val_size=0, test_size=0.1).train) == 200 - 20 - 7 - 11 + 11
+        assert len(series(str(path), 8, max_gap="2h", val_size=0, test_size=0.1).train) == 200 - 20 - 7
         assert len(series(str(path), 8, freq=None, max_gap="6min", missing="error").train) < len(x)
 
     def test_a_regular_file_stays_as_it_is(self, tmp_path: Path) -> None:
@@ -100,7 +100,9 @@ class TestGrid:
         at = [*range(30), 29, *range(30, 60), 58, 60]
         table = read(write(tmp_path / "a.csv", minutes(*at), [*range(30), 39, *range(30, 60), 98, 60]))
         assert table.values[:, 0].tolist() == [*range(29), 34, *range(30, 58), 78, 59, 60]
-        assert "rows that go back, put in order: 1; rows averaged with the one before, in the same step: 2" in caplog.text
+        assert (
+            "rows that go back, put in order: 1; rows averaged with the one before, in the same step: 2" in caplog.text
+        )
         assert table.place is not None
         assert table.place.tolist() == at
 
@@ -178,7 +180,9 @@ class TestCalendars:
             assert (table.place, table.freq) == (None, step)
             assert table.stamps(table.times).cast(pa.timestamp("us", "UTC")).to_pylist() == list(true)
             if first == "2024-10-25":
-                with pytest.raises(InputError, match=r"as where clocks change; set their zone, such as data.time_zone="):
+                with pytest.raises(
+                    InputError, match=r"as where clocks change; set their zone, such as data.time_zone="
+                ):
                     read(path)
                 with pytest.raises(InputError, match=r"time_zone=Mars: no such time zone; expected one such as Europe"):
                     read(path, time_zone="Mars")
@@ -296,7 +300,9 @@ class TestValues:
         assert found[0].equal(found[1])
 
     def test_labels_are_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        np.savetxt(tmp_path / "a.csv", np.c_[np.arange(90), np.arange(90) > 80], delimiter=",", header="v,Label", comments="")
+        np.savetxt(
+            tmp_path / "a.csv", np.c_[np.arange(90), np.arange(90) > 80], delimiter=",", header="v,Label", comments=""
+        )
         series(str(tmp_path / "a.csv"), 4)
         assert "channel Label holds only 0 and 1, as labels do; data.columns=[v] leaves it out" in caplog.text
 
@@ -366,7 +372,7 @@ def test_the_commands(command: Command, tmp_path: Path) -> None:
         code, _, err = command(*few[:2], f"data.missing_values={wrong}", "trainer=cpu", "out=other")
         assert (code, err.splitlines()[-1]) == (
             2,
-            f"error: data.missing_values={wrong.replace('[x]', str(['x']))}: expected a list of numbers, such as [-200]",
+            f"error: data.missing_values={'-200' if wrong == '-200' else ['x']}: expected a list of numbers, such as [-200]",
         )
     code, out, err = command("ckpt=run", "data.path=new/short.csv", "out=z.csv", module="embed")
     assert (code, err.splitlines()[-1]) == (2, "error: new/short.csv: no stretch of 80 steps, the length of a window")

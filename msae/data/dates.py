@@ -52,7 +52,7 @@ def readings(texts: pa.Array, among: Sequence[str]) -> list[str]:
     found: list[tuple[str, pa.Array]] = []
     for form in among:
         times = read(texts[:1], form)
-        if times is None or ("%Y" in form and not 1000 <= pc.year(times[0]).as_py() <= 9999):  # noqa: PLR2004
+        if times is None or ("%Y" in form and not 1000 <= pc.year(times[0]).as_py() <= 9999):
             continue
         times = read(texts, form)
         if times is not None and not any(times.equals(other) for _, other in found):
@@ -88,5 +88,6 @@ def guess(where: str, pieces: Iterable[pa.Array]) -> str | None:
     if len(among) < 2 or first is None:
         return among[0] if among and first is not None else None
     shown = among[:SHOWN]
-    read_as = " or ".join(f"{read(pa.array([first]), form)[0].as_py():%d %B %Y}" for form in shown)
+    found = [read(pa.array([first]), form) for form in shown]
+    read_as = " or ".join(f"{times[0].as_py():%d %B %Y}" for times in found if times is not None)
     raise InputError(f"{where}: {first!r} is {read_as}; set " + " or ".join(f"data.time_format='{f}'" for f in shown))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import glob
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from msae.data.head import INDEX_NAME
 from msae.data.clock import AUTO, Clock, localized, settled
 from msae.data.grid import on_grid
+from msae.data.head import INDEX_NAME
 from msae.data.holes import without
 from msae.data.rows import Table
-from msae.data.spool import Spool, mapped, reordered
+from msae.data.spool import Spool as Spool  # noqa: PLC0414  (commands take it from here)
+from msae.data.spool import mapped, reordered
 from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
 from msae.errors import InputError, check_utf8, one_line
 from msae.whole import available, size
@@ -56,7 +56,11 @@ def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
         found = map(Path, glob.glob(str(place), recursive=True))  # noqa: PTH207  (of a whole path, absolute or not)
         files = sorted(file for file in found if file.is_file())
     if not files:
-        what = f"no {', '.join(SUFFIXES)} file in it or its folders" if place.is_dir() else "no such file or folder, and no match"
+        what = (
+            f"no {', '.join(SUFFIXES)} file in it or its folders"
+            if place.is_dir()
+            else "no such file or folder, and no match"
+        )
         raise InputError(f"{key}={path}: {what}")
     for file in files:
         check_utf8(str(file))

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class Grid:
         if np.abs(steps - 1).max(initial=0) < 0.01:
             return found
         edges = [0, *(np.flatnonzero(steps > limit + 0.5) + 1).tolist(), len(x)]
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in pairwise(edges):
             found[start : stop - 1] = np.diff(even(x[start:stop]))
         return found
 
@@ -115,14 +116,14 @@ def on_grid(table: Table, form: Format) -> Table:
     grid = grid_of(table, form.freq)
     limit = SHORT + 1 if form.max_gap is None else max(1, int(duration(form.max_gap, table) / grid.step + 0.01))
     steps = np.ones(len(table.values), dtype=np.int64)  # from the row before; a stretch begins where they are negative
-    shared = 0
+    clock, shared = np.asarray(table.times), 0
     for name, start, stop in table.groups:
-        times = np.asarray(table.times[start:stop])
+        times = clock[start:stop]
         found = grid.steps(table, times, limit)
         same = np.flatnonzero(found == 0) + 1
         if form.freq == AUTO and len(same) > FEW * (stop - start) + 1:
             row = start + int(same[0])
-            if (times[same] == times[same - 1]).mean() > 0.5:  # noqa: PLR2004  (most of them)
+            if (times[same] == times[same - 1]).mean() > 0.5:  # most of them
                 raise unordered(table, row, name)
             raise uneven(table, row, grid)
         shared += len(same)
@@ -186,7 +187,7 @@ def changes_clocks(table: Table, row: int, usual: float) -> bool:
     hour = (now - day) / np.timedelta64(1, "h")
     repeats = table.times[row - 1] - table.times[row] + usual
     sunday = np.busday_count(day, day + 1, weekmask="0000001")
-    return bool(sunday[0] and month[0] in (3, 4, 9, 10, 11) and hour[0] < 4 and abs(repeats - 3600) < 36)  # noqa: PLR2004
+    return bool(sunday[0] and month[0] in (3, 4, 9, 10, 11) and hour[0] < 4 and abs(repeats - 3600) < 36)
 
 
 def uneven(table: Table, row: int, grid: Grid) -> InputError:
@@ -210,7 +211,7 @@ def grid_of(table: Table, freq: Any) -> Grid:
         match = re.fullmatch(r"(\d*)(weekday|month)", str(freq))
         if match is None:
             step = duration(freq, table, "freq")
-            return Grid(step, whole=usual < 0.75 * step)  # noqa: PLR2004
+            return Grid(step, whole=usual < 0.75 * step)
         if table.origin is None or match[1] == "0" or (match[1] and match[2] == "weekday"):
             raise InputError(f"freq={freq}: expected auto, null or a step such as 5min, 1h, weekday, month, 3month")
         if match[2] == "weekday":
@@ -235,10 +236,10 @@ def mean_step(steps: np.ndarray, usual: float) -> float:
     """
     numbers = np.round(steps / usual)
     off = np.abs(steps / usual - numbers).max(initial=0)
-    if off < 1e-6 or not numbers.any():  # noqa: PLR2004
+    if off < 1e-6 or not numbers.any():
         return usual
     mean = float(steps.sum() / numbers.sum())
-    if off > 0.25:  # noqa: PLR2004  (too late or early to be counted one by one)
+    if off > 0.25:  # too late or early to be counted one by one
         times = np.cumsum(steps)
         near = usual * np.linspace(0.95, 1.05, 401)
         mean = float(near[np.abs(np.exp(2j * np.pi * times[:512, None] / near).mean(0)).argmax()])
@@ -261,7 +262,12 @@ def calendar(stamps: np.ndarray, usual: float) -> Grid | None:
             return Grid(usual, months=math.gcd(*apart.tolist()))
     weekdays = (days.astype(np.int64) + 3) % 7  # from Monday
     seen = np.isin(np.arange(7), weekdays)
-    if usual < 1.1 * SECONDS["d"] and len(days) > 10 and 1 < seen.sum() < 7 and (np.diff(days) > np.timedelta64(0)).all():  # noqa: PLR2004
+    if (
+        usual < 1.1 * SECONDS["d"]
+        and len(days) > 10
+        and 1 < seen.sum() < 7
+        and (np.diff(days) > np.timedelta64(0)).all()
+    ):
         return Grid(SECONDS["d"], week="".join("01"[one] for one in seen.astype(int)))
     return None
 

@@ -51,7 +51,7 @@ def warn_of_codes(tables: Sequence[Table]) -> None:
 def bridged(
     tables: Sequence[Table], spans: Mapping[str, Sequence[Span]], missing: str, max_gap: object = None
 ) -> dict[str, list[Span]]:
-    """The stretches of each split without long holes: with `missing=auto` a row in a long hole of a channel is left out.
+    """The stretches of each split without long holes: with `missing=auto` rows in a long hole are left out.
 
     A hole is long if it has more than `SHORT` values, or if time passes it in more than `max_gap`. One line counts the
     holes of both kinds, but for rows that the files lack, which were told before.

@@ -50,7 +50,7 @@ def dominant_period(x: Float[np.ndarray, "time channels"]) -> int | None:
     sums = np.fft.irfft(spectrum, axis=0)[:n]
     curve = (sums / sums[0]).mean(1) * n / np.arange(n, 0, -1)
     peaks, found = find_peaks(curve[: n // 5 + 2], prominence=max(CLEAR, 2 / n**0.5))
-    good = (peaks > 2) & (curve[peaks] > 0) & (curve[np.minimum(2 * peaks, n - 1)] > curve[peaks] / 2)  # noqa: PLR2004
+    good = (peaks > 2) & (curve[peaks] > 0) & (curve[np.minimum(2 * peaks, n - 1)] > curve[peaks] / 2)
     peaks, heights = peaks[good], found["prominences"][good]
     return int(peaks[heights >= ALIKE * heights.max()][0]) if len(peaks) else None
 

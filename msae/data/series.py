@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from msae.data import files
-from msae.data.module import NORMALIZATIONS, DataModule, Windows
 from msae.data.clock import AUTO
 from msae.data.holes import MISSING, Span, bridged, check_gaps, fill, warn_of_codes
+from msae.data.module import NORMALIZATIONS, DataModule, Windows
 from msae.data.period import window_of
 from msae.data.rows import Table, stretches
 from msae.data.tables import Format
@@ -34,7 +34,7 @@ def series(
     freq: str | float | None = AUTO,
     max_gap: str | float | None = None,
     missing: str = "auto",
-    missing_values: Sequence[float] | None = None,
+    missing_values: Any = None,
     normalize: str = "standard",
     split: str = "time",
     split_seed: int = 0,

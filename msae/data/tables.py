@@ -59,7 +59,7 @@ class Format:
     time_zone: str | None = None
     freq: Any = None
     max_gap: Any = None
-    missing_values: Sequence[float] | None = None
+    missing_values: Any = None
 
     def __post_init__(self) -> None:
         if self.separator == "\\t":  # as it is typed
