@@ -63,7 +63,7 @@ def of_files(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
                 if cfg.data.group_column is not None:
                     about["group"] = [stretch.group] * len(x)
                 about |= {"start": stretch.rows(starts), "stop": stretch.rows(ends) + 1}
-                if cfg.data.time_column is not None:
+                if stretch.table.times is not None:
                     about |= {"start_time": stretch.times(starts), "stop_time": stretch.times(ends)}
                 if stretch.labels is not None:
                     about["label"] = stretch.labels.of(stretch.rows(ends))

@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 
 BATCH = 2048
 """Windows that are encoded together."""
-FORMAT = ("columns", "time_column", "group_column", "separator", "decimal", "header", "time_format")
+FORMAT = (
+    *("columns", "time_column", "group_column", "separator", "decimal", "header", "time_format", "time_zone"),
+    *("freq", "max_gap", "missing_values"),
+)
 SUFFIXES = (".csv", ".parquet")
 
 
@@ -67,7 +70,9 @@ def begin(cfg: DictConfig, files: bool = True) -> Reconstructor:
     OmegaConf.to_container(cfg.data, resolve=True)
     if has_files(cfg):
         check_int("data.stride", cfg.data.stride)
-        check_choice("data.missing", cfg.data.missing, ("error", "interpolate", "mask"))
+        from msae.data.holes import MISSING
+
+        check_choice("data.missing", cfg.data.missing, MISSING)
     return model
 
 
@@ -128,7 +133,7 @@ def form(cfg: DictConfig, model: Reconstructor) -> Format:
     from msae.data.tables import Format
 
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.data, resolve=True))
-    given = Format(**{name: options[name] for name in FORMAT})
+    given = Format(**{name: options[name] for name in FORMAT if name in options})  # some are newer than a run
     if given.columns is None and model.names is not None:
         return replace(given, columns=list(model.names))
     return given
@@ -148,23 +153,33 @@ def check_channels(table: Table, model: Reconstructor) -> None:
 def spans(table: Table, model: Reconstructor, cfg: DictConfig) -> list[tuple[str, int, int]]:
     """Name, first row and row after the last of each stretch between gaps that is at least a window long.
 
-    Missing values in them are filled in or refused, according to `data.missing`. In a table of windows a row is a
-    window.
+    Missing values in them are filled in or refused, or end a stretch, according to `data.missing`. In a table of
+    windows a row is a window.
 
     Raises:
         InputError: not the model's channels or length, time that does not grow, a missing value, no such stretch.
     """
-    from msae.data import rows
-    from msae.data.series import fill
+    parts = long_enough(table, model, cfg)
+    if not parts:
+        raise InputError(f"{table.path}: no stretch of {model.length} steps, the length of a window")
+    return parts
+
+
+def long_enough(table: Table, model: Reconstructor, cfg: DictConfig) -> list[tuple[str, int, int]]:
+    """`spans`, of which there may be none."""
+    from msae.data import holes, rows
 
     check_channels(table, model)
     parts = rows.stretches(table, cfg.data.max_gap)
+    holes.check_gaps(table, parts, cfg.data.missing, cfg.data.max_gap)
     if table.values.ndim == 2:
-        parts = [part for part in parts if part[2] - part[1] >= model.length]
-    if not parts:
-        raise InputError(f"{table.path}: no stretch of {model.length} steps, the length of a window")
+        named: dict[str, list[tuple[int, int, int]]] = {}
+        for name, start, stop in parts:
+            named.setdefault(name, []).append((0, start, stop))
+        whole = holes.bridged([table], named, cfg.data.missing, cfg.data.max_gap)
+        parts = [(name, a, b) for name, its in whole.items() for _, a, b in its if b - a >= model.length]
     short = len(table.values) - sum(stop - start for _, start, stop in parts)
-    if short:
+    if short and parts:
         log.warning(
             "%s: leaves out %d of %d rows, in stretches between gaps that are shorter than a window of %d steps",
             table.path,
@@ -172,7 +187,7 @@ def spans(table: Table, model: Reconstructor, cfg: DictConfig) -> list[tuple[str
             len(table.values),
             model.length,
         )
-    fill([table], {"whole": [(0, start, stop) for _, start, stop in parts]}, cfg.data.missing)
+    holes.fill([table], {"whole": [(0, start, stop) for _, start, stop in parts]}, cfg.data.missing)
     return parts
 
 
@@ -218,7 +233,7 @@ class Stretch:
         return len(self.x) if self.x.ndim == 3 else -(-(self.x.shape[1] - length) // stride) + 1
 
     def rows(self, steps: Int[Tensor, " m"]) -> np.ndarray:
-        """The rows of the file, from 0, that contain these steps of the stretch."""
+        """The rows of the file, from 0, that contain these steps of the stretch; of steps it lacks, the rows before."""
         rows = steps.numpy() + self.first
         return rows if self.table.order is None else self.table.order[rows]
 
@@ -247,12 +262,13 @@ def labels(path: Path, like: Format, name: str) -> Labels:
     import pyarrow as pa
 
     from msae.data import files
+    from msae.data.spool import Spool
 
     if path.suffix.lower() in (".npy", ".npz"):
         raise InputError(f"label={name}: {path} is an array, which has no columns of labels")
     source, known = files.open_table(path, like), dict[str, int]()
     files.chosen("label", path, [name], source.names)
-    with files.Spool(np.int32) as numbers:
+    with Spool(np.int32) as numbers:
         for batch in source.batches([], [name]):
             texts = batch.column(name).cast(pa.string()).fill_null("").to_pylist()
             numbers.append(np.array([known.setdefault(text, len(known)) for text in texts]))
@@ -276,11 +292,17 @@ def stretches(cfg: DictConfig, model: Reconstructor, label: str | None = None) -
 
     from msae.data import files
 
-    like = form(cfg, model)
-    for path in found(cfg):
+    like, paths, none = form(cfg, model), found(cfg), 0
+    for path in paths:
         named = None if label is None else labels(path, like, label)
         table = files.read(path, like)
-        for group, start, stop in spans(table, model, cfg):
+        parts = long_enough(table, model, cfg)
+        if not parts:
+            none, few = none + 1, f"no stretch of {model.length} steps, the length of a window"
+            if none == len(paths):
+                raise InputError(f"{cfg.data.path if none > 1 else path}: {few}")
+            log.warning("%s: left out: %s", path, few)
+        for group, start, stop in parts:
             x = torch.from_numpy(table.values[start:stop])
             yield Stretch(table, group, start, x.T if x.ndim == 2 else x, model.raw_dtype, named)
 

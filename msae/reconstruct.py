@@ -92,7 +92,9 @@ def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Pa
 
     from msae.data import files
 
-    if table.order is not None:
+    if table.place is not None:
+        x_hat = x_hat[table.place]
+    elif table.order is not None:
         back = np.empty_like(x_hat)
         back[table.order] = x_hat
         x_hat = back

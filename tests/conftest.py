@@ -21,12 +21,18 @@ from jaxtyping import install_import_hook
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
 with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.timeline", "msae.uses"], CHECKER):
     import msae.data.batches
+    import msae.data.clock
+    import msae.data.dates
     import msae.data.digits
     import msae.data.files
+    import msae.data.grid
+    import msae.data.holes
     import msae.data.mnist
     import msae.data.module
+    import msae.data.period
     import msae.data.rows
     import msae.data.series
+    import msae.data.spool
     import msae.data.statistics
     import msae.data.tables
     import msae.data.ucr

@@ -100,7 +100,7 @@ def test_samples_are_the_official_splits() -> None:
         (["data.path=long.npy"], "long.npy: 2 channels, 0, 1, in windows of 9 steps; the model takes 2, in windows of"),
         (["data.path=short.csv"], "short.csv: no stretch of 8 steps, the length of a window"),
         (
-            ["data.path=hole.csv"],
+            ["data.path=hole.csv", "data.missing=error"],
             "hole.csv, line 5, column b: no value; set data.missing=interpolate or data.mis",
         ),
     ],

@@ -5,20 +5,23 @@ from __future__ import annotations
 import difflib
 import glob
 import math
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from msae.data.clock import AUTO, Clock, localized, settled
+from msae.data.grid import on_grid
 from msae.data.head import INDEX_NAME
-from msae.data.rows import Clock, Table
+from msae.data.holes import without
+from msae.data.rows import Table
+from msae.data.spool import Spool as Spool  # noqa: PLC0414  (commands take it from here)
+from msae.data.spool import mapped, reordered
 from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
 from msae.errors import InputError, check_utf8, one_line
 from msae.whole import available, size
@@ -31,7 +34,8 @@ SHOWN = 10
 def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
     """The files that a path names: a file, the readable files of a folder, or the files of a glob; sorted.
 
-    A list of paths names the files of each. Hidden files of a folder, whose names begin with a dot, are left out.
+    A list of paths names the files of each. A folder's folders are searched as well. Hidden files and folders, whose
+    names begin with a dot, are left out.
 
     Raises:
         InputError: there is no such file, none in the folder, or a file is of another kind.
@@ -44,7 +48,7 @@ def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
         raise InputError(f"{key}={path}: expected a file, a folder or a glob of {', '.join(SUFFIXES)} files")
     place = Path(path).expanduser()
     if place.is_dir():
-        visible = (file for file in place.iterdir() if not file.name.startswith("."))
+        visible = (file for file in place.rglob("*") if not is_hidden(file.relative_to(place)))
         files = sorted(file for file in visible if file.name.lower().endswith(SUFFIXES) and file.is_file())
     elif place.exists():
         files = [place]
@@ -52,7 +56,11 @@ def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
         found = map(Path, glob.glob(str(place), recursive=True))  # noqa: PTH207  (of a whole path, absolute or not)
         files = sorted(file for file in found if file.is_file())
     if not files:
-        what = f"no {', '.join(SUFFIXES)} file in it" if place.is_dir() else "no such file or folder, and no match"
+        what = (
+            f"no {', '.join(SUFFIXES)} file in it or its folders"
+            if place.is_dir()
+            else "no such file or folder, and no match"
+        )
         raise InputError(f"{key}={path}: {what}")
     for file in files:
         check_utf8(str(file))
@@ -61,16 +69,25 @@ def find(path: str | Sequence[str], key: str = "path") -> list[Path]:
     return files
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a part of a path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def read(path: Path, form: Format) -> Table:
-    """The table of a file; raises InputError that says where it cannot be used."""
+    """The table of a file, on the grid that `form` asks for; raises InputError that says where it cannot be used."""
     if path.stat().st_size == 0:
         raise InputError(f"{path}: empty file")
     if path.suffix.lower() in (".npy", ".npz"):
         for name in ("time_column", "group_column"):
-            if getattr(form, name) is not None:
+            if getattr(form, name) not in (None, AUTO):
                 raise InputError(f"{name}={getattr(form, name)}: {path} is an array, which has no such column")
-        return read_array(path, form.columns)
-    return read_table(path, form)
+        return without(read_array(path, form.columns), form.missing_values)
+    table = without(read_table(path, form), form.missing_values)
+    if table.times is None:
+        return table
+    table = table if form.time_zone is None else localized(table, form.time_zone)
+    return table if form.freq is None else on_grid(table, form)
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
@@ -196,6 +213,7 @@ def selected(source: Csv | Parquet, form: Format) -> tuple[list[str], list[str]]
 def read_table(path: Path, form: Format) -> Table:
     """Read `.csv` and `.parquet` in pieces, into temporary memory-mapped files: a table need not fit in memory."""
     source = open_table(path, form)
+    form = settled(source, form)
     columns, others = selected(source, form)
     table = Table(path, columns, np.empty((0, 0)), line=source.line if isinstance(source, Csv) else None)
     clock = Clock(table, form)
@@ -225,60 +243,7 @@ def read_table(path: Path, form: Format) -> Table:
         ends = np.cumsum(sizes)
         spans = [(name, int(end - size), int(end)) for name, end, size in zip(known, ends, sizes, strict=True)]
     found = None if form.time_column is None else stamps
-    return replace(table, values=rows, times=found, groups=spans, order=order, **clock.of())
-
-
-def mapped(file: IO[bytes], shared: bool) -> np.ndarray:
-    """The bytes of a file, memory-mapped; unlike numpy's, the array holds no descriptor, so there may be many.
-
-    Args:
-        file: that is open, and may be closed afterwards.
-        shared: whether what is written to the array is written to the file.
-    """
-    import torch
-
-    size = os.fstat(file.fileno()).st_size
-    found: np.ndarray = torch.from_file(f"/dev/fd/{file.fileno()}", shared, size, dtype=torch.uint8).numpy()
-    return found
-
-
-class Spool:
-    """An array that grows in an unnamed temporary file, and is then memory-mapped."""
-
-    def __init__(self, dtype: Any, width: int = 1) -> None:
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115  (closed on leaving the `with`)
-        self.dtype = np.dtype(dtype)
-        self.width = width
-        self.rows = 0
-
-    def append(self, rows: np.ndarray) -> None:
-        """Add rows, `(n, width)` or `(n,)`."""
-        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
-        self.rows += len(rows)
-
-    def array(self) -> np.ndarray:
-        """All rows, `(rows, width)`; the file is deleted together with the array."""
-        self.file.flush()
-        if not self.rows:
-            return np.empty((0, self.width), self.dtype)
-        rows: np.ndarray = mapped(self.file, True).view(self.dtype).reshape(self.rows, self.width)
-        return rows
-
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-
-def reordered(array: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The rows of an array in another order."""
-    if not len(array):
-        return array
-    with Spool(array.dtype, math.prod(array.shape[1:])) as new:
-        for start in range(0, len(array), step := max(1, BLOCK // new.width)):
-            new.append(array[order[start : start + step]])
-        return new.array().reshape(array.shape)
+    return replace(table, values=rows, times=found, groups=spans, order=order, clock=form.time_column, **clock.of())
 
 
 def chosen(key: str, path: Path, columns: Sequence[Any], names: Sequence[str]) -> list[str]:

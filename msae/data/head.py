@@ -37,6 +37,7 @@ class Head(NamedTuple):
         width: number of fields of a line.
         flags: names of the columns of `true` and `false`.
         unnamed: whether the first column is called `index` only here.
+        sample: the fields of some of the first rows.
     """
 
     names: list[str]
@@ -45,6 +46,7 @@ class Head(NamedTuple):
     width: int
     flags: set[str]
     unnamed: bool
+    sample: list[list[str]]
 
 
 def read_head(path: Path, form: Format) -> Head:
@@ -77,7 +79,8 @@ def read_head(path: Path, form: Format) -> Head:
         names[0] = INDEX_NAME
     check_names(path, names, line)
     found = {name for name, flag in zip(names, flags, strict=False) if flag}
-    return Head(names, header, number - 1 + header, len(line), found, unnamed)
+    rows = [row for row in ([] if header else [line]) + sample if len(row) == len(line)]
+    return Head(names, header, number - 1 + header, len(line), found, unnamed, rows)
 
 
 def check_names(path: Path, names: Sequence[str], line: Sequence[str]) -> None:

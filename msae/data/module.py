@@ -123,6 +123,7 @@ class DataModule(L.LightningDataModule):
         bounded: whether `value_range` was given; otherwise it is the range of the training split.
         base: what models subtract from windows in float64, `(channels, 1)`; None if float32 holds the windows as they
             are. Windows, and batches, are float64 where there is a base, else float32.
+        chosen: options of the data set that its files chose, by name, such as `window`; a run keeps them.
 
     Raises:
         InputError: an argument out of range, or windows that are not floats, finite and of one shape.
@@ -159,6 +160,7 @@ class DataModule(L.LightningDataModule):
         self.batch_size = check_int("batch_size", batch_size)
         self.seed = check_int("seed", seed, 0, 2**32 - 1)
         self._resident: dict[str, Tensor | Views] = {}
+        self.chosen: dict[str, Any] = {}
         if val is None:
             train, val = self._without_validation(train, val_size, val_seed)
         self.epoch_steps = check_int("epoch_steps", epoch_steps)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from msae.data.tables import BLOCK, Format
+from msae.data.tables import BLOCK
 from msae.errors import InputError
 
 SECONDS = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
-
-EXACT = 2**52
-"""Whole numbers above this are not exact as float64, with room for a difference."""
+SHORT = 5
+"""Rows, or values of a channel, that may be missing one after another in a short gap, which is interpolated."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +33,13 @@ class Table:
             column.
         origin: the time stamp of the first row, in UTC if they have a zone, if times are time stamps.
         groups: name, first row and row after the last of each series; without a group column the name is empty.
-        order: the row in the file of each row here, where they differ.
+        order: the row in the file of each row here, where they differ; of a row that the file lacks, the one before.
         line: gives the line of a row in a text file.
         kind: the type of the time column, of which `stamps` makes arrays.
+        clock: the name of the time column.
+        freq: the step of the grid that rows are on, as `data.freq` takes it; None where they are as in the file.
+        breaks: on a grid, the rows that begin a stretch, after a gap.
+        place: on a grid, the row here of each row of the file, where they differ.
         base: the first row's time where it is a large whole number, such as nanoseconds since 1970; else 0.
     """
 
@@ -53,6 +53,16 @@ class Table:
     line: Callable[[int], int] | None = None
     kind: pa.DataType | None = None
     base: int = 0
+    clock: str | None = None
+    freq: Any = None
+    breaks: np.ndarray | None = None
+    place: np.ndarray | None = None
+
+    def lacking(self, start: int, stop: int) -> np.ndarray:
+        """Which of these rows the file lacks."""
+        none = np.ones(len(self.values), dtype=bool)
+        none[slice(None) if self.place is None else self.place] = False
+        return none[start:stop]
 
     def where(self, row: int) -> str:
         """The file and the line (of a text) or row (of other files, from 0) of a row of `values`."""
@@ -77,127 +87,6 @@ class Table:
         return pa.array(self.origin.astype(f"M8[{kind.unit}]") + after).cast(kind)
 
 
-class Clock:
-    """Reads a time column in pieces; `origin` is the first row's time if times are time stamps, and not numbers."""
-
-    KINDS = (pa.float64(), *(pa.timestamp(unit, zone) for zone in (None, "UTC") for unit in ("us", "ns")))
-
-    def __init__(self, table: Table, form: Format) -> None:
-        self.table = table
-        self.name = str(form.time_column)
-        self.format = form.time_format
-        self.origin: np.datetime64 | None = None
-        self.stamps: bool | None = None
-        self.zone: str | None = None
-        self.unit = "us"
-        self.base: int | None = None
-
-    def read(self, column: pa.Array, first: int) -> np.ndarray:
-        """Times of rows as float64, in seconds after the origin, or as they are; row 0 is row `first` of the file."""
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            column = pc.utf8_trim_whitespace(column)
-            column = pc.replace_with_mask(column, pc.equal(column, ""), pa.scalar(None, column.type))
-        self._check_present(column.is_null().to_numpy(zero_copy_only=False), first)
-        times = self._parsed(column)
-        stamps = times is not None and pa.types.is_timestamp(times.type)
-        if times is None or self.stamps not in (None, stamps):
-            raise self._unreadable(column, first)
-        self.stamps = stamps
-        found = times.to_numpy(zero_copy_only=False)
-        if not stamps:
-            self._check_present(np.isnan(found), first)
-            if self.base is None:
-                self.base = int(found[0]) if pa.types.is_integer(times.type) and abs(int(found[0])) > EXACT else 0
-            return np.asarray(found - self.base, dtype=np.float64)
-        zone = zone_of(column)
-        if self.origin is None:
-            self.origin, self.zone = found[0], zone
-        elif zone != self.zone:
-            self.zone = "UTC"
-        if found.dtype == "M8[ns]" and (found.astype("M8[us]") != found).any():
-            self.unit = "ns"
-        return np.asarray((found - self.origin) / np.timedelta64(1, "s"))
-
-    def of(self) -> dict[str, Any]:
-        """What `Table` keeps of the times that were read."""
-        kind = pa.timestamp(self.unit, self.zone) if self.stamps else None
-        return {"origin": self.origin, "kind": kind, "base": self.base or 0}
-
-    def _check_present(self, missing: np.ndarray, first: int) -> None:
-        """Raise InputError for the first row that has no time."""
-        if missing.any():
-            where = self.table.where(first + int(np.flatnonzero(missing)[0]))
-            raise InputError(f"{where}, column {self.name}: no time; expected a time in every row")
-
-    def _parsed(self, column: pa.Array) -> pa.Array | None:
-        """A column as float64 or as time stamps; None if it is neither."""
-        if pa.types.is_date(column.type):
-            return column.cast(pa.timestamp("ms"))
-        if pa.types.is_timestamp(column.type):
-            return column
-        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-            return exact(column, column.cast(pa.float64(), safe=False))
-        if self.format is not None:
-            return with_format(column, self.format)
-        for kind in self.KINDS:
-            with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                return exact(column, column.cast(kind))
-        return None
-
-    def _unreadable(self, column: pa.Array, first: int) -> InputError:
-        """The error for the first value that is not a time, or not of the same kind as those before it."""
-        stamps = self.stamps
-        for row in range(len(column)):
-            found = self._parsed(column[row : row + 1])
-            is_stamp = found is not None and pa.types.is_timestamp(found.type)
-            if found is None or stamps not in (None, is_stamp):
-                break
-            stamps = is_stamp
-        value = f"{self.table.where(first + row)}, column {self.name}: {column[row].as_py()!r}"
-        if self.format is not None:
-            return InputError(f"{value} does not match data.time_format={self.format!r}")
-        if found is not None:
-            return InputError(f"{value}: the column mixes numbers and time stamps")
-        return InputError(
-            f"{value} is neither a number nor an ISO 8601 time; give the format, such as "
-            "data.time_format='%d/%m/%Y %H:%M'"
-        )
-
-
-def exact(column: pa.Array, times: pa.Array) -> pa.Array:
-    """Times that were read from a column, as whole numbers where they are too large for float64."""
-    if pa.types.is_floating(times.type) and len(times) and abs(times[0].as_py()) > EXACT:
-        with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return column.cast(pa.int64())
-    return times
-
-
-def zone_of(column: pa.Array) -> str | None:
-    """The zone of a column of time stamps, or the offset of all of its texts; UTC where they differ."""
-    if pa.types.is_timestamp(column.type):
-        zone: str | None = column.type.tz
-        return zone
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return None
-    found = pc.extract_regex(column, r":\d\d(?:\.\d+)?(?P<zone>Z|[+-]\d\d:?(?:\d\d)?)$")
-    zones = pc.unique(pc.struct_field(found, "zone")).drop_null().to_pylist()
-    if not zones:
-        return None
-    offset = zones[0].replace(":", "")
-    return "UTC" if len(zones) > 1 or offset == "Z" else f"{offset[:3]}:{offset[3:] or '00'}"
-
-
-def with_format(column: pa.Array, form: str) -> pa.Array | None:
-    """Texts as time stamps, by a format of `strptime`; None if one of them has another."""
-    if "%f" not in form:
-        found = pc.strptime(column, format=form, unit="us", error_is_null=True)
-        return None if found.null_count else found
-    try:  # fractions, which Arrow does not know
-        return pa.array([datetime.strptime(text, form) for text in column.to_pylist()], pa.timestamp("us"))
-    except ValueError:
-        return None
-
-
 def duration(text: Any, table: Table, key: str = "max_gap") -> float:
     """The value of a key in the units of a table's times: a text such as `90s`, `5min`, `1h`, `4d`, or a number.
 
@@ -218,11 +107,24 @@ def duration(text: Any, table: Table, key: str = "max_gap") -> float:
     return value * SECONDS[match[2] or "s"]
 
 
+def unordered(table: Table, row: int, name: str, zone: bool = False) -> InputError:
+    """The error for a row of the series `name` whose time is not after the one before, as where a `zone` changes."""
+    assert table.times is not None
+    kind = "goes back from" if table.times[row] < table.times[row - 1] else "repeats"
+    said = f"{table.where(row)}: time {table.when(row)} {kind} {table.when(row - 1)} of the row before"
+    said += f" in {name}" if name else ""
+    if zone:
+        return InputError(f"{said}, as where clocks change; set their zone, such as data.time_zone=Europe/Berlin")
+    hint = "remove such rows" if name else "remove such rows, or name the series with data.group_column"
+    return InputError(f"{said}; {hint}, or data.time_column=null ignores the times")
+
+
 def spelled(seconds: float, table: Table) -> str:
     """A length of time as a text that `duration` reads."""
     if table.origin is None:
         return f"{seconds:g}"
-    unit = next((unit for unit in ("d", "h", "min", "s") if seconds % SECONDS[unit] == 0), "ms")
+    whole = (unit for unit in ("d", "h", "min", "s") if seconds and seconds % SECONDS[unit] == 0)
+    unit = next(whole, "s" if seconds > 1 else "ms")
     return f"{seconds / SECONDS[unit]:g}{unit}"
 
 
@@ -236,6 +138,13 @@ def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
         if max_gap is not None:
             raise InputError(f"max_gap={max_gap}: gaps of {table.path} are unknown; set data.time_column")
         return table.groups
+    if table.breaks is not None:
+        found = []
+        for name, start, stop in table.groups:
+            first, last = np.searchsorted(table.breaks, [start, stop])
+            begins = table.breaks[first:last].tolist()
+            found += [(name, a, b) for a, b in zip(begins, [*begins[1:], stop], strict=True)]
+        return found
     limit = None if max_gap is None else duration(max_gap, table)
     parts = []
     for name, start, stop in table.groups:
@@ -246,13 +155,7 @@ def stretches(table: Table, max_gap: Any = None) -> list[tuple[str, int, int]]:
             steps = np.diff(times)
             bad = np.flatnonzero(~(steps > 0))
             if len(bad):
-                row, kind = first + int(bad[0]) + 1, "goes back from" if steps[bad[0]] < 0 else "repeats"
-                before = f"{table.when(row - 1)} of the row before" + (f" in {name}" if name else "")
-                hint = "remove such rows" if name else "remove such rows, or name the series with data.group_column"
-                raise InputError(
-                    f"{table.where(row)}: time {table.when(row)} {kind} {before}; {hint}, "
-                    "or data.time_column=null ignores the times"
-                )
+                raise unordered(table, first + int(bad[0]) + 1, name)
             gaps = np.flatnonzero(steps > (1.5 * usual if limit is None else limit))
             if limit is None and len(gaps):
                 step, row = steps[gaps[0]], first + int(gaps[0]) + 1

@@ -6,19 +6,22 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from msae.data import files
+from msae.data.clock import AUTO
+from msae.data.holes import MISSING, Span, bridged, check_gaps, fill, warn_of_codes
 from msae.data.module import NORMALIZATIONS, DataModule, Windows
-from msae.data.rows import Table, first_hole, has_value, interpolate, stretches
+from msae.data.period import window_of
+from msae.data.rows import Table, stretches
 from msae.data.tables import Format
 from msae.data.windows import Views
 from msae.errors import InputError, check_choice, check_int
 
 log = logging.getLogger(__name__)
-MISSING = ("error", "interpolate", "mask")
-Span = tuple[int, int, int]
-"""A stretch of rows: number of the table, first row, row after the last."""
+LABELS = frozenset(("label", "labels", "class", "target", "anomaly", "is_anomaly", "outlier", "is_outlier", "fault"))
+"""Names of columns that are labels where they hold only 0 and 1, in small letters."""
 
 
 def series(
@@ -26,10 +29,12 @@ def series(
     window: int | None = None,
     stride: int = 1,
     columns: Sequence[str | int] | None = None,
-    time_column: str | None = None,
+    time_column: str | None = AUTO,
     group_column: str | None = None,
+    freq: str | float | None = AUTO,
     max_gap: str | float | None = None,
-    missing: str = "error",
+    missing: str = "auto",
+    missing_values: Any = None,
     normalize: str = "standard",
     split: str = "time",
     split_seed: int = 0,
@@ -40,6 +45,7 @@ def series(
     decimal: str = ".",
     header: Any = None,
     time_format: str | None = None,
+    time_zone: str | None = None,
     **loader: Any,
 ) -> DataModule:
     """Windows `(channels, window)` of the series in `.csv`, `.parquet`, `.npy` and `.npz` files.
@@ -50,15 +56,21 @@ def series(
 
     Args:
         path: a file, a folder of files, a glob, or a list of these.
-        window: number of time steps of a window.
+        window: number of time steps of a window; None for twice the dominant period of the training split, at least 32
+            (see `msae.data.period`).
         stride: number of time steps from the start of a window to the start of the next.
         columns: names of the columns that become channels, in this order; None for all but the next two.
-        time_column: name of the column of times, which have to increase.
+        time_column: name of the column of times, which have to increase; `auto` for the only one there is.
         group_column: name of the column that names the series of each row, in one long table of several series.
+        freq: step of the grid that the rows of a table with times are put on: `auto` for the usual step, or such as
+            `5min`, `1h`, `weekday`, `month`; None to take rows as even steps.
         max_gap: longest step in time within a window, such as `90s` or `4d`, or a number in the units of the time
-            column; None to refuse steps longer than 1.5 times the usual one.
-        missing: what to do about NaN and empty fields: `error`; `interpolate`, on straight lines and never from one
-            split into another; or `mask`, which leaves them out of loss and metrics.
+            column; None for `msae.data.rows.SHORT` missing rows. Without `freq`, None refuses steps longer than 1.5
+            times the usual one.
+        missing: what to do about missing rows and values: `auto` interpolates short holes, and ends a stretch at longer
+            ones; `error`; `interpolate`, on straight lines and never from one split into another; or `mask`, which
+            leaves them out of loss and metrics.
+        missing_values: numbers that stand for no value, such as -200.
         normalize: see `DataModule`.
         split: `time`, or for arrays of windows `random`.
         split_seed: of the random split.
@@ -68,7 +80,8 @@ def series(
         separator: between the columns of a .csv.
         decimal: decimal point or comma of a .csv.
         header: whether the first line of a .csv names the columns; None: it does unless it is numbers only.
-        time_format: format of times that are not ISO 8601, as for `strptime`.
+        time_format: format of times, as for `strptime`; None: ISO 8601, or the only format by which all are times.
+        time_zone: zone of times without an offset, such as `Europe/Berlin`.
         loader: `batch_size` and `seed` of `DataModule`.
 
     Raises:
@@ -84,7 +97,10 @@ def series(
         (66, 11, 11, (2, 5), ['flow', 'heat'])
     """
     shares = check_options(window, stride, missing, normalize, split, split_seed, val_size, test_size, test_path)
-    form = Format(columns, time_column, group_column, separator, decimal, header, time_format)
+    form = Format(
+        columns, time_column, group_column, separator, decimal, header, time_format, time_zone, freq, max_gap,
+        missing_values,
+    )  # fmt: skip
     paths, test_paths = files.find(path), files.find(test_path, "test_path") if test_path else []
     if both := {file.resolve() for file in paths} & {file.resolve() for file in test_paths}:
         raise InputError(f"test_path={test_path}: {min(both)} is also a file of data.path; expected other files")
@@ -95,19 +111,25 @@ def series(
         window, spans = None, deal(tables[: len(paths)], shares, split_seed)
     elif split == "random":
         raise InputError("split=random: windows of one series overlap; expected data.split=time, or data.test_path")
-    elif window is None:
-        raise InputError("window=null: expected the number of time steps of a window, such as data.window=96")
     else:
-        spans = in_time([stretches(table, max_gap) for table in tables[: len(paths)]], shares)
+        parts = [stretches(table, max_gap) for table in tables]
+        for table, its in zip(tables, parts, strict=True):
+            check_gaps(table, its, missing, max_gap)
+        spans = in_time(parts[: len(paths)], shares)
     for number, table in enumerate(tables[len(paths) :], len(paths)):
         spans["test"] += [(number, start, stop) for _, start, stop in stretches(table, max_gap)]
-    if window is not None:
+    warn_of_labels(tables[0])
+    warn_of_codes(tables)
+    cut = tables[0].values.ndim == 3
+    if not cut:
+        spans = bridged(tables, spans, missing, max_gap)
+        window = window_of(tables, spans) if window is None else window
         spans = long_enough(tables, spans, window)
     holes = fill(tables, spans, missing)
     blocks = [torch.from_numpy(table.values) for table in tables]
     splits = {name: Windows(Views(blocks, parts, window, stride)) for name, parts in spans.items()}
     names = tables[0].columns
-    return DataModule(
+    data = DataModule(
         splits["training"],
         splits["test"],
         val=splits["validation"],
@@ -116,6 +138,23 @@ def series(
         names=names,
         **loader,
     )
+    data.chosen = {"window": window}
+    for key, given, found in (
+        ("time_column", time_column, {table.clock for table in tables}),
+        ("freq", freq, {table.freq for table in tables}),
+    ):
+        data.chosen[key] = min(found) if given == AUTO and len(found) == 1 and None not in found else given
+    return data
+
+
+def warn_of_labels(table: Table) -> None:
+    """Warn of a channel that holds labels, by its name and its values 0 and 1."""
+    for number, name in enumerate(table.columns):
+        if name.lower() in LABELS and np.isin(table.values[:100_000, number], (0, 1)).all():
+            others = ",".join(one for one in table.columns if one != name)
+            log.warning(
+                "channel %s holds only 0 and 1, as labels do; data.columns=[%s] leaves it out", name, others or "..."
+            )
 
 
 def check_options(
@@ -220,34 +259,3 @@ def long_enough(tables: list[Table], spans: dict[str, list[Span]], window: int) 
             few = len(parts) - len(kept[split])
             log.info("%s split: left out %d of %d stretches, which are shorter than a window", split, few, len(parts))
     return kept
-
-
-def fill(tables: list[Table], spans: dict[str, list[Span]], missing: str) -> bool:
-    """Interpolate missing values within each stretch, if asked to; returns whether there is NaN left, to be masked.
-
-    Raises:
-        InputError: a value is missing and `missing` is `error`; a channel has no value in a stretch, so that there is
-            nothing to interpolate; or a split has no value at all.
-    """
-    left = False
-    whole = {n for n, table in enumerate(tables) if first_hole(table.values, 0, len(table.values)) is None}
-    for split, parts in spans.items():
-        gappy = [span for span in parts if span[0] not in whole]
-        for number, start, stop in gappy:
-            left |= fill_stretch(tables[number], start, stop, missing)
-        if gappy == parts and parts and not any(has_value(tables[n].values, a, b) for n, a, b in parts):
-            raise InputError(f"{tables[parts[0][0]].path}: no value at all in the {split} split")
-    return left
-
-
-def fill_stretch(table: Table, start: int, stop: int, missing: str) -> bool:
-    """`fill` for one stretch."""
-    hole = first_hole(table.values, start, stop)
-    if hole is not None and missing == "interpolate":
-        interpolate(table.values[start:stop])
-        hole = first_hole(table.values, start, stop)
-    if hole is not None and missing != "mask":
-        row, column = hole
-        hint = "data.missing=interpolate or data.missing=mask" if missing == "error" else "data.missing=mask"
-        raise InputError(f"{table.where(row)}, column {table.columns[column]}: no value; set {hint}")
-    return hole is not None

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as pa_csv
 from pyarrow import parquet
 
-from msae.data.head import NULLS, is_number, opened, packed, read_head
+from msae.data.head import NULLS, SAMPLE, is_number, opened, packed, read_head
 from msae.errors import InputError, one_line, repeated
 
 BLOCK = 1 << 22
@@ -35,12 +35,18 @@ class Format:
 
     Args:
         columns: names of the columns that become channels, in this order; None for all but the next two.
-        time_column: name of the column of time stamps, or of numbers, that increase.
+        time_column: name of the column of time stamps, or of numbers, that increase; `auto` for the only one there is.
         group_column: name of the column that names the series of each row.
         separator: between the columns of a .csv.
         decimal: decimal point or comma of a .csv.
         header: whether the first line of a .csv names the columns; None: it does unless it is numbers only.
-        time_format: format of time stamps that are not ISO 8601, as for `strptime`, such as "%d/%m/%Y %H:%M".
+        time_format: format of time stamps, as for `strptime`, such as "%d/%m/%Y %H:%M"; None: ISO 8601, or the only
+            format by which all are times.
+        time_zone: of time stamps without an offset, such as "Europe/Berlin".
+        freq: the step of the grid that rows are put on: `auto` for the usual one, or such as `5min`, `1h`, `weekday`,
+            `month`, `3month`; None to take rows as they stand.
+        max_gap: the longest step in time without a break, as `freq`; None: `SHORT` rows may be missing.
+        missing_values: numbers that stand for no value, such as -200.
     """
 
     columns: Sequence[str | int] | None = None
@@ -50,6 +56,10 @@ class Format:
     decimal: str = "."
     header: Any = None
     time_format: str | None = None
+    time_zone: str | None = None
+    freq: Any = None
+    max_gap: Any = None
+    missing_values: Any = None
 
     def __post_init__(self) -> None:
         if self.separator == "\\t":  # as it is typed
@@ -68,6 +78,9 @@ class Format:
             )
         if self.header not in (True, False, None):
             raise InputError(f"header={self.header}: expected true, false or null")
+        codes = [] if self.missing_values is None else self.missing_values
+        if isinstance(codes, (str, int, float)) or not all(isinstance(code, (int, float)) for code in codes):
+            raise InputError(f"missing_values={codes}: expected a list of numbers, such as [-200]")
         if twice := repeated([*map(str, self.columns or []), *self.others]):
             raise InputError(f"columns, time_column, group_column: {twice[0]} is named twice")
 
@@ -98,6 +111,11 @@ class Csv:
             raise self._explain(columns, error) from None
         except OSError as error:  # of a compressed file
             raise InputError(f"{self.path}: not a table ({one_line(error)})") from None
+
+    def sample(self, name: str) -> list[Any]:
+        """The first values of a column, as texts without those that are missing."""
+        place = self.names.index(name)
+        return [row[place].strip() for row in self.head.sample if row[place].strip() not in NULLS]
 
     def line(self, row: int) -> int:
         """The line of a row, which is counted from 0."""
@@ -234,6 +252,11 @@ class Parquet:
         for batch in self._read(wanted):
             numbers = [pc.cast(batch.column(name), pa.float64(), safe=False) for name in columns]
             yield pa.RecordBatch.from_arrays([*numbers, *(batch.column(name) for name in others)], wanted)
+
+    def sample(self, name: str) -> list[Any]:
+        """The first values of a column, without those that are missing."""
+        first = next(self._read([name]), None)
+        return [] if first is None else first.column(0)[:SAMPLE].drop_null().to_pylist()
 
     def _read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Batches of one row group after another; pyarrow's own iterator keeps all row groups that it has read."""

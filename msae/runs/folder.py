@@ -228,14 +228,19 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+BY_FILES = ("data.window", "data.time_column", "data.freq")
+"""Keys that the files of a run choose where the config has null or auto; the run keeps the choice."""
+
+
 def kept_keys(cfg: Any) -> dict[str, Any]:
     """A config's values by their dotted keys, without those that may change when its run is resumed."""
     return {k: v for k, v in flat(OmegaConf.to_container(cfg, resolve=True)).items() if not k.startswith(FREE)}
 
 
 def check_same(path: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise InputError that names the keys on which an existing run and this one differ."""
-    keys = [key for key in before | now if before.get(key) != now.get(key)]
+    """Raise InputError that names the keys on which an existing run and this one differ; files choose `BY_FILES`."""
+    open_ = [key for key in BY_FILES if now.get(key) in (None, "auto")]
+    keys = [key for key in before | now if before.get(key) != now.get(key) and key not in open_]
     keys.sort(key=lambda key: not key.endswith("_target_"))  # another data set or model has other keys all over
     if keys:
         listed = ", ".join(f"{key}={before.get(key)}, not {now.get(key)}" for key in keys[:3])

@@ -53,11 +53,14 @@ def built(cfg: DictConfig, data: DataModule, ckpt: Path | None, kept: Path) -> R
     """The model of a run, as it starts or before its checkpoint's weights are loaded.
 
     Args:
-        cfg: of the run.
+        cfg: of the run; its `data` takes what the files chose.
         data: of the run.
         ckpt: the checkpoint to resume from.
         kept: the checkpoint that the run ends by testing.
     """
+    for key, value in data.chosen.items():
+        if key in cfg.data:
+            cfg.data[key] = value
     model = model_of(cfg, data)
     if ckpt is not None:
         model = as_before(cfg, model, data, ckpt, kept)
