@@ -96,8 +96,8 @@ class Normal:
 def find(cfg: DictConfig, model: Reconstructor) -> Normal | None:
     """What is normal in the training split of the run, or in files; None without a reference.
 
-    That of the training split is kept beside the checkpoint, as `best.bank` beside `best.ckpt`. Later calls then need no
-    training data.
+    That of the training split is kept beside the checkpoint, as `best.bank` beside `best.ckpt`. Later calls then need
+    no training data.
     """
     if cfg.reference is None:
         return None

@@ -1,28 +1,32 @@
-"""Does the reconstruction error find anomalies? VUS-PR of autoencoders and of established detectors.
+"""Are anomalies far from normal windows? VUS-PR of nested windows with a bank of normal codes, and of other detectors.
 
-    uv run --extra dev --with stumpy --with wfdb python studies/anomalies/anomaly.py NAB ECG [--sets ...]
-        [--out runs/anomaly] [KEY=VALUE ...]
+    uv run --extra dev --with stumpy --with wfdb python studies/anomalies/anomaly.py [--nab NAB] [--ecg ECG] [--ucr UCR]
+        [--sets ...] [--out runs/anomaly] [KEY=VALUE ...]
 
 NAB is a folder of Numenta's series, a .csv of TIMESTAMP,VALUE each, and their labels, windows.json. ECG is the path of
 MIT-BIH record 100 without its suffix: heartbeats that are neither normal nor of a bundle branch block are anomalies, a
-beat long. KDD is aeon's KDD-TSAD_135. The Daphnet excerpt in aeon's wheel contains no anomaly, so no curve of
-precision and recall exists for it, and it is left out.
+beat long. With both comes KDD-TSAD_135 of aeon. UCR is a folder of series of the UCR anomaly archive, a .csv of
+value,label each, and series.json, which gives the number of their training steps.
 
-The protocol, of which nothing was tuned:
-- Training: the leading part of each series. KDD names its own, which is normal. For the others it is the first 15 %,
-  the probation period of NAB's own protocol, whatever it contains (unsupervised). The last fifth of it chooses a
-  model's epoch. Everything after it is scored.
-- Windows: a fixed rule. A window is as long as the dominant period of the training part, the greatest peak of its
-  autocorrelation between 10 steps and 500 (or an eighth of the training part), but at least 32 steps; without a peak
-  it has the greatest length. Every detector has the same windows. Each channel is standardized by the training part.
-- Models: the learning rate of their presets, 16 latent values, 1,500 steps, n = 3 seeds. The score of a step is the
-  mean squared error of all windows that contain it, at stride 1. `pyramid, scales` is the other score of the same
-  models: the error or the code distance of the scale with the highest score, divided by its usual value in training.
-- PCA has 16 components. The isolation forest gets raw windows, n = 3 seeds, and its scores are averaged as the errors
-  are. The matrix profile is that of the scored part with itself; each step has the mean of the windows that contain
-  it.
-- VUS-PR (Paparrizos et al., VLDB 2022) as aeon computes it, with buffers up to the length of a window; no threshold,
-  no point adjustment.
+The protocol; labels chose nothing:
+- Training: the leading part of each series. KDD's and UCR's own is normal. For the others it is the first 15 %, the
+  probation period of NAB's own protocol, whatever it contains (unsupervised). The last fifth of it chooses a model's
+  epoch. Everything after it is scored; of the UCR series the whole, training windows without the normal windows that
+  share a step with them.
+- The period P is the dominant one of the training part as `data.window=null` finds it, 64 steps where there is none, at
+  least 16 steps and at most 512. Every detector has it. Each channel is standardized by the training part.
+- `nested`: `model=nested`, a window of 2P, 1,000 steps, n = 3 seeds, all else as by default. Its score is that of
+  `msae.detect`, with the whole training part as the reference. `2P`, `P`, `P/2` and `P/4` are the scores of each of its
+  lengths alone.
+- PCA: 16 components of windows of P, the error. k-means: 100 centres of z-scored windows, the distance of the nearest.
+  `nearest`: the distance of z-scored windows from the nearest one of 4,000 training windows, or more than a window
+  away. The isolation forest gets raw windows, n = 3 seeds. The matrix profile is that of the scored part with itself.
+  Each step has the mean of the windows of P that contain it.
+- VUS-PR (Paparrizos et al., VLDB 2022) as aeon computes it, with buffers up to P; no threshold, no point adjustment.
+  An anomaly is located where the highest score lies within 100 steps of it.
+
+How the scores of scales are made one, how many values a code has and that values and shape count alike was chosen by
+`studies/anomalies/faults.py`, on training parts alone.
 
 An interrupted study resumes when it is started again. It writes `anomaly.json` and `anomaly.md`.
 """
@@ -46,13 +50,16 @@ from msae.runs.comparison import table
 from msae.runs.folder import write_json
 from msae.runs.reading import read_runs
 
-MODELS = ("pyramid", "single", "ae")
 SEEDS = (0, 1, 2)
-LATENT = 16
+COMPONENTS, CENTRES, WINDOWS = 16, 100, 4000
 SHARE = 0.15
-NAMES = ("pyramid", "pyramid, scales", "single", "ae", "PCA", "matrix profile", "isolation forest")
-Series = tuple[np.ndarray, np.ndarray, int]
-"""Values `(time, channels)`, labels `(time,)`, and steps of the training part."""
+LENGTHS = ("2P", "P", "P/2", "P/4")
+PEERS = ("nearest", "k-means", "matrix profile", "isolation forest", "PCA")
+NAMES = ("nested", *LENGTHS, *PEERS)
+NEAR = 100
+"""Steps from an anomaly within which the highest score locates it."""
+Series = tuple[np.ndarray, np.ndarray, int, bool]
+"""Values `(time, channels)`, labels `(time,)`, steps of the training part, and whether that part is scored too."""
 
 
 def nab(path: Path) -> Series:
@@ -63,7 +70,7 @@ def nab(path: Path) -> Series:
     y = np.zeros(len(frame), dtype=int)
     for start, stop in json.loads((path.parent / "windows.json").read_text())[path.name]:
         y |= frame["timestamp"].between(start, stop).to_numpy()
-    return frame[["value"]].to_numpy(np.float32), y, int(SHARE * len(frame))
+    return frame[["value"]].to_numpy(np.float32), y, int(SHARE * len(frame)), False
 
 
 def kdd() -> Series:
@@ -74,7 +81,7 @@ def kdd() -> Series:
     parts = [np.genfromtxt(path, delimiter=",", skip_header=1) for path in sorted(folder.glob("*.csv"), reverse=True)]
     train, test = parts
     both = np.concatenate([train, test])
-    return both[:, 1:2].astype(np.float32), both[:, 2].astype(int), len(train)
+    return both[:, 1:2].astype(np.float32), both[:, 2].astype(int), len(train), False
 
 
 def ecg(path: Path) -> Series:
@@ -92,17 +99,23 @@ def ecg(path: Path) -> Series:
     for at, kind in beats:
         if kind not in "NLR":
             y[max(0, at - half) : at + half] = 1
-    return x, y, int(SHARE * len(x))
+    return x, y, int(SHARE * len(x)), False
 
 
-def window_length(train: np.ndarray) -> int:
-    """The rule of the protocol, of the first channel."""
-    x = train[:, 0].astype(np.float64) - train[:, 0].mean()
-    n = min(len(x) // 8, 500)
-    power = np.abs(np.fft.rfft(x, 2 * len(x))) ** 2
-    correlation = np.fft.irfft(power)[: n + 1]
-    peaks = [i for i in range(10, n) if correlation[i - 1] < correlation[i] >= correlation[i + 1]]
-    return max(32, max(peaks, key=lambda i: correlation[i])) if peaks else n
+def ucr(path: Path) -> Series:
+    """A series of the UCR anomaly archive."""
+    import pandas as pd
+
+    frame = pd.read_csv(path)
+    train = dict(json.loads((path.parent / "series.json").read_text()))[path.stem]["train_steps"]
+    return frame[["value"]].to_numpy(np.float32), frame["label"].to_numpy(int), train, True
+
+
+def period_of(train: np.ndarray) -> int:
+    """The rule of the protocol."""
+    from msae.data.period import dominant_period
+
+    return min(max(16, dominant_period(train[:20_000]) or 64), 512)
 
 
 def standardized(x: np.ndarray, train: int) -> np.ndarray:
@@ -117,7 +130,7 @@ def spread_out(per_window: np.ndarray, length: int) -> np.ndarray:
     return np.convolve(per_window, ones) / np.convolve(np.ones(len(per_window)), ones)
 
 
-def pca(train: np.ndarray, test: np.ndarray, length: int) -> np.ndarray:
+def pca(train: np.ndarray, test: np.ndarray, length: int, _: bool) -> np.ndarray:
     """Squared error of the reconstruction from 16 components, the mean of all windows that hold a step."""
     from sklearn.decomposition import PCA
 
@@ -125,7 +138,7 @@ def pca(train: np.ndarray, test: np.ndarray, length: int) -> np.ndarray:
         return np.lib.stride_tricks.sliding_window_view(x, length, axis=0).reshape(-1, x.shape[1] * length)
 
     windows = cut(train)
-    fitted = PCA(min(LATENT, *windows.shape)).fit(windows[:: max(1, len(windows) // 20_000)])
+    fitted = PCA(min(COMPONENTS, *windows.shape)).fit(windows[:: max(1, len(windows) // 20_000)])
     total, count = np.zeros(len(test)), np.zeros(len(test))
     for first in range(0, len(test) - length + 1, 4096):
         x = cut(test[first : first + 4096 + length - 1])
@@ -136,7 +149,42 @@ def pca(train: np.ndarray, test: np.ndarray, length: int) -> np.ndarray:
     return total / count
 
 
-def isolation_forest(train: np.ndarray, test: np.ndarray, length: int, seed: int) -> np.ndarray:
+def z_scored(x: np.ndarray, length: int) -> np.ndarray:
+    """Windows of all channels, each by its own mean and deviation, at least a twentieth of the median one."""
+    windows = np.lib.stride_tricks.sliding_window_view(x, length, axis=0).astype(np.float32)
+    windows = windows - windows.mean(2, keepdims=True)
+    deviation = windows.std(2, keepdims=True)
+    return (windows / np.maximum(deviation, np.median(deviation) / 20 + 1e-9)).reshape(len(windows), -1)
+
+
+def nearest(train: np.ndarray, test: np.ndarray, length: int, whole: bool) -> np.ndarray:
+    """Distance from the nearest training window."""
+    import torch
+
+    normal = z_scored(train, length)
+    at = np.unique(np.linspace(0, len(normal) - 1, WINDOWS).astype(int))
+    bank, places = torch.from_numpy(normal[at]), torch.from_numpy(at)
+    found = []
+    for first in range(0, len(test) - length + 1, 4096):
+        x = torch.from_numpy(z_scored(test[first : first + 4096 + length - 1], length))
+        far = torch.cdist(x, bank)
+        if whole:
+            far[(places - (first + torch.arange(len(x)))[:, None]).abs() < length] = torch.inf
+        found.append(far.min(1).values)
+    return spread_out(torch.cat(found).double().numpy(), length)
+
+
+def k_means(train: np.ndarray, test: np.ndarray, length: int, _: bool) -> np.ndarray:
+    """Distance from the nearest centre of training windows."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    normal = z_scored(train, length)
+    fitted = MiniBatchKMeans(min(CENTRES, len(normal)), random_state=0, n_init=3).fit(normal)
+    parts = [test[first : first + 4096 + length - 1] for first in range(0, len(test) - length + 1, 4096)]
+    return spread_out(np.concatenate([fitted.transform(z_scored(part, length)).min(1) for part in parts]), length)
+
+
+def isolation_forest(train: np.ndarray, test: np.ndarray, length: int, _: bool, seed: int) -> np.ndarray:
     """scikit-learn's defaults on raw windows."""
     from sklearn.ensemble import IsolationForest
 
@@ -148,7 +196,7 @@ def isolation_forest(train: np.ndarray, test: np.ndarray, length: int, seed: int
     return spread_out(-np.concatenate([forest.score_samples(cut(part)) for part in parts]), length)
 
 
-def matrix_profile(_: np.ndarray, test: np.ndarray, length: int) -> np.ndarray:
+def matrix_profile(_: np.ndarray, test: np.ndarray, length: int, __: bool) -> np.ndarray:
     """Distance of each window to its nearest neighbour, the mean of the channels'."""
     import stumpy
 
@@ -156,19 +204,21 @@ def matrix_profile(_: np.ndarray, test: np.ndarray, length: int) -> np.ndarray:
     return spread_out(np.nan_to_num(np.mean(profiles, axis=0), posinf=0.0), length)
 
 
-def by_model(folder: Path, train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
-    """The two scores of a trained model."""
+def by_model(folder: Path, train: np.ndarray, scored: np.ndarray, whole: bool) -> dict[str, np.ndarray]:
+    """The scores of a trained model, by all its lengths and by each."""
     import torch
 
     from msae import load
-    from msae.uses import anomaly
+    from msae.uses import anomaly, reference
 
     torch.set_num_threads(1)
     model = load(folder)
-    series = [torch.from_numpy(x.T.copy()).float() for x in (train, test)]
-    known = anomaly.learn(model, series[:1])
-    found = anomaly.joined(list(anomaly.scores(anomaly.Scorer(model, known.codes), series[1])))
-    return {"error": found.total.numpy(), "scales": anomaly.strangest(found.scales, known.usual)[2].numpy()}
+    series = [torch.from_numpy(x.T.copy()).float() for x in (train, scored)]
+    known = reference.learn(model, series[:1])
+    scorer = anomaly.Scorer(model, known, own=0 if whole else None)
+    found = anomaly.joined(list(anomaly.scores(scorer, series[1])))
+    each = zip(LENGTHS, found.scales.values(), strict=False)
+    return {"nested": found.total.numpy()} | {name: row.nan_to_num(0.0).numpy() for name, row in each}
 
 
 def vus_pr(score: np.ndarray, y: np.ndarray, length: int) -> float:
@@ -178,83 +228,101 @@ def vus_pr(score: np.ndarray, y: np.ndarray, length: int) -> float:
     return float(range_pr_vus_score(y, score.astype(np.float64), max_buffer_size=length))
 
 
-def train_models(folder: Path, path: Path, length: int, overrides: list[str]) -> None:
-    """A sweep over models and seeds on the training part of a series."""
-    keys = [f"data.path={path}", f"data.test_path={path.with_name('test.npy')}", f"data.window={length}"]
-    keys += ["data.val_size=0.2", "trainer=cpu"]
-    keys += ["trainer.max_epochs=-1", "trainer.max_steps=1500", f"++model.latent_dim={LATENT}", *overrides]
-    command = [sys.executable, "-m", "msae.train", "-m", f"model={','.join(MODELS)}", "data=series", *keys]
-    command += [f"seed={','.join(map(str, SEEDS))}", f"hydra.sweep.dir={folder}", "~hydra.callbacks.report"]
+def train_models(folder: Path, path: Path, period: int, overrides: list[str]) -> None:
+    """Several seeds on the training part of a series."""
+    keys = [f"data.path={path}", f"data.test_path={path.with_name('test.npy')}", f"data.window={2 * period}"]
+    keys += ["model=nested", "data=series", "data.val_size=0.2", "trainer=cpu"]
+    keys += ["trainer.max_epochs=-1", "trainer.max_steps=1000", f"seed={list(SEEDS)}".replace(" ", ""), *overrides]
+    command = [sys.executable, "-m", "msae.train", *keys, f"hydra.run.dir={folder}"]
     command += [f"resume={folder}"] * folder.exists()
     if subprocess.run(command, check=False).returncode or read_runs(folder)[1]:
         sys.exit(f"not finished: {' '.join(command)}")
 
 
 def evaluate(name: str, series: Series, out: Path, overrides: list[str]) -> dict[str, Any]:
-    """VUS-PR of every detector on a series, kept in a file."""
-    x, y, train = series
+    """VUS-PR of every detector on a series, and whether it locates the anomaly, kept in a file."""
+    x, y, train, whole = series
     kept = out / name / "result.json"
     if kept.exists():
         return dict(json.loads(kept.read_text()))
-    length = window_length(x[:train])
+    period = period_of(x[:train])
     scaled = standardized(x, train)
     (out / name).mkdir(parents=True, exist_ok=True)
     np.save(out / name / "train.npy", scaled[:train])
     np.save(out / name / "test.npy", scaled[train:])  # on which nothing is selected
-    train_models(out / name / "runs", out / name / "train.npy", length, overrides)
-    parts, labels = (scaled[:train], scaled[train:]), y[train:]
+    train_models(out / name / "runs", out / name / "train.npy", period, overrides)
+    scored, labels = (scaled, y) if whole else (scaled[train:], y[train:])
+    anomalous = np.flatnonzero(labels)
     found: dict[str, list[float]] = {detector: [] for detector in NAMES}
-    runs = read_runs(out / name / "runs")[0]
-    for run in sorted(runs, key=lambda run: run["seed"]):
-        scores = by_model(run["folder"] / run["checkpoint"], *parts)
-        found[run["model"]].append(vus_pr(scores["error"], labels, length))
-        if run["model"] == "pyramid":
-            found["pyramid, scales"].append(vus_pr(scores["scales"], labels, length))
+    located: dict[str, list[bool]] = {detector: [] for detector in NAMES}
+
+    def judge(detector: str, score: np.ndarray) -> None:
+        found[detector].append(vus_pr(score, labels, period))
+        located[detector].append(bool(anomalous.min() - NEAR <= score.argmax() <= anomalous.max() + NEAR))
+
+    for run in sorted(read_runs(out / name / "runs")[0], key=lambda run: run["seed"]):
+        for detector, score in by_model(run["folder"] / run["checkpoint"], scaled[:train], scored, whole).items():
+            judge(detector, score)
     others: list[tuple[str, Callable[..., np.ndarray]]] = [("PCA", pca), ("matrix profile", matrix_profile)]
+    others += [("nearest", nearest), ("k-means", k_means)]
     others += [("isolation forest", partial(isolation_forest, seed=seed)) for seed in SEEDS]
     for detector, method in others:
-        found[detector].append(vus_pr(method(*parts, length), labels, length))
-    result = {"length": length, "train": train, "steps": len(labels), "anomalous": float(labels.mean())}
-    result |= {"channels": x.shape[1], "train_anomalous": float(y[:train].mean()), "vus_pr": found}
+        judge(detector, method(scaled[:train], scored, period, whole))
+    result = {"period": period, "train": train, "steps": len(labels), "anomalous": float(labels.mean()), "ucr": whole}
+    result |= {"channels": x.shape[1], "train_anomalous": float(y[:train].mean()), "vus_pr": found, "located": located}
     write_json(kept, result)
     return result
 
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
-    """The table over series, and mean ranks of the mean VUS-PR of seeds."""
+    """The tables over series, with means, mean ranks, and the number of anomalies that are located."""
     from scipy.stats import rankdata
 
-    means = np.array([[fmean(result["vus_pr"][name]) for name in NAMES] for result in results.values()])
-    ranks = np.array([rankdata(-row) for row in means])
-
     def cell(values: list[float]) -> str:
+        if not values:
+            return ""
         return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
-    rows = [
-        [name, f"{r['length']}", f"{r['train']}", f"{r['steps']}", f"{r['anomalous']:.1%}"]
-        + [cell(r["vus_pr"][detector]) for detector in NAMES]
-        for name, r in results.items()
-    ]
-    rows.append(["mean rank", "", "", "", "", *(f"{rank:.2f}" for rank in ranks.mean(0))])
-    header = ["series", "window", "training steps", "scored steps", "anomalous", *NAMES]
-    n = "VUS-PR; mean ± standard deviation, seeds 0 to 2 (n = 3); PCA and the matrix profile are not random (n = 1)."
-    return f"{n} Random scores reach a VUS-PR of about the share of anomalous steps.\n\n{table(header, rows)}\n"
+    texts = []
+    for group, title in ((True, "UCR anomaly archive, whole series"), (False, "The part after training")):
+        some = {name: result for name, result in results.items() if result["ucr"] is group}
+        if not some:
+            continue
+        rows = [
+            [name, f"{r['period']}", f"{r['train']}", f"{r['steps']}", f"{r['anomalous']:.1%}"]
+            + [cell(r["vus_pr"][detector]) for detector in NAMES]
+            for name, r in some.items()
+        ]
+        means = np.array([[fmean(r["vus_pr"][name] or [0.0]) for name in NAMES] for r in some.values()])
+        rows.append(["mean", "", "", "", "", *(f"{mean:.3f}" for mean in means.mean(0))])
+        ranks = np.array([rankdata(-row) for row in means]).mean(0)
+        rows.append(["mean rank", "", "", "", "", *(f"{rank:.2f}" for rank in ranks)])
+        if group:
+            hits = [[fmean(r["located"][name] or [0.0]) for name in NAMES] for r in some.values()]
+            rows.append([f"located of {len(some)}", "", "", "", "", *(f"{hit:.1f}" for hit in np.sum(hits, axis=0))])
+        header = ["series", "P", "training steps", "scored steps", "anomalous", *NAMES]
+        texts.append(f"{title}:\n\n{table(header, rows)}")
+    n = "VUS-PR; mean ± standard deviation, seeds 0 to 2 (n = 3); the others are not random (n = 1)."
+    return "\n\n".join([f"{n} Random scores reach a VUS-PR of about the share of anomalous steps.", *texts]) + "\n"
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("nab", type=Path)
-    parser.add_argument("ecg", type=Path)
+    for key in ("--nab", "--ecg", "--ucr"):
+        parser.add_argument(key, type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/anomaly"))
     parser.add_argument("--sets", nargs="*")
     overrides = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
     given = parser.parse_args([text for text in sys.argv[1:] if text not in overrides])
-    labelled = json.loads((given.nab / "windows.json").read_text())
-    sets: dict[str, Callable[[], Series]] = {
-        path.stem: partial(nab, path) for path in sorted(given.nab.glob("*.csv")) if path.name in labelled
-    }
-    sets |= {"KDD-TSAD_135": kdd, "ecg_100": partial(ecg, given.ecg)}
+    sets: dict[str, Callable[[], Series]] = {}
+    if given.ucr:
+        sets |= {path.stem: partial(ucr, path) for path in sorted(given.ucr.glob("*.csv"))}
+    if given.nab:
+        labelled = json.loads((given.nab / "windows.json").read_text())
+        sets |= {path.stem: partial(nab, path) for path in sorted(given.nab.glob("*.csv")) if path.name in labelled}
+    if given.ecg:
+        sets |= {"KDD-TSAD_135": kdd, "ecg_100": partial(ecg, given.ecg)}
     if unknown := set(given.sets or []) - set(sets):
         parser.error(f"--sets {' '.join(unknown)}: expected of {', '.join(sets)}")
     warnings.filterwarnings("ignore", category=FutureWarning)
