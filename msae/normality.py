@@ -106,7 +106,7 @@ def find(cfg: DictConfig, model: Reconstructor) -> Normal | None:
         assert isinstance(files, DictConfig)
         stretches = list(read.stretches(files, model))
         places = [(str(stretch.table.path), stretch.first) for stretch in stretches]
-        return learned(cfg, model, [stretch.x for stretch in stretches], places)
+        return learned(cfg, model, [stretch.x for stretch in stretches], [], places)
     from msae.models import archive, checkpoint
     from msae.whole import write_bytes
 
@@ -129,14 +129,19 @@ def find(cfg: DictConfig, model: Reconstructor) -> Normal | None:
     return normal
 
 
-def learned(cfg: DictConfig, model: Reconstructor, data: list[Tensor] | Cut, places: list[tuple[str, int]]) -> Normal:
-    """What is normal in data."""
+def learned(
+    cfg: DictConfig, model: Reconstructor, data: Series, fresh: Series, places: list[tuple[str, int]]
+) -> Normal:
+    """What is normal in data, and in others that the model was not trained on; see `msae.uses.reference.learn`."""
     from msae.uses import reference, rules
 
-    total = sum(x.numel() // model.channels for x in data) if isinstance(data, list) else len(data.x) * model.length
+    total, more = (
+        sum(x.numel() // model.channels for x in some) if isinstance(some, list) else len(some.x) * model.length
+        for some in (data, fresh)
+    )
     with write.Progress("steps") as progress:
-        progress.begin("training scores", total)
-        scores = reference.learn(model, data, cfg.stride, progress.update, cfg.bank_size, cfg.causal)
+        progress.begin("training scores", total + more)
+        scores = reference.learn(model, data, cfg.stride, progress.update, cfg.bank_size, cfg.causal, fresh)
     return Normal(scores, rules.learn(data, model.channels), total, places)
 
 
@@ -145,12 +150,15 @@ def reference_path(cfg: DictConfig) -> Any:
     return OmegaConf.to_container(cfg.reference) if OmegaConf.is_config(cfg.reference) else cfg.reference
 
 
-def training(cfg: DictConfig, model: Reconstructor) -> tuple[list[Tensor] | Cut, list[tuple[str, int]]]:
-    """The series, or windows, of the training split of the checkpoint's run, and the file and first row of each series.
+def training(cfg: DictConfig, model: Reconstructor) -> tuple[Series, Series, list[tuple[str, int]]]:
+    """The series, or windows, of the training and the validation split of the checkpoint's run.
+
+    And the file and first row of each series, those of the training split first.
 
     Raises:
         InputError: the checkpoint does not say what they were, or they cannot be read.
     """
+    from msae.data import files
     from msae.data.windows import Views
 
     hint = "type reference=PATH to compare with other files, or reference=null and threshold=NUMBER to do without"
@@ -158,19 +166,22 @@ def training(cfg: DictConfig, model: Reconstructor) -> tuple[list[Tensor] | Cut,
     if options is None:
         raise InputError(f"reference=training: {cfg.ckpt} does not say how its data were read; {hint}")
     try:
-        x = data_set("its data options", options, "type data._target_={}", [cfg.data._target_]).train.x
+        data = data_set("its data options", options, "type data._target_={}", [cfg.data._target_])
     except (InputError, HydraException, OSError) as error:
         reason = explain(error, "train").rstrip(".")
         raise InputError(f"reference=training: cannot read the data of {cfg.ckpt}: {reason}; {hint}") from None
-    if not isinstance(x, Views):
-        return [x], []
-    if x.blocks[0].ndim == 3:
-        return Cut(x), []
-    from msae.data import files
-
-    paths = files.find(options["path"])
-    series = [x.blocks[number][start:stop].T for number, start, stop in x.spans]
-    return series, [(str(paths[number]), start) for number, start, _ in x.spans]
+    parts: list[Series] = []
+    places = []
+    for x in (data.train.x, data.val.x):
+        if not isinstance(x, Views):
+            parts.append([x] if len(x) else [])
+        elif x.blocks[0].ndim == 3:
+            parts.append(Cut(x))
+        else:
+            paths = files.find(options["path"])
+            parts.append([x.blocks[number][start:stop].T for number, start, stop in x.spans])
+            places += [(str(paths[number]), start) for number, start, _ in x.spans]
+    return parts[0], parts[1], places
 
 
 @dataclass(frozen=True)
@@ -181,3 +192,6 @@ class Cut:
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self.x[first : first + read.BATCH] for first in range(0, len(self.x), read.BATCH))
+
+
+Series = list["Tensor"] | Cut

@@ -221,6 +221,17 @@ def test_a_short_series_has_neighbours() -> None:
     assert known.usual.max() < 10
 
 
+def test_scores_of_data_the_model_was_not_trained_on_raise_what_is_usual() -> None:
+    """By the ratio of the medians, and never lower it; they join the bank."""
+    alone = reference.learn(MODELS["ae"], [series(400)])
+    for factor, least, most in ((3, 1.5, 6), (0.3, 1, 1.3)):
+        noisy = series(400) + factor * 0.1 * torch.randn(2, 400, generator=torch.Generator().manual_seed(5))
+        known = reference.learn(MODELS["ae"], [series(400)], fresh=[noisy])
+        assert known.bank.series.unique().tolist() == [0, 1]
+        assert least <= float((known.usual / alone.usual)[:, 0].mean().sqrt()) <= most
+        torch.testing.assert_close(known.totals.quantile(0.99), alone.totals.quantile(0.99), atol=0.1, rtol=0.1)
+
+
 def test_a_bank_is_spread_evenly_and_small() -> None:
     known = reference.learn(MODELS["ae"], TRAINING, bank_size=21)
     places = list(zip(known.bank.series.tolist(), known.bank.starts.tolist(), strict=True))

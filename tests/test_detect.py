@@ -1,6 +1,7 @@
 """Scores of whole files as tables, with events and a picture."""
 
 import errno
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from conftest import Command, Result
 from pyarrow import parquet
 
 from msae import load, write
-from msae.uses import anomaly
+from msae.alarms import REASON
+from msae.uses import anomaly, reference
 
 TIME = 1500
 ARGS = ("data=series", "data.window=12", "trainer=cpu", "trainer.max_epochs=2", "data.batch_size=32")
@@ -72,26 +74,22 @@ def test_csv(run: Any, trained: Path) -> None:
     assert "\n  in the 1050 training steps it gives 0 events\n" in out
     assert out.endswith("\n  o/s.csv\n  o/s.csv.events.csv\n  o/s.csv.png\n")
     scores = pd.read_csv("o/s.csv")
-    names = ["file", "row", "time", "score", "score_0", "score_1", "error_1", "error_2", "code_1", "strangest"]
-    assert [name for name in scores if name != "code_2"] == [
-        *names,
-        "times_usual",
-        "alarm",
-        "known_at",
-        "known_at_time",
-    ]
+    names = ["file", "row", "time", "score", "score_0", "score_1", "scale_1", "scale_2", "strangest"]
+    assert list(scores) == [*names, "alarm", "known_at", "known_at_time"]
     assert scores["row"].tolist() == list(range(TIME))
     assert scores["time"][25] == "2024-01-02 01:00:00"
-    assert scores["score"].to_numpy() == pytest.approx(scores[["score_0", "score_1"]].mean(axis=1).to_numpy(), rel=1e-4)
+    assert scores["score"].to_numpy() == pytest.approx(scores[["score_0", "score_1"]].max(axis=1).to_numpy(), rel=1e-4)
     model = load(trained / "run" / "best.ckpt")
-    found = anomaly.joined(list(anomaly.scores(anomaly.Scorer(model), torch.from_numpy(x).T.float())))
+    training = torch.from_numpy(pd.read_csv(trained / "a.csv")[["0", "1"]].to_numpy()[:1050]).T.float()
+    scorer = anomaly.Scorer(model, reference.learn(model, [training]))
+    found = anomaly.joined(list(anomaly.scores(scorer, torch.from_numpy(x).T.float())))
     assert scores["score_1"].to_numpy() == pytest.approx(found.channels[1].numpy(), rel=1e-2, abs=1e-3)
     above = float(out.split("above ")[1].split()[0])
     assert scores["alarm"].tolist() == (scores["score"] > above * (1 + 1e-6)).tolist()
     events = pd.read_csv("o/s.csv.events.csv")
     places = ["start", "end", "peak", "known_at"]
     times = [f"{name}_time" for name in places]
-    assert list(events) == ["file", *places, *times, "score", "threshold", "rule", "strangest", "channel"]
+    assert list(events) == ["file", *places, *times, "score", "threshold", "rule", "strangest", "channel", *REASON]
     assert events["threshold"].to_numpy() == pytest.approx([above, above], rel=1e-5)
     assert events["channel"].tolist() == [0, 1]
     assert events["rule"].tolist() == ["out of range", "out of range"]
@@ -171,24 +169,65 @@ def test_few_training_scores(run: Any, caplog: pytest.LogCaptureFixture) -> None
     assert "in the 630 training steps it gives 1 event\n" in out
 
 
-def test_score_by_scales(run: Any) -> None:
-    """The threshold and the events then come from `times_usual`."""
-    write_file("new.csv", strange())
-    args = ("data.path=new.csv", "data.time_column=t", "probability=1e-4", "merge=3")
-    assert run(*args, "out=error.csv").code == 0
-    code, out, err = run(*args, "out=scales.csv", "score=scales")
+def test_the_reason_of_an_event(run: Any, trained: Path) -> None:
+    """The window that is furthest from normal, the value and what is normal there, and where in the training data."""
+    x = waves()
+    x[1300:1303, 1] += 250
+    write_file("new.csv", x)
+    code, _, err = run("data.path=new.csv", "data.time_column=t", "out=s.csv", "rules=false", "probability=1e-5")
     assert code == 0, err
-    error, scales = pd.read_csv("error.csv"), pd.read_csv("scales.csv")
-    assert scales["score"].tolist() == scales["times_usual"].tolist() == error["times_usual"].tolist()
-    assert error["score"].tolist() != scales["score"].tolist()
-    above = float(out.split("above ")[1].split()[0])
-    assert above > 1
-    assert scales["alarm"].tolist() == (scales["score"] > above * (1 + 1e-6)).tolist()
-    events = pd.read_csv("scales.csv.events.csv")
-    assert {1300, 1402} <= {
-        step for a, b in zip(events["start"], events["end"], strict=True) for step in range(a, b + 1)
-    }
-    assert events["score"].max() == pytest.approx(scales["score"].max(), rel=1e-5)
+    [event] = pd.read_csv("s.csv.events.csv").to_dict("records")
+    assert event["channel"] == 1
+    assert event["from"] <= event["peak"] <= event["to"] == event["from"] + 11
+    assert event["value"] == pytest.approx(x[event["peak"], 1], rel=1e-5)
+    assert abs(event["value"] - event["expected"]) > 2 * event["band"] > 0
+    assert event["normal_file"] == str(trained / "a.csv")
+    normal = pd.read_csv(trained / "a.csv")["1"][event["normal_row"] : event["normal_row"] + 11]
+    clean = waves()[event["from"] : event["to"], 1]
+    assert np.corrcoef(normal, clean)[0, 1] > 0.8
+
+
+def test_normal_windows_are_kept_beside_the_checkpoint(
+    command: Command, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second call reads them, so that it needs no training data; one that is damaged or of other options is not."""
+    shutil.copytree(trained / "run", "run")
+    shutil.copy(trained / "a.csv", "mine.csv")
+    (Path("run") / "best.bank").unlink(missing_ok=True)
+    write_file("new.csv", strange())
+    args = ("ckpt=run", "data.path=new.csv", "data.time_column=t")
+    assert command(*args, "out=1.parquet", module="detect").code == 0
+    kept = (Path("run") / "best.bank").read_bytes()
+    (trained / "a.csv").rename(trained / "away.csv")
+    try:
+        code, _, err = command(*args, "out=2.parquet", module="detect")
+        assert code == 0, err
+        assert Path("1.parquet").read_bytes() == Path("2.parquet").read_bytes()
+        for flag in ("bank_size=99", "stride=2", "causal=true"):
+            assert "cannot read the data" in command(*args, flag, "out=3.parquet", module="detect").err
+        (Path("run") / "best.bank").write_bytes(kept[:5000] + b"x" + kept[5001:])
+        code, _, err = command(*args, "out=3.parquet", module="detect")
+        assert (code, "best.bank: not readable, so that it is learned again" in caplog.text) == (2, True)
+        assert "cannot read the data" in err
+    finally:
+        (trained / "away.csv").rename(trained / "a.csv")
+    assert command(*args, "out=3.parquet", module="detect").code == 0
+    assert (Path("run") / "best.bank").read_bytes() == kept
+
+
+def test_causal(run: Any) -> None:
+    """A score is known with its step, and needs none of the later ones."""
+    x = strange()
+    np.save("x.npy", x)
+    np.save("cut.npy", x[:1302])
+    for name in ("x", "cut"):
+        code, _, err = run(f"data.path={name}.npy", f"out={name}.parquet", "causal=true")
+        assert code == 0, err
+    whole, cut = (parquet.read_table(f"{name}.parquet").to_pandas() for name in ("x", "cut"))
+    assert whole["known_at"].tolist() == whole["row"].tolist()
+    assert whole["score"][:1302].to_numpy() == pytest.approx(cut["score"].to_numpy(), rel=1e-4, nan_ok=True)
+    assert whole["score"].isna().sum() == 11
+    assert cut["alarm"][1300]
 
 
 def test_parquet_and_a_series_in_two_files(run: Any) -> None:
@@ -227,7 +266,7 @@ def test_groups_gaps_and_missing_values(run: Any, caplog: pytest.LogCaptureFixtu
     assert scores["time"].sort_index().tolist() == np.delete(times, range(120, 130)).tolist()
     assert scores.index[scores["score_0"].isna()].tolist() == [20, 22, 24, 30, 21, 23]
     assert scores.index[scores["score"].isna()].tolist() == [30]
-    assert not {"strangest", "times_usual", "code_1"} & set(scores)
+    assert not {"strangest", "scale_1"} & set(scores)
     events = pd.read_csv("g.parquet.events.csv")
     assert len(events) == 0
     assert {"group", "start", "end_time", "channel"} <= set(events)
@@ -354,8 +393,9 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["alarms_per=1d"], "alarms_per=1d: x.npy has no times; expected a number of steps, or data.time_column"),
         (["alarms_per=1"], "alarms_per=1: 1 steps; expected at least 2"),
         (["alarms_per=1d", "threshold=5"], "alarms_per=1d: threshold=5 is a number; expected evt or quantile"),
-        (["score=all"], "score=all: expected one of error, scales"),
-        (["reference=null", "threshold=1", "score=scales"], "reference=null: score=scales needs training scores"),
+        (["bank_size=1"], "bank_size=1: expected a whole number, at least 2"),
+        (["causal=now"], "causal=now: expected one of True, False"),
+        (["causal=true", "stride=2"], "stride=2: expected a whole number from 1 to 1"),
         (["reference=null"], "reference=null: threshold=evt needs training scores; expected a number"),
         (["reference=nowhere"], "reference=nowhere: no such file or folder"),
         (["reference=short.npy"], "short.npy: no stretch of 12 steps"),

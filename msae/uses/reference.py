@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -69,7 +70,17 @@ class Thinned:
 
     def rows(self) -> Float[Tensor, "m values"]:
         """The rows that are kept."""
-        return torch.cat(self._kept)
+        return torch.cat(self._kept) if self._kept else torch.zeros(0, 1)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Data one after the other, which can be read again."""
+
+    parts: tuple[Iterable[Data], ...]
+
+    def __iter__(self) -> Iterator[Data]:
+        return chain.from_iterable(self.parts)
 
 
 def learn(
@@ -79,6 +90,7 @@ def learn(
     seen: Callable[[int], object] = lambda _: None,
     bank_size: int = BANK,
     causal: bool = False,
+    fresh: Iterable[Data] = (),
 ) -> Reference:
     """What is normal in training data: series of at least a window, or windows, in raw units.
 
@@ -89,6 +101,8 @@ def learn(
         seen: called after each piece with its number of time steps.
         bank_size: the greatest number of normal windows, spread evenly over those without a missing value.
         causal: see `Scorer`.
+        fresh: normal data on which the model was not trained, such as the validation split. They join the bank. Where
+            their median scores are higher than those of `data`, usual values are raised by the same factor.
 
     Raises:
         InputError: fewer than two windows that have a value.
@@ -101,19 +115,26 @@ def learn(
         >>> learn(model, [torch.sin(torch.arange(400) / 5)[None]]).usual.shape
         torch.Size([1, 2, 1])
     """
-    bank = build(model, data, stride, check_int("bank_size", bank_size, 2))
+    bank = build(model, Joined((data, fresh)), stride, check_int("bank_size", bank_size, 2))
     shape = (len(bank.shelves), 2, model.channels)
     scorer = Scorer(model, Reference(bank, torch.ones(shape), torch.zeros(0)), stride, causal=causal, own=0)
-    kept = Thinned(KEPT // math.prod(shape))
-    for x in data:
-        for steps, rows in scorer.rows(x, 1 << 16):
-            flat = rows.where(~steps.isnan().repeat(2, 1), torch.nan).flatten(0, 1).T.float()
-            kept.add(flat[kept.chosen(len(flat))])
-            seen(steps.shape[1])
-        if x.ndim == 2:
-            scorer.own = (scorer.own or 0) + 1
-    rows = kept.rows().double()
-    rows = rows[~rows.isnan().all(1)]
+
+    def scores_of(some: Iterable[Data]) -> Float[Tensor, "n values"]:
+        """Scores of evenly spread steps, a column for each scale, kind and channel."""
+        kept = Thinned(KEPT // math.prod(shape))
+        for x in some:
+            for steps, rows in scorer.rows(x, 1 << 16):
+                flat = rows.where(~steps.isnan().repeat(2, 1), torch.nan).flatten(0, 1).T.float()
+                kept.add(flat[kept.chosen(len(flat))])
+                seen(steps.shape[1])
+            if x.ndim == 2:
+                scorer.own = (scorer.own or 0) + 1
+        rows = kept.rows().double()
+        return rows[~rows.isnan().all(1)]
+
+    rows, others = scores_of(data), scores_of(fresh)
     usual = torch.nanquantile(rows, USUAL, dim=0).nan_to_num(0.0).clamp(min=LEAST)
     channels = combined((rows / usual).T.reshape(*shape, -1))[1]
+    if len(others):
+        usual *= (others.nanmedian(0).values / rows.nanmedian(0).values).nan_to_num(1.0, posinf=1.0).clamp(min=1)
     return Reference(bank, usual.reshape(shape).float(), channels.nan_to_num(-1.0).max(0).values)

@@ -39,6 +39,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -214,7 +215,10 @@ def by_model(folder: Path, train: np.ndarray, scored: np.ndarray, whole: bool) -
     torch.set_num_threads(1)
     model = load(folder)
     series = [torch.from_numpy(x.T.copy()).float() for x in (train, scored)]
-    known = reference.learn(model, series[:1])
+    last = round(0.2 * len(train))  # the steps of the validation split
+    known = reference.learn(model, [series[0][:, :-last]], fresh=[series[0][:, -last:]])
+    places = known.bank.starts + (len(train) - last) * known.bank.series  # in the series as a whole
+    known = replace(known, bank=replace(known.bank, starts=places, series=torch.zeros_like(places)))
     scorer = anomaly.Scorer(model, known, own=0 if whole else None)
     found = anomaly.joined(list(anomaly.scores(scorer, series[1])))
     each = zip(LENGTHS, found.scales.values(), strict=False)
