@@ -26,11 +26,19 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 log = logging.getLogger(__name__)
 PLACES = ("start", "end", "peak", "known_at")
 """Steps of an event that its table gives."""
-REASON = ("from", "to", "differs_in", "value", "expected", "band", "normal_file", "normal_row")
+REASON = {
+    "from": "int64",
+    "to": "int64",
+    "differs_in": "string",
+    "value": "float64",
+    "expected": "float64",
+    "band": "float64",
+    "normal_file": "string",
+    "normal_row": "int64",
+}
 """Columns of an event that tell why it is one: the window with the highest score that contains the peak, whether its
 values or its shape differ most from normal, the value at the peak and that of the nearest normal window, give or take
 the usual distance, and where that window is in the training data."""
-TEXTS = ("differs_in", "normal_file")
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,14 @@ class Detector:
                 done += len(found)
             runs = self._found(part, runs, length)
             self.events += [self.row(part, run) for run in runs]
-            self._keep(Scored(part, totals.array()[:, 0], ratios.array(), runs))
+            self._keep(
+                Scored(
+                    part,
+                    totals.array()[:, 0],
+                    ratios.array() if self.scorer.names else np.zeros((done, 0), np.float32),
+                    runs,
+                )
+            )
 
     def _found(self, part: Part, runs: list[Event], length: int | None) -> list[Event]:
         """The events of a part: those of its scores, which are known when these are certain, and those of the rules."""
@@ -148,24 +163,21 @@ class Detector:
 
     def _reason(self, part: Part, run: Event) -> dict[str, Any]:
         """The columns of an event that tell why it is one."""
+        import pyarrow as pa
         import torch
 
         from msae.uses import reasons
 
         if run.scale < 0:
-            return {name: ["" if name in TEXTS else None] for name in REASON}
+            return {name: pa.array([None], kind) for name, kind in REASON.items()}
         assert self.normal is not None
         found = reasons.reason(self.scorer, part.x, run.peak, run.channel, self.scorer.names[run.scale])
         file, row = self.normal.place(found.normal)
         start, end = (next(iter(part.place(torch.tensor([step])).values()))[0] for step in (found.start, found.end))
-        value = (
-            part.x.flatten(1)[run.channel, run.peak]
-            if part.x.ndim == 2
-            else part.x.movedim(1, 0).flatten(1)[run.channel, run.peak]
-        )
+        value = (part.x if part.x.ndim == 2 else part.x.movedim(1, 0).flatten(1))[run.channel, run.peak]
         expected = float(found.expected[run.peak - found.start])
         values = (int(start), int(end), found.kind, float(value), expected, found.band, file, row + found.offset)
-        return {name: [value] for name, value in zip(REASON, values, strict=True)}
+        return {name: pa.array([value], kind) for (name, kind), value in zip(REASON.items(), values, strict=True)}
 
     def _keep(self, scored: Scored) -> None:
         """Keep the parts of the series with the greatest score for the picture."""

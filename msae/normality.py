@@ -36,7 +36,7 @@ class Normal:
     Attributes:
         scores: normal windows, and how far training windows are from them.
         rules: the rules that their values keep.
-        steps: the number of their time steps.
+        steps: the number of their time steps, of training and of validation.
         places: the file of each series, and the row at which it starts there.
     """
 
@@ -66,7 +66,7 @@ class Normal:
 
         totals, every = self.totals
         n = events.count(totals, replace(limits, gap=limits.gap // every))
-        return f"\n  in the {self.steps} training steps it gives {write.counted(n)}"
+        return f"\n  in the {self.steps} normal steps it gives {write.counted(n)}"
 
     def state(self) -> dict[str, Any]:
         """Plain values and tensors, for a file."""
@@ -142,7 +142,7 @@ def learned(
     with write.Progress("steps") as progress:
         progress.begin("training scores", total + more)
         scores = reference.learn(model, data, cfg.stride, progress.update, cfg.bank_size, cfg.causal, fresh)
-    return Normal(scores, rules.learn(data, model.channels), total, places)
+    return Normal(scores, rules.learn(data, model.channels), total + more, places)
 
 
 def reference_path(cfg: DictConfig) -> Any:

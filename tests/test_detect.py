@@ -71,7 +71,7 @@ def test_csv(run: Any, trained: Path) -> None:
     code, out, err = run("data.path=new.csv", "data.time_column=t", "out=o/s.csv", "merge=3", "probability=1e-5")
     assert code == 0, err
     assert out.startswith("1500 time steps, 2 events above ")
-    assert "\n  in the 1050 training steps it gives 0 events\n" in out
+    assert "\n  in the 1275 normal steps it gives 1 event\n" in out
     assert out.endswith("\n  o/s.csv\n  o/s.csv.events.csv\n  o/s.csv.png\n")
     scores = pd.read_csv("o/s.csv")
     names = ["file", "row", "time", "score", "score_0", "score_1", "scale_1", "scale_2", "strangest"]
@@ -80,8 +80,9 @@ def test_csv(run: Any, trained: Path) -> None:
     assert scores["time"][25] == "2024-01-02 01:00:00"
     assert scores["score"].to_numpy() == pytest.approx(scores[["score_0", "score_1"]].max(axis=1).to_numpy(), rel=1e-4)
     model = load(trained / "run" / "best.ckpt")
-    training = torch.from_numpy(pd.read_csv(trained / "a.csv")[["0", "1"]].to_numpy()[:1050]).T.float()
-    scorer = anomaly.Scorer(model, reference.learn(model, [training]))
+    training = torch.from_numpy(pd.read_csv(trained / "a.csv")[["0", "1"]].to_numpy()).T.float()
+    known = reference.learn(model, [training[:, :1050]], fresh=[training[:, 1050:1275]])
+    scorer = anomaly.Scorer(model, known)
     found = anomaly.joined(list(anomaly.scores(scorer, torch.from_numpy(x).T.float())))
     assert scores["score_1"].to_numpy() == pytest.approx(found.channels[1].numpy(), rel=1e-2, abs=1e-3)
     above = float(out.split("above ")[1].split()[0])
@@ -109,7 +110,7 @@ def test_one_fault_is_one_event(run: Any) -> None:
     x[700:720, 1] += 1000
     x[1100:1200, 0] = np.sin(np.arange(100) * 1.5)
     write_file("new.csv", x)
-    args = ("data.path=new.csv", "data.time_column=t", "probability=1e-5")
+    args = ("data.path=new.csv", "data.time_column=t", "threshold=1.5")
     assert run(*args, "out=s.csv", "merge=auto").code == 0
     events = pd.read_csv("s.csv.events.csv", dtype={"channel": str})
     assert events["rule"].fillna("").tolist() == ["stands still", "out of range", ""]
@@ -117,10 +118,10 @@ def test_one_fault_is_one_event(run: Any) -> None:
     for (start, end), event in zip([(300, 359), (700, 719), (1100, 1199)], events.itertuples(), strict=True):
         assert start - 12 <= event.start <= start + 6
         assert end - 6 <= event.end <= end + 12
-    assert run(*args, "out=t.csv", "merge=0", "hysteresis=false", "rules=false").code == 0
+    assert run(*args, "threshold=2.5", "out=t.csv", "merge=0", "hysteresis=false", "rules=false").code == 0
     bare = pd.read_csv("t.csv.events.csv")
     assert bare["rule"].isna().all()
-    assert (bare["start"] >= 1088).sum() > 1
+    assert (bare["end"] - bare["start"]).sum() < (events["end"] - events["start"]).sum() - 10
 
 
 def test_known_at(run: Any) -> None:
@@ -128,7 +129,7 @@ def test_known_at(run: Any) -> None:
     x = waves(seed=1)
     x[1100:1200, 0] = np.sin(np.arange(100) * 1.5)
     write_file("late.csv", x)
-    args = ("data.time_column=t", "probability=1e-5", "rules=false")
+    args = ("data.time_column=t", "threshold=1.5", "rules=false")
     assert run("data.path=late.csv", "out=late.s.csv", *args).code == 0
     late, [event] = pd.read_csv("late.s.csv"), pd.read_csv("late.s.csv.events.csv").to_dict("records")
     assert late["known_at"].tolist() == [*range(11, TIME), *[TIME - 1] * 11]
@@ -152,8 +153,8 @@ def test_a_budget_of_alarms(run: Any, trained: Path, budget: str, steps: float) 
     if steps < 2:
         assert (code, "alarms_per=100: 0.0278 steps; expected at least 2" in err) == (2, True)
         return
-    n = int(out.split("training steps it gives ")[1].split()[0])
-    assert 0.7 * 1050 / steps <= n <= 1050 / steps
+    n = int(out.split("normal steps it gives ")[1].split()[0])
+    assert 0.7 * 1275 / steps <= n <= 1275 / steps
     assert run(*args[:1], "alarms_per=50", *args[2:], "out=t.csv", "data.time_column=null").code == 0
     if steps == 50:
         assert pd.read_csv("s.csv.events.csv")["threshold"][0] == pd.read_csv("t.csv.events.csv")["threshold"][0]
@@ -166,7 +167,7 @@ def test_few_training_scores(run: Any, caplog: pytest.LogCaptureFixture) -> None
     code, out, err = run("data.path=x.npy", "out=x.csv", "reference=calm.npy")
     assert (code, err) == (0, "")
     assert "630 training scores are too few for extreme value theory; the threshold is their quantile" in caplog.text
-    assert "in the 630 training steps it gives 1 event\n" in out
+    assert "in the 630 normal steps it gives 1 event\n" in out
 
 
 def test_the_reason_of_an_event(run: Any, trained: Path) -> None:
@@ -174,7 +175,7 @@ def test_the_reason_of_an_event(run: Any, trained: Path) -> None:
     x = waves()
     x[1300:1303, 1] += 250
     write_file("new.csv", x)
-    code, _, err = run("data.path=new.csv", "data.time_column=t", "out=s.csv", "rules=false", "probability=1e-5")
+    code, _, err = run("data.path=new.csv", "data.time_column=t", "out=s.csv", "rules=false", "threshold=1.5")
     assert code == 0, err
     [event] = pd.read_csv("s.csv.events.csv").to_dict("records")
     assert event["channel"] == 1
@@ -256,7 +257,14 @@ def test_groups_gaps_and_missing_values(run: Any, caplog: pytest.LogCaptureFixtu
     frame.loc[20:24, "0"] = np.nan
     frame.loc[30, "1"] = frame.loc[30, "0"] = np.nan
     frame.to_csv("g.csv", index=False)
-    args = ("data.path=g.csv", "data.time_column=t", "data.group_column=g", "data.max_gap=2", "data.missing=mask")
+    args = (
+        "data.path=g.csv",
+        "data.time_column=t",
+        "data.group_column=g",
+        "data.max_gap=2",
+        "data.missing=mask",
+        "data.freq=null",
+    )
     code, _, err = run(*args, "out=g.parquet", "threshold=1e9", "reference=null")
     assert code == 0, err
     assert "g.csv: leaves out 10 of 300 rows, in stretches between gaps" in caplog.text
@@ -281,11 +289,11 @@ def test_a_channel_without_values_is_told(run: Any, caplog: pytest.LogCaptureFix
     assert run(*args, "out=e.parquet").code == 0
     assert "e.csv: channel 0 has no value; scores are of the other channels" in caplog.text
     events = pd.read_csv("e.parquet.events.csv")
-    first = events.iloc[0]
+    [(_, first)] = events[events["rule"] == "missing"].iterrows()
     assert (first["start"], first["end"], first["channel"], first["rule"]) == (0, TIME - 1, 0, "missing")
     assert np.isnan(first["score"])
     assert np.isnan(first["threshold"])
-    assert set(events["channel"][1:]) == {1}
+    assert set(events["channel"][events["rule"] != "missing"]) == {1}
 
 
 def test_reference_files_and_quantile(run: Any) -> None:
@@ -298,7 +306,8 @@ def test_reference_files_and_quantile(run: Any) -> None:
     for reference in ("calm.npy", "[calm.npy]"):
         _, out, err = run(*args, "out=x.csv", f"reference={reference}")
         assert not err
-        assert float(out.split("above ")[1].split()[0]) == pytest.approx(expected, rel=1e-3)
+        assert float(out.split("above ")[1].split()[0]) == pytest.approx(1, rel=0.1)  # it is what is usual there
+    assert expected > 2  # by the training split
 
 
 def test_windows_already_cut(run: Any) -> None:
@@ -358,6 +367,7 @@ def test_what_exists_is_kept(run: Any) -> None:
 def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
     np.save("x.npy", waves())
     (trained / "a.csv").rename(trained / "b.csv")
+    (trained / "run" / "best.bank").unlink(missing_ok=True)
     try:
         code, _, err = run("data.path=x.npy", "out=x.csv")
         assert code == 2
@@ -376,8 +386,8 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["data.path=short.npy"], "short.npy: no stretch of 12 steps"),
         (["data.path=one.npy"], "data.columns=1: no such column in one.npy; it has: 0"),
         (
-            ["data.path=holes.npy"],
-            "holes.npy, row 3, column 0: no value; set data.missing=interpolate or data",
+            ["data.path=holes.npy", "data.missing=error"],
+            "holes.npy, row 3, column 0: no value; set data.missing=",
         ),
         (["data=digits"], "data: 1 channels, in windows of 64 steps; the model takes 2"),
         (["stride=13"], "stride=13: expected a whole number, from 1 to 12"),
@@ -395,7 +405,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["alarms_per=1d", "threshold=5"], "alarms_per=1d: threshold=5 is a number; expected evt or quantile"),
         (["bank_size=1"], "bank_size=1: expected a whole number, at least 2"),
         (["causal=now"], "causal=now: expected one of True, False"),
-        (["causal=true", "stride=2"], "stride=2: expected a whole number from 1 to 1"),
+        (["causal=true", "stride=2"], "stride=2: expected a whole number, from 1 to 1"),
         (["reference=null"], "reference=null: threshold=evt needs training scores; expected a number"),
         (["reference=nowhere"], "reference=nowhere: no such file or folder"),
         (["reference=short.npy"], "short.npy: no stretch of 12 steps"),
@@ -433,8 +443,8 @@ def test_new_files_are_read_as_those_of_the_run(command: Command) -> None:
         assert (code, err) == (0, "")
         assert len(pd.read_csv(f"{number}.csv")) == len(times)
     assert pd.read_csv("0.csv").score.equals(pd.read_csv("1.csv").score)
-    code, _, err = command("ckpt=run", "data.path=new.csv", "data.max_gap=null", "out=x.csv", module="detect")
-    assert (code, "max_gap" in err) == (2, True)
+    code, _, err = command("ckpt=run", "data.path=new.csv", "data.missing=error", "out=x.csv", module="detect")
+    assert (code, "no value" in err) == (2, True)
 
 
 def test_a_checkpoint_runs_no_code_but_ours(trained: Path, command: Command) -> None:

@@ -73,9 +73,13 @@ def threshold(
     found = totals[~totals.isnan()].double().numpy()
     if not len(found):
         raise InputError("training scores: none is a number; expected a reference with values")
+    expected = probability * len(found)
     first = float(np.quantile(found, level))
     peaks = found[found > first] if gap is None else tops(found, first, gap)
-    expected = probability * len(found)
+    while gap is not None and len(peaks) < expected and level > 0.5:  # events that are to be frequent begin lower
+        level = 1 - 2 * (1 - level)
+        first = float(np.quantile(found, level))
+        peaks = tops(found, first, gap)
     if probability >= 1 - level:
         return float(np.quantile(found, 1 - probability))
     few = method == "evt" and len(found) * (1 - level) < PEAKS - 1e-6

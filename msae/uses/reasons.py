@@ -76,7 +76,7 @@ def reason(
     z = known.bank.latents[nearest : nearest + 1].to(model.device)
     made = (model.parts_scaled(z).get(scale, model.decode_scaled(z)))[0, channel, -reach:].cpu()
     own = steps[best, channel]
-    size = own[~own.isnan()].std(correction=0) / made.std(correction=0).clamp(min=1e-6) if kind else 1.0
+    size = view.deviation[best, channel] / made.std(correction=0).clamp(min=1e-6) if kind else 1.0
     expected = (made - made.mean()) * size + own.nanmean()
     offset, unit = (level[..., channel, 0].cpu() for level in model.level(windows[best : best + 1].to(model.device)))
     raw = torch.zeros(1, model.channels, reach)

@@ -34,7 +34,7 @@ class Reference:
     Attributes:
         bank: normal windows.
         usual: the quantile `USUAL` of training scores, for each scale, kind (values, shape) and channel.
-        totals: `Scores.total` of evenly spread time steps of the training series. Each is scored without the normal
+        totals: `Scores.total` of evenly spread time steps of the training series, then of fresh ones. Each is scored without the normal
             windows that share a step with its own.
     """
 
@@ -134,7 +134,9 @@ def learn(
 
     rows, others = scores_of(data), scores_of(fresh)
     usual = torch.nanquantile(rows, USUAL, dim=0).nan_to_num(0.0).clamp(min=LEAST)
-    channels = combined((rows / usual).T.reshape(*shape, -1))[1]
+    ratios = rows / usual
     if len(others):
         usual *= (others.nanmedian(0).values / rows.nanmedian(0).values).nan_to_num(1.0, posinf=1.0).clamp(min=1)
+        ratios = torch.cat([ratios, others / usual])
+    channels = combined(ratios.T.reshape(*shape, -1))[1]
     return Reference(bank, usual.reshape(shape).float(), channels.nan_to_num(-1.0).max(0).values)
