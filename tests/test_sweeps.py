@@ -16,6 +16,7 @@ from hydra.core.plugins import Plugins
 from test_cli import error_line
 
 from msae.runs.callbacks import History
+from msae.runs.folder import claimed
 
 SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
 
@@ -39,6 +40,40 @@ class TestSweeps:
             "sweep: already contains this sweep. To resume it: python -m msae.train resume=sweep; "
             "out=FOLDER starts anew"
         )
+
+    @pytest.mark.parametrize(
+        "args", [SWEEP, ("resume=sweep",), (*FAST, "seed=[0,1]", "out=sweep")], ids=["started", "resumed", "seeds"]
+    )
+    def test_two_commands_do_not_fill_one_folder(self, args: tuple[str, ...], command: Command, made: Command) -> None:
+        made(*SWEEP)
+        before = {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("*") if path.is_file()}
+        with claimed(Path("sweep")):
+            code, out, err = command(*args)
+        message = "sweep: another process is running in it; wait until it ends, or give another out=FOLDER"
+        assert (code, out, error_line(err)) == (2, "", message)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert not list(Path("sweep").rglob("running.lock"))
+
+    @pytest.mark.parametrize("text", ["", "a: [b", "- a\n- {b: 1}", "hydra: {overrides: {hydra: [], task: x}}", "3"])
+    def test_a_damaged_sweep_is_resumed_by_the_whole_command(self, text: str, command: Command, made: Command) -> None:
+        made(*SWEEP)
+        Path("sweep/multirun.yaml").write_text(text)
+        code, out, err = command("resume=sweep")
+        assert (code, out) == (2, "")
+        assert error_line(err).startswith("sweep/multirun.yaml: damaged, ")
+        assert error_line(err).endswith("; give the whole command again, with resume=sweep and -m")
+        code, out, err = command(*SWEEP, "resume=sweep")
+        assert (code, out.count(": finished before")) == (0, 4), err
+
+    def test_a_sweep_with_a_damaged_run(self, command: Command, made: Command) -> None:
+        made(*SWEEP)
+        path = next(Path("sweep").glob("*model=ae,seed=0")) / "overrides.yaml"
+        path.write_text("{")
+        code, _, err = command("resume=sweep")
+        assert (code, error_line(err).startswith(f"{path.absolute()}: damaged, ")) == (2, True)
+        assert error_line(err).endswith("; remove it: its run writes it again")
+        path.unlink()
+        assert command("resume=sweep").code == 0
 
     def test_one_without_a_checkpoint_starts_again_by_the_same_command(self, command: Command) -> None:
         args = (*FAST, "-m", "seed=0,1", "hydra.launcher.n_jobs=1", "model=ae", "out=sweep")

@@ -188,7 +188,9 @@ def claimed(run: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(f"{os.path.relpath(run)}: another process is running in it; expected out=FOLDER") from None
+        raise InputError(
+            f"{os.path.relpath(run)}: another process is running in it; wait until it ends, or give another out=FOLDER"
+        ) from None
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shlex
@@ -58,18 +59,21 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
 
 
 class SweepReport(Callback):
-    """Refuses a folder that contains a sweep already, and reports when the sweep ends.
+    """Refuses a folder that contains a sweep already or that another process fills, and reports when the sweep ends.
 
     Attributes:
         running: the config of this process's sweep, while its launcher runs.
+        held: what is undone at the end of the command: the claim of the sweep's folder.
     """
 
     running: ClassVar[DictConfig | None] = None
+    held: ClassVar[contextlib.ExitStack] = contextlib.ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         try:
             check_sweep(config)
+            self.held.enter_context(claimed(folder))
         except InputError as error:  # Hydra would turn it into a warning
             fail(str(error))
         if not config.resume and any(saved(folder)):
