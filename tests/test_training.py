@@ -400,6 +400,29 @@ def test_a_checkpoint_every_so_many_seconds(command: Command, monkeypatch: pytes
     assert metrics(Path("part"))["steps"] == 620
 
 
+@pytest.mark.parametrize("text", ["", "{", "- [a]", "a: 1", "- model=${"])
+def test_damaged_overrides_can_be_given_again(text: str, command: Command, made: Command) -> None:
+    made(*FAST, "model=ae", "hydra.run.dir=run")
+    Path("run/overrides.yaml").write_text(text)
+    code, _, err = command("resume=run", "trainer.max_epochs=3")
+    assert (code, err.startswith("error: run/overrides.yaml: damaged, ")) == (2, True), err
+    assert err.endswith("; remove it and give the whole command again, with resume=run\n")
+    Path("run/overrides.yaml").unlink()
+    assert command(*FAST, "model=ae", "trainer.max_epochs=3", "resume=run").code == 0
+    assert metrics(Path("run"))["epochs"] == 3
+    assert command("resume=run", "trainer.max_epochs=4").code == 0
+
+
+def test_damaged_overrides_of_several_seeds(command: Command) -> None:
+    args = (*FAST, "model=ae", "seed=[0,1]")
+    assert command(*args, "out=seeds").code == 0
+    Path("seeds/overrides.yaml").unlink()
+    Path("seeds/seed=1/metrics.json").unlink()
+    assert command(*args, "resume=seeds").code == 0
+    assert Path("seeds/seed=1/metrics.json").exists()
+    assert Path("seeds/overrides.yaml").exists()
+
+
 def test_a_finished_run_can_be_made_longer(command: Command) -> None:
     longer = run_folder(command("data=digits", "trainer=cpu", "trainer.max_epochs=3").out)
     run = run_folder(command(*FAST).out)

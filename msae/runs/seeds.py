@@ -103,7 +103,7 @@ def configs_of_seeds(cfg: DictConfig, run: Path, alone: bool) -> dict[str, DictC
         raise InputError(f"seed={list(seeds)}: {', '.join(keys)} would differ too; expected a sweep, {sweep}")
     for name, one in configs.items():
         if (before := run / name / "config.yaml").is_file():
-            kept = folder.kept_keys(folder.loaded(before))
+            kept = folder.kept_keys(folder.config_in(before))
             folder.check_same(os.path.relpath(run / name), kept, folder.kept_keys(one))
             folder.finished(run / name, one)
     return configs
