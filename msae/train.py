@@ -107,19 +107,19 @@ def job(cfg: DictConfig) -> None:
     run, alone = Path(hydra.runtime.output_dir), hydra.mode == RunMode.RUN
     if not processes.leads():
         logging.disable()
-    signals.watch_in_worker()
-    if not alone and signals.received():  # the sweep is to end
-        return
-    if OmegaConf.is_list(cfg.seed):
-        from msae.runs.seeds import together
+    with signals.in_worker():
+        if not alone and signals.received():  # the sweep is to end
+            return
+        if OmegaConf.is_list(cfg.seed):
+            from msae.runs.seeds import together
 
-        together(cfg, run, alone, train)
-    elif alone:
-        single(cfg, run)
-    else:
-        from msae.runs.sweeps import in_sweep
+            together(cfg, run, alone, train)
+        elif alone:
+            single(cfg, run)
+        else:
+            from msae.runs.sweeps import in_sweep
 
-        in_sweep(train, cfg, run)
+            in_sweep(train, cfg, run)
 
 
 def single(cfg: DictConfig, run: Path) -> None:

@@ -1,5 +1,6 @@
 """A run: what it writes, that it repeats bit for bit, and that an interrupted one ends as an uninterrupted one."""
 
+import importlib
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import msae
 from msae import baselines
 from msae.data.digits import digits
+from msae.runs import signals
 from msae.runs.callbacks import History
 
 
@@ -470,6 +472,23 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert "interrupted. To resume: python -m msae.train" in out
     assert "KeyboardInterrupt" not in err
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] > 0
+
+
+@pytest.mark.usefixtures("sigint")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_within_an_import_ends_the_command_after_it(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-imported packages drop exceptions, as this one does."""
+    (tmp_path / f"greedy{number}.py").write_text(
+        f"import signal\ntry:\n    signal.raise_signal({number})\n    done = 1\nexcept BaseException:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with signals.watched(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        module = importlib.import_module(f"greedy{number}")
+        time.sleep(10)
+    assert module.done
+    assert signals.code() == 128 + number
 
 
 @pytest.mark.parametrize(

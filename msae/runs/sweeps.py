@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from msae.errors import InputError
 from msae.runs import signals
-from msae.runs.folder import checkpoint_of, claimed, finished, resuming, saved, write_error
+from msae.runs.folder import checkpoint_of, claimed, finished, interrupted, resuming, saved, write_error
 from msae.runs.mistakes import MISTAKES, explain, fail
 from msae.runs.processes import check_sweep, leads, on_slurm, swept_values
 
@@ -100,6 +100,9 @@ class SweepReport(Callback):
         config, cls.running = cls.running, None
         if config is None:
             raise error
+        if signals.received():  # which also ended a worker that could not handle it yet
+            print("\n" + interrupted(Path(config.hydra.sweep.dir)))
+            sys.exit(signals.code())
         print(*traceback.format_exception_only(error), sep="", file=sys.stderr)
         folder = Path(config.hydra.sweep.dir)
         if on_slurm(config):
