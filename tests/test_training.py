@@ -476,15 +476,19 @@ def test_ctrl_c(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_within_an_import_ends_the_command_after_it(
-    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Half-imported packages drop exceptions, as this one does."""
+def test_a_signal_within_an_import(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-imported packages drop exceptions, as this one does; before training there is nothing to wait for."""
     (tmp_path / f"greedy{number}.py").write_text(
         f"import signal\ntry:\n    signal.raise_signal({number})\n    done = 1\nexcept BaseException:\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    code = f"from msae.runs import signals\nwith signals.watched(): import greedy{number}"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    message = "\ninterrupted: nothing was kept; the same command starts again\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, message, "")
     with signals.watched(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        signals.defer()
+        signals.release()
         module = importlib.import_module(f"greedy{number}")
         time.sleep(10)
     assert module.done

@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM: a run saves where it is, says how to resume it, and ends with exit status 130 or 143.
 
 While training is `deferred`, a signal only sets `received`: training saves at its next step and ends by itself.
-Anywhere else, at a second signal, or when saving takes longer than `GRACE`, it raises KeyboardInterrupt at once; within
-an import after it, since half-imported packages drop exceptions, or end the process.
+Anywhere else, at a second signal, or when saving takes longer than `GRACE`, it raises KeyboardInterrupt at once. Half-
+imported packages drop exceptions, or crash: within an import the process ends there, or once it has trained, after it.
 
 This module imports nothing heavy: a command calls `early` before its other imports.
 """
@@ -35,17 +35,12 @@ class _State:
     deferred = False
     parent = 0
     busy = False
+    begun = False
 
 
 def early() -> None:
     """End the process in one line at a signal while modules are being imported, without a traceback."""
-
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        with contextlib.suppress(OSError):
-            os.write(1, b"\ninterrupted: nothing was kept; the same command starts again\n")
-        os._exit(128 + number)
-
-    _install(end)
+    _install(_end)
 
 
 @contextlib.contextmanager
@@ -55,7 +50,7 @@ def watched() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    _State.received, _State.deferred, _State.parent = 0, False, 0
+    _State.received, _State.deferred, _State.parent, _State.begun = 0, False, 0, False
     watch()
     try:
         yield
@@ -102,7 +97,7 @@ def code() -> int:
 
 def defer() -> None:
     """Let training react to a signal by itself from here on."""
-    _State.deferred = True
+    _State.deferred = _State.begun = True
 
 
 def release() -> None:
@@ -138,10 +133,20 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
-    if time.monotonic() < _State.at + GRACE and _importing(frame) and hasattr(signal, "setitimer"):
+    importing = _importing(frame)
+    if importing and not _State.begun:
+        _end(_State.received, frame)
+    if importing and time.monotonic() < _State.at + GRACE and hasattr(signal, "setitimer"):
         _alarm(POLL)
     else:
         raise KeyboardInterrupt
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    if not _is_worker():
+        with contextlib.suppress(OSError):
+            os.write(1, b"\ninterrupted: nothing was kept; the same command starts again\n")
+    os._exit(128 + number)
 
 
 def _importing(frame: FrameType | None) -> bool:
@@ -165,7 +170,8 @@ def _alarm(seconds: float) -> None:
 
 
 def _is_worker() -> bool:
-    return "multiprocessing" in sys.modules and sys.modules["multiprocessing"].current_process().name != "MainProcess"
+    current = getattr(sys.modules.get("multiprocessing"), "current_process", None)  # which may be half imported
+    return current is not None and current().name != "MainProcess"
 
 
 def _follow() -> None:
@@ -177,7 +183,7 @@ def _follow() -> None:
 
 def _pass_on() -> None:
     """Tell the workers of a sweep."""
-    if "multiprocessing" in sys.modules:
-        for child in sys.modules["multiprocessing"].active_children():
-            with contextlib.suppress(OSError, TypeError):
-                os.kill(child.pid, signal.SIGTERM)
+    children = getattr(sys.modules.get("multiprocessing"), "active_children", list)
+    for child in children():
+        with contextlib.suppress(OSError, TypeError):
+            os.kill(child.pid, signal.SIGTERM)
