@@ -18,6 +18,9 @@ from test_cli import error_line
 from msae.runs.callbacks import History
 from msae.runs.folder import claimed
 
+sys.path.append(str(Path(__file__).parent.parent))
+from studies.faults.faults import alive
+
 SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
 
 
@@ -200,27 +203,26 @@ class TestSweeps:
         assert "## Missing runs" in out
 
     @pytest.mark.usefixtures("sigint")
-    def test_side_by_side_and_interrupted(self, tmp_path: Path) -> None:
-        """Ctrl-C reaches all processes of the sweep, which prints how to resume."""
-        args = [
-            sys.executable,
-            "-m",
-            "msae.train",
-            "-m",
-            "data=digits",
-            "trainer=cpu",
-            "seed=0,1",
-            "hydra.launcher.n_jobs=2",
-        ]
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    def test_side_by_side_and_interrupted(self, number: signal.Signals, tmp_path: Path) -> None:
+        """Ctrl-C reaches all processes of the sweep; of one that is killed, the workers save and end by themselves."""
+        args = [sys.executable, "-m", "msae.train", "-m", "data=digits", "trainer=cpu", "seed=0,1", "model=ae"]
         process = subprocess.Popen(
-            [*args, "trainer.max_epochs=100000", "hydra.sweep.dir=sweep"],
+            [*args, "hydra.launcher.n_jobs=2", "trainer.max_epochs=100000", "hydra.sweep.dir=sweep"],
             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 120
         while len(list(tmp_path.glob("sweep/*/best.ckpt"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 130, (out, err)
+        if number == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=60)  # which all processes hold open
+        assert not alive(process.pid)
         assert "Traceback" not in err
-        assert "To resume: python -m msae.train resume=sweep" in out
+        assert len(list(tmp_path.glob("sweep/*/last.ckpt"))) == 2
+        assert not list(tmp_path.glob("sweep/*/running.lock"))
+        if number == signal.SIGINT:
+            assert process.returncode == 130, (out, err)
+            assert "To resume: python -m msae.train resume=sweep" in out

@@ -201,13 +201,13 @@ def resuming(folder: Path, command: str = "train") -> str:
 
 
 @contextlib.contextmanager
-def claimed(run: Path) -> Iterator[None]:
-    """Hold the folder of a run for this process; InputError where another process holds it."""
+def claimed(run: Path, wait: float = 0.0) -> Iterator[None]:
+    """Hold the folder of a run for this process; InputError where another process holds it, after so many seconds."""
     if not leads():
         yield
         return
     run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / "running.lock", blocking=False)
+    lock = FileLock(run / "running.lock", timeout=wait)
     try:
         lock.acquire()
     except Timeout:

@@ -40,7 +40,7 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
             log.info("%s: finished before", run.name)
             return
         ckpt = checkpoint_of(str(run)) if cfg.resume else None
-        with claimed(run):
+        with claimed(run, signals.GRACE):  # in which a worker of a sweep that was killed saves and ends
             result = train(cfg, run, run.name, ckpt, bar=False, **shared)
         if leads():
             (run / "error.txt").unlink(missing_ok=True)

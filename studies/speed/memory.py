@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 PIECE = 1 << 22
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
@@ -33,7 +33,8 @@ def write(path: Path, values: int) -> None:
         for (first, n), piece in zip(pieces, data, strict=True):
             array[first : first + n] = piece
     else:
-        with parquet.ParquetWriter(path, pa.schema([("value", pa.float32())])) as file:
+        opened = parquet.ParquetWriter if path.suffix == ".parquet" else csv.CSVWriter
+        with opened(path, pa.schema([("value", pa.float32())])) as file:
             for piece in data:
                 file.write_table(pa.table({"value": piece}))
 
@@ -51,7 +52,9 @@ def main() -> None:
     """Measure, and print a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--values", type=int, default=50_000_000, help="values of the series (default 50 million)")
-    parser.add_argument("--suffix", choices=(".npy", ".parquet"), default=".npy", help="of the file (default .npy)")
+    parser.add_argument(
+        "--suffix", choices=(".npy", ".parquet", ".csv"), default=".npy", help="of the file (default .npy)"
+    )
     parser.add_argument("--window", type=int, default=256, help="time steps of a window (default 256)")
     parser.add_argument("--stride", type=int, default=1, help="time steps between windows (default 1)")
     parser.add_argument("--cap", type=float, help="GiB that the process may take")
