@@ -446,6 +446,15 @@ def test_a_run_that_was_moved_goes_on_with_its_best(command: Command) -> None:
     assert not Path("here").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the memory so")
+def test_an_import_takes_little_memory() -> None:
+    """Neither the package nor a command loads torch before it is used."""
+    code = "import msae, msae.train; print(open('/proc/self/status').read())"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", ended.stdout)
+    assert int(peak) < 100 * 1024
+
+
 @pytest.mark.usefixtures("sigint")
 def test_ctrl_c(tmp_path: Path) -> None:
     """A real signal in the middle of training ends the run within two seconds."""
@@ -493,6 +502,19 @@ def test_a_signal_within_an_import(number: signal.Signals, tmp_path: Path, monke
         time.sleep(10)
     assert module.done
     assert signals.code() == 128 + number
+
+
+def test_a_worker_between_two_runs_waits_for_its_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception there would end the worker, and with it those that still save."""
+    monkeypatch.setattr(signals, "_is_worker", lambda: True)
+    monkeypatch.setattr(signals, "_follow", lambda _: None)
+    with signals.watched():
+        with signals.in_worker():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received() == signal.SIGTERM
+    with signals.watched(), signals.in_worker(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def in_worker() -> Iterator[None]:
     watch()
     if not _State.parent:
         _State.parent = os.getppid()
-        threading.Thread(target=_follow, daemon=True).start()
+        threading.Thread(target=_follow, args=(_State.parent,), daemon=True).start()
     _State.busy = True
     try:
         yield
@@ -129,7 +129,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
         if _State.deferred:
             _alarm(GRACE)
             return
-    _interrupt(number, frame)
+    if _State.busy or not _State.parent:  # a worker between two runs waits for the sweep, which ends it
+        _interrupt(number, frame)
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
@@ -174,9 +175,9 @@ def _is_worker() -> bool:
     return current is not None and current().name != "MainProcess"
 
 
-def _follow() -> None:
+def _follow(parent: int) -> None:
     """End this worker once its sweep was killed, and the run that it is training has saved."""
-    while os.getppid() == _State.parent or _State.busy:
+    while os.getppid() == parent or _State.busy:
         time.sleep(1)
     os._exit(128 + signal.SIGTERM)
 
