@@ -254,6 +254,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40, help="of a run")
     parser.add_argument("--jobs", type=int, default=1, help="tries side by side")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--add", action="store_true", help="to the tries in the file")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     lost_any = False
@@ -274,7 +275,9 @@ def main() -> None:
                 moments = [draw.random() for _ in range(args.kills if fault == "kill" else args.tries)]
                 ends = list(pool.map(lambda moment, do=disturb, of=trial: do(of, moment), moments))
                 lost = {round(moment, 4): why for moment, (why, _) in zip(moments, ends, strict=True) if why}
-                row[fault] = {"survived": len(ends) - len(lost), "tried": len(ends)}
+                before = row.get(fault, {}) if args.add else {}
+                counts = {"survived": len(ends) - len(lost), "tried": len(ends)}
+                row[fault] = {key: count + before.get(key, 0) for key, count in counts.items()}
                 if fault == "SIGTERM":
                     row[fault] |= {"seconds": round(statistics.median(seconds for _, seconds in ends), 2)}
                 lost_any |= bool(lost)

@@ -2,7 +2,7 @@
 
 Writes a series of random values to a file, trains on it for 300 steps in a separate process, and prints the peak
 memory of that process. With `--cap` the process runs in a memory cgroup of that many GiB, file cache included (Linux,
-as root).
+as root). `--imports` prints what imports alone take (Linux).
 """
 
 import argparse
@@ -48,6 +48,14 @@ def capped(gib: float) -> tuple[Path, Callable[[], None]]:
     return group, lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
 
 
+def imports() -> None:
+    """Print the peak memory of processes that import something and end, in MiB."""
+    for line in ("import msae", "import torch", "import lightning", "from msae import load"):
+        code = f"{line}\nprint(*(row for row in open('/proc/self/status') if row.startswith('VmHWM')))"
+        printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        print(f"{line}: {int(printed.split()[1]) / 1024:.0f} MiB")
+
+
 def main() -> None:
     """Measure, and print a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,7 +66,11 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=256, help="time steps of a window (default 256)")
     parser.add_argument("--stride", type=int, default=1, help="time steps between windows (default 1)")
     parser.add_argument("--cap", type=float, help="GiB that the process may take")
+    parser.add_argument("--imports", action="store_true", help="measure imports alone")
     options = parser.parse_args()
+    if options.imports:
+        imports()
+        return
     group, enter = capped(options.cap) if options.cap else (None, None)
     with TemporaryDirectory(dir=".") as folder:
         path = Path(folder) / f"series{options.suffix}"
