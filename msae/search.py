@@ -62,7 +62,8 @@ def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
     kept = [text for text in given if key_of(text) not in FREE]
     texts = sorted(str(override.input_line) for override in swept)
     folder = Path(cfg.out or cfg.resume or Path("runs", folder_name(["search", *sorted(kept), *texts], "+")))
-    study, lock = opened(folder, sorted([*kept, *(str(override.input_line) for override in tried)]))
+    with stored(folder):
+        study, lock = opened(folder, sorted([*kept, *(str(override.input_line) for override in tried)]))
     write_text(
         folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*kept, *texts, f"n_trials={cfg.n_trials}"]))
     )
@@ -78,10 +79,10 @@ def stored(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         found = next((cause for cause in causes(error) if isinstance(cause, sqlite3.Error)), None)
-        if found is None:
+        if found is None or isinstance(error, InputError):
             raise
         reason = f"{one_line(found)}, {free(folder)}"
-        raise InputError(f"{folder / 'study.db'}: {reason}. To resume: {resuming(folder, 'search')}") from error
+        raise InputError(f"{folder / 'study.db'}: {reason}; the same command goes on once that is mended") from error
 
 
 def trials(
@@ -136,6 +137,8 @@ def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
             study = optuna.create_study(storage=storage, study_name="msae", load_if_exists=True)
             before = study.user_attrs.get("about")
         except Exception as error:  # SQLAlchemy's and Optuna's own
+            if any(isinstance(cause, sqlite3.OperationalError) for cause in causes(error)):  # such as of a full disk
+                raise
             raise InputError(f"{file}: damaged, or not a study of Optuna ({type(error).__name__})") from error
         if before is None:
             study.set_user_attr("about", about)

@@ -312,7 +312,7 @@ def test_a_full_disk_costs_no_trial(command: Command, monkeypatch: pytest.Monkey
         code, _, err = command(*args, module="search")
     assert (code, states("s")[-1]) == (2, "RUNNING")
     assert re.fullmatch(
-        r"s/study\.db: database or disk is full, [\d.]+ .B free in s\. To resume: python -m msae\.search resume=s",
+        r"s/study\.db: database or disk is full, [\d.]+ .B free in s; the same command goes on once that is mended",
         error_line(err),
     )
     code, out, _ = command(*args, module="search")

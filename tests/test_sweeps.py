@@ -1,5 +1,6 @@
 """Sweeps: their folders, runs that fail, interruption and resuming."""
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ from conftest import FAST, Command
 from hydra.core.plugins import Plugins
 from test_cli import error_line
 
+from msae.errors import InputError
+from msae.runs import folder
 from msae.runs.callbacks import History
 from msae.runs.folder import claimed
 
@@ -195,6 +198,22 @@ class TestSweeps:
             assert len(json.loads(Path("sweep/report.json").read_text())["data"]["digits"]["rows"]) == 2
         else:
             assert last == "error: the launcher of sweep gave up"
+
+    def test_a_full_disk_is_told_and_the_others_go_on(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Though there is no room for the error of the first run either."""
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        normal = folder.write_text
+
+        def write(path: Path, text: str) -> None:
+            if "seed=0" in path.parent.name:
+                raise InputError(f"{path}: cannot be written") from full
+            normal(path, text)
+
+        monkeypatch.setattr(folder, "write_text", write)
+        code, out, err = command(*FAST, "-m", "model=ae", "seed=0,1", "hydra.launcher.n_jobs=1", "out=sweep")
+        assert (code, err.count("error: 1 of the runs did not finish")) == (2, 1)
+        assert "seed=0: failed: " in out
+        assert "| ae | 1 |" in out
 
     def test_nothing_finished(self, command: Command) -> None:
         code, out, err = command(*FAST, "-m", "model.lr=-1,-2", "hydra.launcher.n_jobs=1")

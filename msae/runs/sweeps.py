@@ -54,8 +54,9 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
         if not leads():
             raise
         reason = explain(error, "train")
-        write_error(run, reason)
         log.error("%s: failed: %s", run.name, reason)  # noqa: TRY400  (the traceback is in the file)
+        with contextlib.suppress(InputError):  # on a full disk, which is the reason
+            write_error(run, reason)
 
 
 class SweepReport(Callback):
