@@ -53,6 +53,8 @@ def start(command: str) -> None:
     except SystemExit as error:
         code = error.code or 0
         raise
+    finally:
+        signals.ended()
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str) -> None:

@@ -7,11 +7,12 @@ from msae.runs import signals
 if __name__ == "__main__":
     signals.early()
 
+import contextlib
 import math
 import shlex
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +28,12 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from msae import cli, train
-from msae.errors import InputError, check_int
+from msae.errors import InputError, check_int, one_line
 from msae.runs.folder import checkpoint_of, folder_name, resumed, resuming, write_error
-from msae.runs.mistakes import explain, fail
+from msae.runs.mistakes import causes, explain, fail, full_disk
 from msae.runs.overrides import as_typed, key_of
 from msae.runs.space import FREE, composed, overrides, spaces, to_try
-from msae.whole import write_text
+from msae.whole import free, write_text
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from filelock import BaseFileLock
@@ -61,10 +62,38 @@ def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
     kept = [text for text in given if key_of(text) not in FREE]
     texts = sorted(str(override.input_line) for override in swept)
     folder = Path(cfg.out or cfg.resume or Path("runs", folder_name(["search", *sorted(kept), *texts], "+")))
-    study, lock = opened(folder, sorted([*kept, *(str(override.input_line) for override in tried)]))
+    with stored(folder):
+        study, lock = opened(folder, sorted([*kept, *(str(override.input_line) for override in tried)]))
     write_text(
         folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*kept, *texts, f"n_trials={cfg.n_trials}"]))
     )
+    with stored(folder):
+        trials(cfg, study, lock, space, given, folder)
+        end(study, given, folder)
+
+
+@contextlib.contextmanager
+def stored(folder: Path) -> Iterator[None]:
+    """Turn an error of sqlite, such as of a full disk, into an InputError that names the study."""
+    try:
+        yield
+    except Exception as error:
+        found = next((cause for cause in causes(error) if isinstance(cause, sqlite3.Error)), None)
+        if found is None or isinstance(error, InputError):
+            raise
+        reason = f"{one_line(found)}, {free(folder)}"
+        raise InputError(f"{folder / 'study.db'}: {reason}; the same command goes on once that is mended") from error
+
+
+def trials(
+    cfg: DictConfig,
+    study: Study,
+    lock: BaseFileLock,
+    space: dict[str, BaseDistribution],
+    given: Sequence[str],
+    folder: Path,
+) -> None:
+    """Run trials until the study has enough."""
     print(f"{len(counted(study))} of {cfg.n_trials} trials are done\n  {folder}", flush=True)
     while True:
         with lock:
@@ -84,7 +113,6 @@ def search(cfg: DictConfig, swept: Sequence[Override]) -> None:
             running.release()
             Path(running.lock_file).unlink(missing_ok=True)
         print(f"trial {trial.number}: {text}   {' '.join(overrides(trial.params))}", flush=True)
-    end(study, given, folder)
 
 
 def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
@@ -109,6 +137,8 @@ def opened(folder: Path, about: list[str]) -> tuple[Study, BaseFileLock]:
             study = optuna.create_study(storage=storage, study_name="msae", load_if_exists=True)
             before = study.user_attrs.get("about")
         except Exception as error:  # SQLAlchemy's and Optuna's own
+            if any(isinstance(cause, sqlite3.OperationalError) for cause in causes(error)):  # such as of a full disk
+                raise
             raise InputError(f"{file}: damaged, or not a study of Optuna ({type(error).__name__})") from error
         if before is None:
             study.set_user_attr("about", about)
@@ -187,7 +217,9 @@ def run_trial(study: Study, trial: Trial, given: Sequence[str], folder: Path, lo
     value: float | None
     try:
         value = same.value if same else val_loss([*given, *overrides(trial.params)], run)
-    except Exception as error:  # noqa: BLE001  (whatever it is, the other trials continue)
+    except Exception as error:  # whatever it is, the other trials continue
+        if full_disk(error):  # who resumes the study resumes the trial
+            raise
         reason = explain(error, "train")
         write_error(run, reason)
         with lock:

@@ -107,27 +107,28 @@ def job(cfg: DictConfig) -> None:
     run, alone = Path(hydra.runtime.output_dir), hydra.mode == RunMode.RUN
     if not processes.leads():
         logging.disable()
-    signals.watch_in_worker()
-    if not alone and signals.received():  # the sweep is to end
-        return
-    if OmegaConf.is_list(cfg.seed):
-        from msae.runs.seeds import together
+    with signals.in_worker():
+        if not alone and signals.received():  # the sweep is to end
+            return
+        if OmegaConf.is_list(cfg.seed):
+            from msae.runs.seeds import together
 
-        together(cfg, run, alone, train)
-    elif alone:
-        single(cfg, run)
-    else:
-        from msae.runs.sweeps import in_sweep
+            together(cfg, run, alone, train)
+        elif alone:
+            single(cfg, run)
+        else:
+            from msae.runs.sweeps import in_sweep
 
-        in_sweep(train, cfg, run)
+            in_sweep(train, cfg, run)
 
 
 def single(cfg: DictConfig, run: Path) -> None:
     """A single run: one that never started leaves no folder behind; one that is interrupted says how to resume it."""
-    first = processes.leads()
+    first, ours = processes.leads(), False
     try:
         ckpt = folder.checkpoint_of(cfg.resume) if cfg.resume else None
         with folder.claimed(run):
+            ours = first
             if first and not cfg.resume and (run / "config.yaml").exists() and folder.checkpoint_of(str(run)):
                 there = os.path.relpath(run)
                 raise InputError(f"{there}: already contains a run. To resume it: {folder.resuming(run)}")
@@ -137,7 +138,7 @@ def single(cfg: DictConfig, run: Path) -> None:
             print(f"\n{folder.interrupted(run)}")
         sys.exit(signals.code())
     finally:
-        if first and not (run / "config.yaml").exists():
+        if ours and not (run / "config.yaml").exists():
             folder.tidy(run)
 
 
@@ -151,6 +152,7 @@ def main() -> None:
         SweepReport.given_up(error)
     finally:
         SweepReport.running = None
+        SweepReport.held.close()
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ class TestFolders:
     def test_two_processes_do_not_share_one(self, command: Command) -> None:
         with folder.claimed(Path("same")):
             code, _, err = command(*SMOKE, "out=same")
-        message = "same: another process is running in it; expected out=FOLDER"
+        message = "same: another process is running in it; wait until it ends, or give another out=FOLDER"
         assert (code, error_line(err)) == (2, message)
 
     @pytest.mark.parametrize("key", ["out", "hydra.run.dir"])

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +70,31 @@ def test_under_torchrun_with_missing_values(command: Command) -> None:
     [run] = Path("runs").iterdir()
     same(Path("one"), run)
     assert {path.name for path in Path().iterdir()} == {"gaps.csv", "one", "runs"}
+
+
+def test_resumed_within_an_epoch_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a checkpoint that a run left on its way; each process draws noise of its own."""
+    monkeypatch.chdir(tmp_path)
+    kl = ("model=single", "model.latent_dim=8", "model.regularizer=kl", "model.schedule=cosine")
+    knobs = ("trainer.max_epochs=1", "data.batch_size=2", "trainer.save_seconds=1e-9", "out=whole")
+    args = [sys.executable, "-m", "msae.train", "data=digits", *TWO[:2], *kl, *knobs]
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seen: set[int] = set()  # the first is that of the start
+    while len(seen) < 2 and process.poll() is None:
+        seen |= {path.stat().st_mtime_ns for path in Path("whole").glob("last.ckpt")}
+        time.sleep(0.01)
+    Path("part").mkdir()
+    for name in ("config.yaml", "overrides.yaml", "best.ckpt", "last.ckpt"):
+        shutil.copy(f"whole/{name}", "part")
+    assert process.wait(120) == 0
+    assert 0 < torch.load("part/last.ckpt", weights_only=True)["global_step"] < 300
+    in_shell("msae.train", "resume=part", "trainer.save_seconds=100")
+    whole, part = (torch.load(f"{run}/last.ckpt", weights_only=True) for run in ("whole", "part"))
+    assert whole["global_step"] == part["global_step"] == 309
+    assert all(torch.equal(part["state_dict"][k], v) for k, v in whole["state_dict"].items() if k != "_extra_state")
+    once, twice = (json.loads(Path(run, "metrics.json").read_text()) for run in ("whole", "part"))
+    for key in ("metrics", "history", "steps", "val_loss"):
+        assert twice[key] == once[key]
 
 
 class _Trainer:

@@ -1,11 +1,13 @@
 """Searches for hyperparameters."""
 
+import errno
 import json
 import math
 import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -287,6 +289,35 @@ def test_a_trial_is_resumed(command: Command, monkeypatch: pytest.MonkeyPatch) -
     assert torch.load("s/0/last.ckpt", weights_only=True)["global_step"] == 32
     assert command("resume=s", module="search").code == 0
     assert states("s") == ["COMPLETE"]
+
+
+def test_a_full_disk_costs_no_trial(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where a run writes nor where Optuna does; the same command goes on once there is room."""
+    args = (*SEARCH, "n_trials=2", "out=s")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "on_train_epoch_start", full)
+        code, _, err = command(*args, module="search")
+    assert (code, states("s")) == (2, ["RUNNING"])
+    assert re.match(r"No space left on device: [\d.]+ .B free in ", error_line(err))
+
+    def told(*_: Any, **__: Any) -> None:
+        raise optuna.exceptions.StorageInternalError from sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", told)
+        code, _, err = command(*args, module="search")
+    assert (code, states("s")[-1]) == (2, "RUNNING")
+    assert re.fullmatch(
+        r"s/study\.db: database or disk is full, [\d.]+ .B free in s; the same command goes on once that is mended",
+        error_line(err),
+    )
+    code, out, _ = command(*args, module="search")
+    assert (code, "2 trials, 0 failed" in out) == (0, True)
+    assert states("s").count("COMPLETE") == 2
 
 
 @pytest.mark.usefixtures("quick")

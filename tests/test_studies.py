@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent.parent))
 from studies import pages, tables
+from studies.faults import faults
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(path.parent.name for path in (ROOT / "studies").glob("*/README.md"))
@@ -133,3 +135,35 @@ def test_commands_of_augmentation_are_those_of_the_numbers(part: str) -> None:
     ]
     assert shlex.split(line)[3 : 3 + len(given["sources"])] == given["sources"]
     assert {given[key] for key in ("seeds", "steps", "windows")} == {3, 2000, 1000}
+
+
+def test_a_killed_run_loses_nothing(tmp_path: Path) -> None:
+    """The study of faults in short: two kills of a run of two epochs."""
+    few = [
+        "--commands",
+        "run",
+        "--faults",
+        "kill",
+        "--kills",
+        "2",
+        "--epochs",
+        "2",
+        "--out",
+        str(tmp_path / "few.json"),
+    ]
+    script = str(ROOT / "studies" / "faults" / "faults.py")
+    ended = subprocess.run([sys.executable, script, *few], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert json.loads((tmp_path / "few.json").read_text())["run"]["kill"] == {"survived": 2, "tried": 2}
+
+
+def test_a_try_that_is_lost_fails_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = iter(["", "a table is not whole"])
+    monkeypatch.setattr(faults.Trial, "measure", lambda _: None)
+    monkeypatch.setitem(faults.FAULTS, "kill", (lambda *_: (next(tries), 0.0), ("run",)))
+    few = ["--commands", "run", "--faults", "kill", "--kills", "2", "--out", str(tmp_path / "few.json")]
+    monkeypatch.setattr(sys, "argv", ["faults.py", *few])
+    with pytest.raises(SystemExit) as ended:
+        faults.main()
+    assert ended.value.code == 1
+    assert json.loads((tmp_path / "few.json").read_text())["run"]["kill"] == {"survived": 1, "tried": 2}

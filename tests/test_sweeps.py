@@ -1,5 +1,6 @@
 """Sweeps: their folders, runs that fail, interruption and resuming."""
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,13 @@ from conftest import FAST, Command
 from hydra.core.plugins import Plugins
 from test_cli import error_line
 
+from msae.errors import InputError
+from msae.runs import folder
 from msae.runs.callbacks import History
+from msae.runs.folder import claimed
+
+sys.path.append(str(Path(__file__).parent.parent))
+from studies.faults.faults import alive
 
 SWEEP = (*FAST, "-m", "model=ae,msae", "seed=0,1", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep")
 
@@ -39,6 +46,40 @@ class TestSweeps:
             "sweep: already contains this sweep. To resume it: python -m msae.train resume=sweep; "
             "out=FOLDER starts anew"
         )
+
+    @pytest.mark.parametrize(
+        "args", [SWEEP, ("resume=sweep",), (*FAST, "seed=[0,1]", "out=sweep")], ids=["started", "resumed", "seeds"]
+    )
+    def test_two_commands_do_not_fill_one_folder(self, args: tuple[str, ...], command: Command, made: Command) -> None:
+        made(*SWEEP)
+        before = {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("*") if path.is_file()}
+        with claimed(Path("sweep")):
+            code, out, err = command(*args)
+        message = "sweep: another process is running in it; wait until it ends, or give another out=FOLDER"
+        assert (code, out, error_line(err)) == (2, "", message)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert not list(Path("sweep").rglob("running.lock"))
+
+    @pytest.mark.parametrize("text", ["", "a: [b", "- a\n- {b: 1}", "hydra: {overrides: {hydra: [], task: x}}", "3"])
+    def test_a_damaged_sweep_is_resumed_by_the_whole_command(self, text: str, command: Command, made: Command) -> None:
+        made(*SWEEP)
+        Path("sweep/multirun.yaml").write_text(text)
+        code, out, err = command("resume=sweep")
+        assert (code, out) == (2, "")
+        assert error_line(err).startswith("sweep/multirun.yaml: damaged, ")
+        assert error_line(err).endswith("; give the whole command again, with resume=sweep and -m")
+        code, out, err = command(*SWEEP, "resume=sweep")
+        assert (code, out.count(": finished before")) == (0, 4), err
+
+    def test_a_sweep_with_a_damaged_run(self, command: Command, made: Command) -> None:
+        made(*SWEEP)
+        path = next(Path("sweep").glob("*model=ae,seed=0")) / "overrides.yaml"
+        path.write_text("{")
+        code, _, err = command("resume=sweep")
+        assert (code, error_line(err).startswith(f"{path.absolute()}: damaged, ")) == (2, True)
+        assert error_line(err).endswith("; remove it: its run writes it again")
+        path.unlink()
+        assert command("resume=sweep").code == 0
 
     def test_one_without_a_checkpoint_starts_again_by_the_same_command(self, command: Command) -> None:
         args = (*FAST, "-m", "seed=0,1", "hydra.launcher.n_jobs=1", "model=ae", "out=sweep")
@@ -158,6 +199,22 @@ class TestSweeps:
         else:
             assert last == "error: the launcher of sweep gave up"
 
+    def test_a_full_disk_is_told_and_the_others_go_on(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Though there is no room for the error of the first run either."""
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        normal = folder.write_text
+
+        def write(path: Path, text: str) -> None:
+            if "seed=0" in path.parent.name:
+                raise InputError(f"{path}: cannot be written") from full
+            normal(path, text)
+
+        monkeypatch.setattr(folder, "write_text", write)
+        code, out, err = command(*FAST, "-m", "model=ae", "seed=0,1", "hydra.launcher.n_jobs=1", "out=sweep")
+        assert (code, err.count("error: 1 of the runs did not finish")) == (2, 1)
+        assert "seed=0: failed: " in out
+        assert "| ae | 1 |" in out
+
     def test_nothing_finished(self, command: Command) -> None:
         code, out, err = command(*FAST, "-m", "model.lr=-1,-2", "hydra.launcher.n_jobs=1")
         assert code == 2
@@ -165,27 +222,26 @@ class TestSweeps:
         assert "## Missing runs" in out
 
     @pytest.mark.usefixtures("sigint")
-    def test_side_by_side_and_interrupted(self, tmp_path: Path) -> None:
-        """Ctrl-C reaches all processes of the sweep, which prints how to resume."""
-        args = [
-            sys.executable,
-            "-m",
-            "msae.train",
-            "-m",
-            "data=digits",
-            "trainer=cpu",
-            "seed=0,1",
-            "hydra.launcher.n_jobs=2",
-        ]
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    def test_side_by_side_and_interrupted(self, number: signal.Signals, tmp_path: Path) -> None:
+        """Ctrl-C reaches all processes of the sweep; of one that is killed, the workers save and end by themselves."""
+        args = [sys.executable, "-m", "msae.train", "-m", "data=digits", "trainer=cpu", "seed=0,1", "model=ae"]
         process = subprocess.Popen(
-            [*args, "trainer.max_epochs=100000", "hydra.sweep.dir=sweep"],
+            [*args, "hydra.launcher.n_jobs=2", "trainer.max_epochs=100000", "hydra.sweep.dir=sweep"],
             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         deadline = time.monotonic() + 120
         while len(list(tmp_path.glob("sweep/*/best.ckpt"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 130, (out, err)
+        if number == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=60)  # which all processes hold open
+        assert not alive(process.pid)
         assert "Traceback" not in err
-        assert "To resume: python -m msae.train resume=sweep" in out
+        assert len(list(tmp_path.glob("sweep/*/last.ckpt"))) == 2
+        assert not list(tmp_path.glob("sweep/*/running.lock"))
+        if number == signal.SIGINT:
+            assert process.returncode == 130, (out, err)
+            assert "To resume: python -m msae.train resume=sweep" in out

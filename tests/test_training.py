@@ -1,5 +1,6 @@
 """A run: what it writes, that it repeats bit for bit, and that an interrupted one ends as an uninterrupted one."""
 
+import importlib
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import msae
 from msae import baselines
 from msae.data.digits import digits
+from msae.runs import signals
 from msae.runs.callbacks import History
 
 
@@ -400,6 +402,29 @@ def test_a_checkpoint_every_so_many_seconds(command: Command, monkeypatch: pytes
     assert metrics(Path("part"))["steps"] == 620
 
 
+@pytest.mark.parametrize("text", ["", "{", "- [a]", "a: 1", "- model=${"])
+def test_damaged_overrides_can_be_given_again(text: str, command: Command, made: Command) -> None:
+    made(*FAST, "model=ae", "hydra.run.dir=run")
+    Path("run/overrides.yaml").write_text(text)
+    code, _, err = command("resume=run", "trainer.max_epochs=3")
+    assert (code, err.startswith("error: run/overrides.yaml: damaged, ")) == (2, True), err
+    assert err.endswith("; remove it and give the whole command again, with resume=run\n")
+    Path("run/overrides.yaml").unlink()
+    assert command(*FAST, "model=ae", "trainer.max_epochs=3", "resume=run").code == 0
+    assert metrics(Path("run"))["epochs"] == 3
+    assert command("resume=run", "trainer.max_epochs=4").code == 0
+
+
+def test_damaged_overrides_of_several_seeds(command: Command) -> None:
+    args = (*FAST, "model=ae", "seed=[0,1]")
+    assert command(*args, "out=seeds").code == 0
+    Path("seeds/overrides.yaml").unlink()
+    Path("seeds/seed=1/metrics.json").unlink()
+    assert command(*args, "resume=seeds").code == 0
+    assert Path("seeds/seed=1/metrics.json").exists()
+    assert Path("seeds/overrides.yaml").exists()
+
+
 def test_a_finished_run_can_be_made_longer(command: Command) -> None:
     longer = run_folder(command("data=digits", "trainer=cpu", "trainer.max_epochs=3").out)
     run = run_folder(command(*FAST).out)
@@ -419,6 +444,15 @@ def test_a_run_that_was_moved_goes_on_with_its_best(command: Command) -> None:
     assert (len(after["history"]), after["val_loss"], after["metrics"]) == (2, before["val_loss"], before["metrics"])
     assert torch.load("there/best.ckpt", weights_only=True)["global_step"] == 0, "the case needs a start that is best"
     assert not Path("here").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the memory so")
+def test_an_import_takes_little_memory() -> None:
+    """Neither the package nor a command loads torch before it is used."""
+    code = "import msae, msae.train; print(open('/proc/self/status').read())"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", ended.stdout)
+    assert int(peak) < 100 * 1024
 
 
 @pytest.mark.usefixtures("sigint")
@@ -447,6 +481,40 @@ def test_ctrl_c(tmp_path: Path) -> None:
     assert "interrupted. To resume: python -m msae.train" in out
     assert "KeyboardInterrupt" not in err
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] > 0
+
+
+@pytest.mark.usefixtures("sigint")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_within_an_import(number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-imported packages drop exceptions, as this one does; before training there is nothing to wait for."""
+    (tmp_path / f"greedy{number}.py").write_text(
+        f"import signal\ntry:\n    signal.raise_signal({number})\n    done = 1\nexcept BaseException:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code = f"from msae.runs import signals\nwith signals.watched(): import greedy{number}"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    message = "\ninterrupted: nothing was kept; the same command starts again\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, message, "")
+    with signals.watched(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        signals.defer()
+        signals.release()
+        module = importlib.import_module(f"greedy{number}")
+        time.sleep(10)
+    assert module.done
+    assert signals.code() == 128 + number
+
+
+def test_a_worker_between_two_runs_waits_for_its_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception there would end the worker, and with it those that still save."""
+    monkeypatch.setattr(signals, "_is_worker", lambda: True)
+    monkeypatch.setattr(signals, "_follow", lambda _: None)
+    with signals.watched():
+        with signals.in_worker():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received() == signal.SIGTERM
+    with signals.watched(), signals.in_worker(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ UNNAMED = ("resume", "out", "trainer.enable_progress_bar")
 """Keys that do not change the result, only where a run is kept, how it resumes or what it displays."""
 FREE = ("trainer.", "resume", "out", "threads", "data.root", "model.compile")
 """Keys that may change when a run is resumed."""
+WHOLE = ("last.ckpt", "seed=*/last.ckpt", "study.db")
+"""What is resumed by the whole command where `overrides.yaml` is lost."""
 
 
 def folder_name(overrides: Iterable[str], separator: str) -> str:
@@ -50,8 +52,8 @@ def run_dir(resume: str | None, out: str | None, now: str, overrides: Sequence[s
     """The folder of a single run: `out`, that of the run it resumes, or a new one under `runs`."""
     if out:
         return out
-    if resume and ((beside := folder_of(resume)) / "overrides.yaml").is_file():
-        return str(beside)
+    if resume and (Path(resume).expanduser().is_dir() or (folder_of(resume) / "overrides.yaml").is_file()):
+        return str(folder_of(resume))
     if not leads():  # which writes nothing, and may have another clock
         return "."
     return f"runs/{now}_{folder_name(overrides, ',')}"
@@ -84,7 +86,7 @@ def fixed(overrides: Iterable[str]) -> set[str]:
 def runs_in(sweep: Path) -> dict[str, list[str]]:
     """The overrides of each run in a sweep's folder, by the run's name."""
     files = sweep.glob("*/overrides.yaml")
-    return {file.parent.name: [str(text) for text in OmegaConf.load(file)] for file in files}
+    return {file.parent.name: overrides_in(file, "remove it: its run writes it again") for file in files}
 
 
 def folder_of(resume: str) -> Path:
@@ -93,16 +95,33 @@ def folder_of(resume: str) -> Path:
     return path.parent if path.is_file() else path
 
 
-def loaded(path: Path) -> DictConfig:
-    """A file of yaml that a run wrote; InputError where it is damaged."""
+def loaded(path: Path, way: str = "remove it: its run writes it again") -> DictConfig | ListConfig:
+    """A file of yaml that a command wrote; InputError where it is damaged, with what to do then."""
     try:
         config = OmegaConf.load(path)
-    except (YAMLError, UnicodeError, OmegaConfBaseException) as error:
-        raise InputError(f"{path}: damaged, {one_line(error)[:100]}") from None
+    except (YAMLError, UnicodeError, OSError, OmegaConfBaseException) as error:
+        raise InputError(f"{path}: damaged, {one_line(error)[:100]}; {way}") from None
     if not len(config):
-        raise InputError(f"{path}: damaged, it is empty")
-    assert isinstance(config, DictConfig | ListConfig)
-    return config  # type: ignore[return-value]
+        raise InputError(f"{path}: damaged, it is empty; {way}")
+    return config
+
+
+def config_in(path: Path) -> DictConfig:
+    """A run's `config.yaml`; InputError where it is damaged."""
+    config = loaded(path)
+    if not isinstance(config, DictConfig) or not isinstance(config.get("trainer"), DictConfig):
+        raise InputError(f"{path}: damaged, it is no config; remove it: its run writes it again")
+    return config
+
+
+def overrides_in(path: Path, way: str, *keys: str) -> list[str]:
+    """The overrides in a file, under these keys; InputError where it is damaged, with what to do then."""
+    found: Any = OmegaConf.to_container(loaded(path, way))
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise InputError(f"{path}: damaged, it has no list of overrides; {way}")
+    return found
 
 
 def checkpoint_of(resume: str) -> Path | None:
@@ -135,16 +154,20 @@ def resumed(texts: Sequence[str], command: str = "train") -> list[str]:
     if (folder / "study.db").is_file() != (command == "search"):
         hint = "a study; expected python -m msae.search" if command == "train" else "expected the folder of a study"
         raise InputError(f"resume={path}: {hint}")
-    sweep = []
+    sweep, way = [], f"give the whole command again, with resume={shlex.quote(str(path))}"
     if (folder / "overrides.yaml").is_file():
-        saved = [str(text) for text in OmegaConf.load(folder / "overrides.yaml")]
+        saved = overrides_in(folder / "overrides.yaml", f"remove it and {way}")
     elif (folder / "multirun.yaml").is_file():
         place = f"hydra.sweep.dir={quoted([str(folder)])}"
         if {"-m", "--multirun"} & set(texts):  # the whole command is given again
             return [*(text for text in texts if key_of(text) != "hydra.sweep.dir"), place]
-        before = OmegaConf.load(folder / "multirun.yaml").hydra.overrides
-        saved, sweep = [*before.hydra, *before.task], ["--multirun", place]
-    elif path.is_file():  # a checkpoint alone: its overrides are given
+        saved = [
+            text
+            for key in ("hydra", "task")
+            for text in overrides_in(folder / "multirun.yaml", f"{way} and -m", "hydra", "overrides", key)
+        ]
+        sweep = ["--multirun", place]
+    elif path.is_file() or any(any(folder.glob(name)) for name in WHOLE):  # its overrides are given
         return list(texts)
     else:
         raise InputError(f"resume={path}: no run in it; expected the folder of a run, of several seeds, or of a sweep")
@@ -178,17 +201,19 @@ def resuming(folder: Path, command: str = "train") -> str:
 
 
 @contextlib.contextmanager
-def claimed(run: Path) -> Iterator[None]:
-    """Hold the folder of a run for this process; InputError where another process holds it."""
+def claimed(run: Path, wait: float = 0.0) -> Iterator[None]:
+    """Hold the folder of a run for this process; InputError where another process holds it, after so many seconds."""
     if not leads():
         yield
         return
     run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / "running.lock", blocking=False)
+    lock = FileLock(run / "running.lock", timeout=wait)
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(f"{os.path.relpath(run)}: another process is running in it; expected out=FOLDER") from None
+        raise InputError(
+            f"{os.path.relpath(run)}: another process is running in it; wait until it ends, or give another out=FOLDER"
+        ) from None
     try:
         yield
     finally:
@@ -267,7 +292,7 @@ def finished(run: Path, cfg: DictConfig) -> bool:
         return False
     try:
         result = dict(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
-        before = loaded(run / "config.yaml").trainer
+        before = config_in(run / "config.yaml").trainer
     except (ValueError, TypeError, AttributeError, OSError):
         return False  # damaged: what is missing is made again
     check_limits(os.path.relpath(run), cfg, {unit: result.get(unit, 0) for unit in ("steps", "epochs")})

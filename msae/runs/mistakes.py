@@ -45,9 +45,7 @@ def fail(message: str) -> NoReturn:
 
 def explain(error: BaseException, config_name: str) -> str:
     """The message about an exception for the user."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
+    chain = causes(error)
     section = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, InstantiationException) else None
     for link in chain:
         if isinstance(link, InputError):  # its keys are arguments of what was instantiated
@@ -68,6 +66,19 @@ def explain(error: BaseException, config_name: str) -> str:
             f"in {where}: {reason_of(chain[1] if len(chain) > 1 else error)} (HYDRA_FULL_ERROR=1 shows the traceback)"
         )
     return reason_of(error)
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An exception, and those that it was raised for."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
+def full_disk(error: BaseException) -> bool:
+    """Whether an exception was raised for a full disk."""
+    return any(isinstance(cause, OSError) and cause.errno in FULL for cause in causes(error))
 
 
 def not_made(text: str, where: str) -> str | None:

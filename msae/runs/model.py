@@ -18,7 +18,7 @@ from msae.models.checkpoint import read_checkpoint
 from msae.models.contract import check_model
 from msae.models.reconstructor import class_path
 from msae.runs.callbacks import WITHIN
-from msae.runs.folder import check_limits, check_same, kept_keys, loaded
+from msae.runs.folder import check_limits, check_same, config_in, kept_keys
 
 if TYPE_CHECKING:
     from msae.data.module import DataModule
@@ -98,7 +98,7 @@ def as_before(cfg: DictConfig, model: Reconstructor, data: DataModule, ckpt: Pat
         if not isinstance(checkpoint.get(key), kind) or not checkpoint[key]:
             raise InputError(f"{name}: its state of the training cannot be restored (no {key})")
     if (beside := ckpt.parent / "config.yaml").is_file():
-        check_same(name, kept_keys(loaded(beside)), kept_keys(cfg))
+        check_same(name, kept_keys(config_in(beside)), kept_keys(cfg))
     if checkpoint["model_class"] != class_path(type(model)):
         theirs = checkpoint["model_class"].partition(":")[2]
         raise InputError(f"{name}: of the model {theirs}, not {type(model).__name__}")

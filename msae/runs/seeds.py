@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -34,20 +35,34 @@ def together(cfg: DictConfig, run: Path, alone: bool, train: Callable[..., dict[
         alone: whether they are not part of a sweep, which reports them itself.
         train: `msae.train.train`, which trains one run.
     """
+    ours = False
     try:
-        configs = configs_of_seeds(cfg, run, alone)
-        first = next(iter(configs.values()))
-        check(first)
-        accelerator(first)
-        begin(first, first=True)  # also of this thread, which makes the steps of all
-        shared = data_of(first)
-        if alone:  # else the sweep continues with its other runs
-            built(first, shared, None, run)  # a mistake in the model is reported once
-            folder.keep_overrides(run, cfg)
-    except BaseException:
-        if alone and not any(run.glob("seed=*")):
+        with folder.claimed(run) if alone else contextlib.nullcontext():  # a sweep holds its folder itself
+            ours = alone
+            stacked(cfg, run, alone, train)
+    except KeyboardInterrupt:
+        if not alone:  # the sweep says how to resume
+            raise
+        print(f"\n{folder.interrupted(run)}")
+        sys.exit(signals.code())
+    finally:
+        if ours and not any(run.glob("seed=*")):
             folder.tidy(run)
-        raise
+    if alone:
+        end_of_sweep(run)
+
+
+def stacked(cfg: DictConfig, run: Path, alone: bool, train: Callable[..., dict[str, Any]]) -> None:
+    """Train the runs, as `together`, without their report."""
+    configs = configs_of_seeds(cfg, run, alone)
+    first = next(iter(configs.values()))
+    check(first)
+    accelerator(first)
+    begin(first, first=True)  # also of this thread, which makes the steps of all
+    shared = data_of(first)
+    if alone:  # else the sweep continues with its other runs
+        built(first, shared, None, run)  # a mistake in the model is reported once
+        folder.keep_overrides(run, cfg)
 
     def of_seed(place: Path, one: DictConfig, stack: Run) -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -63,17 +78,8 @@ def together(cfg: DictConfig, run: Path, alone: bool, train: Callable[..., dict[
             logging.getLogger().removeHandler(lines)
             lines.close()
 
-    try:
-        Stack(
-            {name: partial(of_seed, run / name, one) for name, one in configs.items()}, cfg.trainer.save_seconds
-        ).run()
-    except KeyboardInterrupt:
-        if not alone:  # the sweep says how to resume
-            raise
-        print(f"\n{folder.interrupted(run)}")
-        sys.exit(signals.code())
-    if alone:
-        end_of_sweep(run)
+    stack = Stack({name: partial(of_seed, run / name, one) for name, one in configs.items()}, cfg.trainer.save_seconds)
+    stack.run()
 
 
 def configs_of_seeds(cfg: DictConfig, run: Path, alone: bool) -> dict[str, DictConfig]:
@@ -97,7 +103,7 @@ def configs_of_seeds(cfg: DictConfig, run: Path, alone: bool) -> dict[str, DictC
         raise InputError(f"seed={list(seeds)}: {', '.join(keys)} would differ too; expected a sweep, {sweep}")
     for name, one in configs.items():
         if (before := run / name / "config.yaml").is_file():
-            kept = folder.kept_keys(folder.loaded(before))
+            kept = folder.kept_keys(folder.config_in(before))
             folder.check_same(os.path.relpath(run / name), kept, folder.kept_keys(one))
             folder.finished(run / name, one)
     return configs

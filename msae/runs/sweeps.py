@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shlex
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 
 from msae.errors import InputError
 from msae.runs import signals
-from msae.runs.folder import checkpoint_of, claimed, finished, resuming, saved, write_error
+from msae.runs.folder import checkpoint_of, claimed, finished, interrupted, resuming, saved, write_error
 from msae.runs.mistakes import MISTAKES, explain, fail
 from msae.runs.processes import check_sweep, leads, on_slurm, swept_values
 
@@ -39,7 +40,7 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
             log.info("%s: finished before", run.name)
             return
         ckpt = checkpoint_of(str(run)) if cfg.resume else None
-        with claimed(run):
+        with claimed(run, signals.GRACE):  # in which a worker of a sweep that was killed saves and ends
             result = train(cfg, run, run.name, ckpt, bar=False, **shared)
         if leads():
             (run / "error.txt").unlink(missing_ok=True)
@@ -53,23 +54,27 @@ def in_sweep(train: Callable[..., dict[str, Any]], cfg: DictConfig, run: Path, *
         if not leads():
             raise
         reason = explain(error, "train")
-        write_error(run, reason)
         log.error("%s: failed: %s", run.name, reason)  # noqa: TRY400  (the traceback is in the file)
+        with contextlib.suppress(InputError):  # on a full disk, which is the reason
+            write_error(run, reason)
 
 
 class SweepReport(Callback):
-    """Refuses a folder that contains a sweep already, and reports when the sweep ends.
+    """Refuses a folder that contains a sweep already or that another process fills, and reports when the sweep ends.
 
     Attributes:
         running: the config of this process's sweep, while its launcher runs.
+        held: what is undone at the end of the command: the claim of the sweep's folder.
     """
 
     running: ClassVar[DictConfig | None] = None
+    held: ClassVar[contextlib.ExitStack] = contextlib.ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         try:
             check_sweep(config)
+            self.held.enter_context(claimed(folder))
         except InputError as error:  # Hydra would turn it into a warning
             fail(str(error))
         if not config.resume and any(saved(folder)):
@@ -96,6 +101,9 @@ class SweepReport(Callback):
         config, cls.running = cls.running, None
         if config is None:
             raise error
+        if signals.received():  # which also ended a worker that could not handle it yet
+            print("\n" + interrupted(Path(config.hydra.sweep.dir)))
+            sys.exit(signals.code())
         print(*traceback.format_exception_only(error), sep="", file=sys.stderr)
         folder = Path(config.hydra.sweep.dir)
         if on_slurm(config):

@@ -152,6 +152,6 @@ def generators(device: torch.device) -> Tensor:
 def set_generators(state: Tensor, device: torch.device) -> None:
     """Restore what `generators` gave; a device of another kind starts from its seed."""
     size = len(torch.get_rng_state())
-    torch.set_rng_state(state[:size])
+    torch.set_rng_state(state[:size].clone())  # torch crashes on a part of a larger storage
     if device.type == "cuda" and len(state) > size:
-        torch.cuda.set_rng_state(state[size:], device)
+        torch.cuda.set_rng_state(state[size:].clone(), device)

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FAST = ("data=digits", "trainer=cpu", "model=ae", "trainer.max_epochs=40")
+FAST = ("data=digits", "trainer=cpu", "model=ae", "trainer.max_epochs={epochs}")
 RANGES = ("model.lr=tag(log,interval(1e-4,1e-2))", "n_trials=4")
 USE = ("ckpt={trained}", "data.path={series}", "overwrite=true")
 COMMANDS = {
@@ -42,22 +42,29 @@ COMMANDS = {
     "detect": ("detect", *USE, "out={out}/scores.csv"),
     "reconstruct": ("reconstruct", *USE, "out={out}/x_hat.csv"),
 }
+READING = {"detect", "reconstruct"}
+"""Those that need a trained run."""
 MINUTES = 10
 """After which a command counts as hanging."""
 
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended: its exit status, its output, and the seconds between the signal and its end."""
+    """How a process ended: its exit status, its output, and the seconds from the signal, if it came, to its end."""
 
     code: int
     text: str
-    seconds: float = 0.0
+    seconds: float | None = None
 
     @property
     def plain(self) -> bool:
         """Whether no traceback was shown."""
         return "Traceback" not in self.text
+
+    @property
+    def last(self) -> str:
+        """The last line of the output."""
+        return (self.text.strip().splitlines() or [""])[-1]
 
 
 def run(args: tuple[str, ...], after: float | None = None, number: signal.Signals = signal.SIGKILL) -> End:
@@ -65,7 +72,7 @@ def run(args: tuple[str, ...], after: float | None = None, number: signal.Signal
     line = [sys.executable, "-m", f"msae.{args[0]}", *args[1:]]
     with tempfile.TemporaryFile() as file:
         process = subprocess.Popen(line, stdout=file, stderr=file, start_new_session=True)
-        begin = time.monotonic()
+        seconds = None
         try:
             process.wait(MINUTES * 60 if after is None else after)
         except subprocess.TimeoutExpired:
@@ -73,7 +80,7 @@ def run(args: tuple[str, ...], after: float | None = None, number: signal.Signal
             (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-        seconds = time.monotonic() - begin
+            seconds = time.monotonic() - begin
         left = alive(process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -102,7 +109,7 @@ def root(*line: str | Path) -> None:
 def again(args: tuple[str, ...]) -> End:
     """The same command once more; where it names a command that resumes, that one."""
     end = run(args)
-    found = re.search(r"python -m msae\.(\w+) (resume=.*)", end.text)
+    found = re.search(r"python -m msae\.(\w+) (resume=[^;\n]*)", end.text)
     if end.code and found:
         return run((found[1], *shlex.split(found[2])))
     return end
@@ -129,7 +136,7 @@ class Trial:
 
     Attributes:
         name: of the command.
-        places: what stands for `{trained}` and `{series}`.
+        places: what stands for `{trained}`, `{series}` and `{epochs}`.
         folder: in which the tries are made.
         seconds: that the command takes without a fault.
         size: of the files that it writes then, in bytes.
@@ -163,45 +170,56 @@ class Trial:
         yield out
         shutil.rmtree(out)
 
-    def whole(self, out: Path) -> bool:
-        """Whether the tables of a command that was disturbed are there whole, or not at all."""
-        found = {name: content for name, content in written(out).items() if isinstance(content, bytes)}
-        return all(self.right[name] == content for name, content in found.items())
+    def disturbed(self, out: Path, moment: float, number: signal.Signals) -> End:
+        """Send the command a signal; one that ends before it is timed anew and run again."""
+        begin = time.monotonic()
+        end = run(self.args(out), moment * self.seconds, number)
+        if end.code or end.seconds is not None:
+            return end
+        self.seconds = time.monotonic() - begin
+        shutil.rmtree(out)
+        out.mkdir()
+        return self.disturbed(out, moment, number)
 
-    def survives(self, out: Path) -> bool:
-        """Whether the command, started again, ends as without the fault."""
+    def lost(self, out: Path) -> str:
+        """What is wrong after the fault and, once the command was started again, at its end; nothing if it survived."""
+        tables = {name: content for name, content in written(out).items() if isinstance(content, bytes)}
+        if any(self.right[name] != content for name, content in tables.items()):
+            return "a table is not whole"
         end, found = again(self.args(out)), written(out)
-        if self.name == "search":  # a trial that is lost leaves its number free
-            return end.code == 0 and end.plain and len(found) == len(self.right)
-        return end.code == 0 and end.plain and found == self.right
+        if end.code or not end.plain:
+            return f"started again, it ends with {end.code}: {end.last}"
+        # a trial of a search that is lost leaves its number free
+        same = len(found) == len(self.right) if self.name == "search" else found == self.right
+        return "" if same else f"other files: {sorted(set(found) ^ set(self.right)) or 'of other content'}"
 
-    def killed(self, moment: float) -> tuple[bool, float]:
+    def killed(self, moment: float) -> tuple[str, float]:
         """SIGKILL to all its processes."""
         with self.out() as out:
-            run(self.args(out), moment * self.seconds)
-            return self.whole(out) and self.survives(out), 0.0
+            self.disturbed(out, moment, signal.SIGKILL)
+            return self.lost(out), 0.0
 
-    def terminated(self, moment: float) -> tuple[bool, float]:
+    def terminated(self, moment: float) -> tuple[str, float]:
         """SIGTERM to the command: it ends its workers, with status 143 and without a traceback."""
         with self.out() as out:
-            end = run(self.args(out), moment * self.seconds, signal.SIGTERM)
+            end = self.disturbed(out, moment, signal.SIGTERM)
             stopped = end.plain and end.code in (0, 143, -signal.SIGTERM)
-            return stopped and self.whole(out) and self.survives(out), end.seconds
+            return self.lost(out) if stopped else f"it ends with {end.code}: {end.last}", end.seconds or 0.0
 
-    def full(self, moment: float) -> tuple[bool, float]:
+    def full(self, moment: float) -> tuple[str, float]:
         """A disk too small, which later has room: one line says so, and the command goes on."""
         with self.out() as out:
             size = int(self.size * (0.1 + 0.9 * moment))
             root("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", out)
             try:
                 end = run(self.args(out))
-                told = bool(end.code) and end.plain and "space" in end.text.lower()
                 root("mount", "-o", "remount,size=500m", out)
-                return told and self.whole(out) and self.survives(out), 0.0
+                told = end.code and end.plain and "space" in end.text.lower()
+                return self.lost(out) if told else f"on a full disk it ends with {end.code}: {end.last}", 0.0
             finally:
                 root("umount", out)
 
-    def flipped(self, moment: float) -> tuple[bool, float]:
+    def flipped(self, moment: float) -> tuple[str, float]:
         """One bit of the checkpoint that the command reads, other than without the fault."""
         with self.out() as out:
             copy = Path(shutil.copytree(self.places["trained"], out / "run"))
@@ -211,13 +229,14 @@ class Trial:
             content[bit // 8] ^= 1 << bit % 8
             path.write_bytes(content)
             if self.name == "run":
-                end = run(("train", f"resume={copy}", "trainer.max_epochs=41"))
+                end = run(("train", f"resume={copy}", f"trainer.max_epochs={int(self.places['epochs']) + 1}"))
             else:
                 end = run((*(arg for arg in self.args(out) if not arg.startswith("ckpt=")), f"ckpt={copy}"))
-            return bool(end.code) and end.plain and "damaged" in end.text, 0.0
+            told = end.code and end.plain and "damaged" in end.text
+            return "" if told else f"it ends with {end.code}: {end.last}", 0.0
 
 
-FAULTS: dict[str, tuple[Callable[[Trial, float], tuple[bool, float]], tuple[str, ...]]] = {
+FAULTS: dict[str, tuple[Callable[[Trial, float], tuple[str, float]], tuple[str, ...]]] = {
     "kill": (Trial.killed, tuple(COMMANDS)),
     "SIGTERM": (Trial.terminated, tuple(COMMANDS)),
     "full disk": (Trial.full, tuple(COMMANDS)),
@@ -232,15 +251,18 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=10, help="tries of each other fault")
     parser.add_argument("--commands", default=",".join(COMMANDS), help="which of them")
     parser.add_argument("--faults", default=",".join(FAULTS), help="which of them")
+    parser.add_argument("--epochs", type=int, default=40, help="of a run")
     parser.add_argument("--jobs", type=int, default=1, help="tries side by side")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--add", action="store_true", help="to the tries in the file")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     lost_any = False
     rows: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        places = {"trained": f"{folder}/trained", "series": f"{folder}/series.npy"}
-        prepare(places)
+        places = {"trained": f"{folder}/trained", "series": f"{folder}/series.npy", "epochs": str(args.epochs)}
+        if READING & {*args.commands.split(",")} or "flipped bit" in args.faults:
+            prepare(places)
         for name in args.commands.split(","):
             trial = Trial(name, places, Path(folder))
             trial.measure()
@@ -252,12 +274,19 @@ def main() -> None:
                 draw = random.Random(f"{args.seed} {name} {fault}")  # noqa: S311
                 moments = [draw.random() for _ in range(args.kills if fault == "kill" else args.tries)]
                 ends = list(pool.map(lambda moment, do=disturb, of=trial: do(of, moment), moments))
-                row[fault] = {"survived": sum(ok for ok, _ in ends), "tried": len(ends)}
+                lost = {round(moment, 4): why for moment, (why, _) in zip(moments, ends, strict=True) if why}
+                before = row.get(fault, {}) if args.add else {}
+                counts = {"survived": len(ends) - len(lost), "tried": len(ends)}
+                row[fault] = {key: count + before.get(key, 0) for key, count in counts.items()}
                 if fault == "SIGTERM":
                     row[fault] |= {"seconds": round(statistics.median(seconds for _, seconds in ends), 2)}
-                lost = [round(moment, 4) for moment, (ok, _) in zip(moments, ends, strict=True) if not ok]
                 lost_any |= bool(lost)
-                print(f"{name}, {fault}: {row[fault]}" + f", lost at {lost}" * bool(lost), flush=True)
+                print(
+                    f"{name}, {fault}: {row[fault]}",
+                    *(f"lost at {at}: {why}" for at, why in lost.items()),
+                    sep="\n  ",
+                    flush=True,
+                )
             rows[name] = row
             args.out.write_text(json.dumps(rows, indent=1) + "\n")
     sys.exit(lost_any)
@@ -267,7 +296,7 @@ def prepare(places: dict[str, str]) -> None:
     """A trained run on windows of 64 steps, and a series that it scores."""
     import numpy as np
 
-    end = run(("train", *FAST, f"out={places['trained']}"))
+    end = run(("train", *(text.format(**places) for text in FAST), f"out={places['trained']}"))
     assert end.code == 0, end.text
     noise = np.random.default_rng(0).normal(0, 1, 20_000)
     np.save(places["series"], 8 + 4 * np.sin(np.arange(20_000) / 9) + noise)

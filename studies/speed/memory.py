@@ -2,7 +2,7 @@
 
 Writes a series of random values to a file, trains on it for 300 steps in a separate process, and prints the peak
 memory of that process. With `--cap` the process runs in a memory cgroup of that many GiB, file cache included (Linux,
-as root).
+as root). `--imports` prints what imports alone take (Linux).
 """
 
 import argparse
@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 PIECE = 1 << 22
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
@@ -33,7 +33,8 @@ def write(path: Path, values: int) -> None:
         for (first, n), piece in zip(pieces, data, strict=True):
             array[first : first + n] = piece
     else:
-        with parquet.ParquetWriter(path, pa.schema([("value", pa.float32())])) as file:
+        opened = parquet.ParquetWriter if path.suffix == ".parquet" else csv.CSVWriter
+        with opened(path, pa.schema([("value", pa.float32())])) as file:
             for piece in data:
                 file.write_table(pa.table({"value": piece}))
 
@@ -47,15 +48,30 @@ def capped(gib: float) -> tuple[Path, Callable[[], None]]:
     return group, lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
 
 
+def imports() -> None:
+    """Print the peak memory of processes that import something and end, and what of it no file backs, in MiB."""
+    for line in ("import msae", "import torch", "import lightning", "from msae import load"):
+        code = f"{line}\nprint(*(row for row in open('/proc/self/status') if row.startswith(('VmHWM', 'RssAnon'))))"
+        printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        peak, own = (int(word) / 1024 for word in printed.split() if word.isdigit())
+        print(f"{line}: {peak:.0f} MiB, {own:.0f} of its own")
+
+
 def main() -> None:
     """Measure, and print a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--values", type=int, default=50_000_000, help="values of the series (default 50 million)")
-    parser.add_argument("--suffix", choices=(".npy", ".parquet"), default=".npy", help="of the file (default .npy)")
+    parser.add_argument(
+        "--suffix", choices=(".npy", ".parquet", ".csv"), default=".npy", help="of the file (default .npy)"
+    )
     parser.add_argument("--window", type=int, default=256, help="time steps of a window (default 256)")
     parser.add_argument("--stride", type=int, default=1, help="time steps between windows (default 1)")
     parser.add_argument("--cap", type=float, help="GiB that the process may take")
+    parser.add_argument("--imports", action="store_true", help="measure imports alone")
     options = parser.parse_args()
+    if options.imports:
+        imports()
+        return
     group, enter = capped(options.cap) if options.cap else (None, None)
     with TemporaryDirectory(dir=".") as folder:
         path = Path(folder) / f"series{options.suffix}"
