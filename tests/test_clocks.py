@@ -370,9 +370,8 @@ def test_the_commands(command: Command, tmp_path: Path) -> None:
     assert len(Path("back/b.csv").read_text().splitlines()) == len(small) + 1
     for wrong in ("-200", "[x]"):
         code, _, err = command(*few[:2], f"data.missing_values={wrong}", "trainer=cpu", "out=other")
-        assert (code, err.splitlines()[-1]) == (
-            2,
-            f"error: data.missing_values={'-200' if wrong == '-200' else ['x']}: expected a list of numbers, such as [-200]",
-        )
+        said = {"-200": "-200", "[x]": "['x']"}[wrong]
+        message = f"error: data.missing_values={said}: expected a list of numbers, such as [-200]"
+        assert (code, err.splitlines()[-1]) == (2, message)
     code, out, err = command("ckpt=run", "data.path=new/short.csv", "out=z.csv", module="embed")
     assert (code, err.splitlines()[-1]) == (2, "error: new/short.csv: no stretch of 80 steps, the length of a window")
