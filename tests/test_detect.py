@@ -141,6 +141,8 @@ def test_groups_gaps_and_missing_values(run: Any, caplog: pytest.LogCaptureFixtu
     frame.loc[30, "1"] = frame.loc[30, "0"] = np.nan
     frame.to_csv("g.csv", index=False)
     args = ("data.path=g.csv", "data.time_column=t", "data.group_column=g", "data.max_gap=2", "data.missing=mask")
+    assert "freq=1h: g.csv has times that are plain numbers" in run(*args, "out=g.parquet", "reference=null").err
+    args = (*args, "data.freq=auto")
     code, _, err = run(*args, "out=g.parquet", "threshold=1e9", "reference=null")
     assert code == 0, err
     assert "g.csv: leaves out 10 of 300 rows, in stretches between gaps" in caplog.text
@@ -260,7 +262,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["data.path=short.npy"], "short.npy: no stretch of 12 steps"),
         (["data.path=one.npy"], "data.columns=1: no such column in one.npy; it has: 0"),
         (
-            ["data.path=holes.npy"],
+            ["data.path=holes.npy", "data.missing=error"],
             "holes.npy, row 3, column 0: no value; set data.missing=interpolate or data",
         ),
         (["data=digits"], "data: 1 channels, in windows of 64 steps; the model takes 2"),
@@ -311,7 +313,7 @@ def test_new_files_are_read_as_those_of_the_run(command: Command) -> None:
         assert (code, err) == (0, "")
         assert len(pd.read_csv(f"{number}.csv")) == len(times)
     assert pd.read_csv("0.csv").score.equals(pd.read_csv("1.csv").score)
-    code, _, err = command("ckpt=run", "data.path=new.csv", "data.max_gap=null", "out=x.csv", module="detect")
+    code, _, err = command("ckpt=run", "data.path=new.csv", "data.max_gap=null", "data.freq=null", "out=x.csv", module="detect")
     assert (code, "max_gap" in err) == (2, True)
 
 

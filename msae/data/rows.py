@@ -103,6 +103,7 @@ def duration(text: Any, table: Table, key: str = "max_gap") -> float:
     if match[2] and table.origin is None:
         raise InputError(
             f"{key}={text}: {table.path} has times that are plain numbers; expected a number in their units"
+            + (", or auto" if key == "freq" else "")
         )
     return value * SECONDS[match[2] or "s"]
 
