@@ -141,9 +141,10 @@ def test_groups_gaps_and_missing_values(run: Any, caplog: pytest.LogCaptureFixtu
     frame.loc[30, "1"] = frame.loc[30, "0"] = np.nan
     frame.to_csv("g.csv", index=False)
     args = ("data.path=g.csv", "data.time_column=t", "data.group_column=g", "data.max_gap=2", "data.missing=mask")
-    assert "freq=1h: g.csv has times that are plain numbers" in run(*args, "out=g.parquet", "reference=null").err
+    none = ("threshold=1e9", "reference=null")
+    assert "freq=1h: g.csv has times that are plain numbers" in run(*args, "out=g.parquet", *none).err
     args = (*args, "data.freq=auto")
-    code, _, err = run(*args, "out=g.parquet", "threshold=1e9", "reference=null")
+    code, _, err = run(*args, "out=g.parquet", *none)
     assert code == 0, err
     assert "g.csv: leaves out 10 of 300 rows, in stretches between gaps" in caplog.text
     scores = parquet.read_table("g.parquet").to_pandas().set_index("row")
@@ -313,7 +314,8 @@ def test_new_files_are_read_as_those_of_the_run(command: Command) -> None:
         assert (code, err) == (0, "")
         assert len(pd.read_csv(f"{number}.csv")) == len(times)
     assert pd.read_csv("0.csv").score.equals(pd.read_csv("1.csv").score)
-    code, _, err = command("ckpt=run", "data.path=new.csv", "data.max_gap=null", "data.freq=null", "out=x.csv", module="detect")
+    asis = ("data.max_gap=null", "data.freq=null")
+    code, _, err = command("ckpt=run", "data.path=new.csv", *asis, "out=x.csv", module="detect")
     assert (code, "max_gap" in err) == (2, True)
 
 

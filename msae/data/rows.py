@@ -109,7 +109,7 @@ def duration(text: Any, table: Table, key: str = "max_gap") -> float:
 
 
 def unordered(table: Table, row: int, name: str, zone: bool = False) -> InputError:
-    """The error for a row of a series whose time is not after the one before, as where the clocks of a `zone` change."""
+    """The error for a row of a series whose time is not after the one before, as where clocks of a `zone` change."""
     assert table.times is not None
     kind = "goes back from" if table.times[row] < table.times[row - 1] else "repeats"
     said = f"{table.where(row)}: time {table.when(row)} {kind} {table.when(row - 1)} of the row before"
