@@ -82,7 +82,7 @@ class Detector:
         import numpy as np
         import torch
 
-        from msae.data.files import Spool
+        from msae.data.spool import Spool
         from msae.uses import anomaly, events, ranges
 
         for number in ranges.without_values(part.x):

@@ -87,7 +87,7 @@ def outputs(model: Reconstructor, batches: Iterator[Tensor] | tuple[Tensor, ...]
 
 
 def write_reconstruction(table: Table, form: Format, x_hat: np.ndarray, path: Path, escape: bool) -> None:
-    """Write the reconstruction in the format of the table's file, with the rows in the file's order."""
+    """Write the reconstruction in the format of the table's file, with the file's rows in their order."""
     import numpy as np
 
     from msae.data import files

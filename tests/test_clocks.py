@@ -274,6 +274,17 @@ class TestValues:
         assert data.offset[0].item() == pytest.approx(2.1, abs=0.05)
         assert "missing_values" not in caplog.text
 
+    def test_codes_in_whole_numbers(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "a.npy", np.r_[np.arange(50), 65535, np.arange(50)].astype(np.uint16))
+        table = files.read(tmp_path / "a.npy", Format(missing_values=[65535]))
+        assert np.flatnonzero(np.isnan(table.values[:, 0])).tolist() == [50]
+        assert np.load(tmp_path / "a.npy")[50] == 65535
+
+    def test_a_channel_without_values(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "a.npy", np.c_[np.arange(90.0), np.full(90, np.nan)])
+        with pytest.raises(InputError, match=r"a.npy, column 1: no value at all; data.missing=mask does without it"):
+            series(str(tmp_path / "a.npy"), 4)
+
     def test_short_holes_are_filled_and_long_ones_end_a_stretch(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -370,9 +381,8 @@ def test_the_commands(command: Command, tmp_path: Path) -> None:
     assert len(Path("back/b.csv").read_text().splitlines()) == len(small) + 1
     for wrong in ("-200", "[x]"):
         code, _, err = command(*few[:2], f"data.missing_values={wrong}", "trainer=cpu", "out=other")
-        assert (code, err.splitlines()[-1]) == (
-            2,
-            f"error: data.missing_values={'-200' if wrong == '-200' else ['x']}: expected a list of numbers, such as [-200]",
-        )
+        said = {"-200": "-200", "[x]": "['x']"}[wrong]
+        message = f"error: data.missing_values={said}: expected a list of numbers, such as [-200]"
+        assert (code, err.splitlines()[-1]) == (2, message)
     code, out, err = command("ckpt=run", "data.path=new/short.csv", "out=z.csv", module="embed")
     assert (code, err.splitlines()[-1]) == (2, "error: new/short.csv: no stretch of 80 steps, the length of a window")

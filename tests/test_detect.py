@@ -257,15 +257,11 @@ def test_groups_gaps_and_missing_values(run: Any, caplog: pytest.LogCaptureFixtu
     frame.loc[20:24, "0"] = np.nan
     frame.loc[30, "1"] = frame.loc[30, "0"] = np.nan
     frame.to_csv("g.csv", index=False)
-    args = (
-        "data.path=g.csv",
-        "data.time_column=t",
-        "data.group_column=g",
-        "data.max_gap=2",
-        "data.missing=mask",
-        "data.freq=null",
-    )
-    code, _, err = run(*args, "out=g.parquet", "threshold=1e9", "reference=null")
+    args = ("data.path=g.csv", "data.time_column=t", "data.group_column=g", "data.max_gap=2", "data.missing=mask")
+    none = ("threshold=1e9", "reference=null")
+    assert "freq=1h: g.csv has times that are plain numbers" in run(*args, "out=g.parquet", *none).err
+    args = (*args, "data.freq=auto")
+    code, _, err = run(*args, "out=g.parquet", *none)
     assert code == 0, err
     assert "g.csv: leaves out 10 of 300 rows, in stretches between gaps" in caplog.text
     scores = parquet.read_table("g.parquet").to_pandas().set_index("row")
@@ -387,7 +383,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["data.path=one.npy"], "data.columns=1: no such column in one.npy; it has: 0"),
         (
             ["data.path=holes.npy", "data.missing=error"],
-            "holes.npy, row 3, column 0: no value; set data.missing=",
+            "holes.npy, row 3, column 0: no value; set data.missing=interpolate or data",
         ),
         (["data=digits"], "data: 1 channels, in windows of 64 steps; the model takes 2"),
         (["stride=13"], "stride=13: expected a whole number, from 1 to 12"),
@@ -443,8 +439,9 @@ def test_new_files_are_read_as_those_of_the_run(command: Command) -> None:
         assert (code, err) == (0, "")
         assert len(pd.read_csv(f"{number}.csv")) == len(times)
     assert pd.read_csv("0.csv").score.equals(pd.read_csv("1.csv").score)
-    code, _, err = command("ckpt=run", "data.path=new.csv", "data.missing=error", "out=x.csv", module="detect")
-    assert (code, "no value" in err) == (2, True)
+    asis = ("data.max_gap=null", "data.freq=null")
+    code, _, err = command("ckpt=run", "data.path=new.csv", *asis, "out=x.csv", module="detect")
+    assert (code, "max_gap" in err) == (2, True)
 
 
 def test_a_checkpoint_runs_no_code_but_ours(trained: Path, command: Command) -> None:

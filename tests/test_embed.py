@@ -136,7 +136,7 @@ def test_picture(by: np.ndarray, name: str, width: int) -> None:
         (["ckpt=digits.ckpt"], "a.csv: 2 channels, a, b; the model takes 1, in windows of 64 steps"),
         (["data.path=short.csv"], "short.csv: no stretch of 8 steps, the length of a window"),
         (
-            ["data.path=hole.csv"],
+            ["data.path=hole.csv", "data.missing=error"],
             "hole.csv, line 5, column b: no value; set data.missing=interpolate or data.mis",
         ),
         (["out=there.csv"], "out=there.csv: there.csv exists; overwrite=true replaces it"),

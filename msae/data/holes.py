@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from msae.data.rows import SHORT, Table, duration, first_hole, has_value, interpolate, spelled
+from msae.data.spool import reordered
 from msae.data.tables import BLOCK
 from msae.errors import InputError
 
@@ -21,7 +23,9 @@ TIMES = 3
 
 
 def without(table: Table, codes: Sequence[float] | None) -> Table:
-    """A table with NaN in place of numbers that stand for no value, in place."""
+    """A table with NaN in place of numbers that stand for no value; floats are changed in place."""
+    if codes and table.values.dtype.kind != "f":
+        table = replace(table, values=reordered(table.values, np.arange(len(table.values)), np.float64))
     for code in codes or []:
         for start in range(0, len(table.values), step := max(1, BLOCK // math.prod(table.values.shape[1:]))):
             piece = table.values[start : start + step]
@@ -55,6 +59,9 @@ def bridged(
 
     A hole is long if it has more than `SHORT` values, or if time passes it in more than `max_gap`. One line counts the
     holes of both kinds, but for rows that the files lack, which were told before.
+
+    Raises:
+        InputError: a channel has no value, so that nothing is left.
     """
     if missing != "auto":
         return {split: list(parts) for split, parts in spans.items()}
@@ -78,6 +85,10 @@ def bridged(
                     short, values = short + (count > 0), values + count
         rows, long = rows + int(bad.sum()), long + len(runs(bad))
         found[split] += [(number, start + first, start + last) for first, last in runs(~bad)]
+    for table in tables if not any(found.values()) else []:
+        empty = [name for i, name in enumerate(table.columns) if np.isnan(table.values[:, i]).all()]
+        if empty:
+            raise InputError(f"{table.path}, column {empty[0]}: no value at all; data.missing=mask does without it")
     if short or long:
         said = [f"{values} in {short} short holes are interpolated"] if short else []
         said += [f"longer holes of {rows} rows end a stretch, {long} times"] if long else []

@@ -103,12 +103,13 @@ def duration(text: Any, table: Table, key: str = "max_gap") -> float:
     if match[2] and table.origin is None:
         raise InputError(
             f"{key}={text}: {table.path} has times that are plain numbers; expected a number in their units"
+            + (", or auto" if key == "freq" else "")
         )
     return value * SECONDS[match[2] or "s"]
 
 
 def unordered(table: Table, row: int, name: str, zone: bool = False) -> InputError:
-    """The error for a row of the series `name` whose time is not after the one before, as where a `zone` changes."""
+    """The error for a row of a series whose time is not after the one before, as where clocks of a `zone` change."""
     assert table.times is not None
     kind = "goes back from" if table.times[row] < table.times[row - 1] else "repeats"
     said = f"{table.where(row)}: time {table.when(row)} {kind} {table.when(row - 1)} of the row before"

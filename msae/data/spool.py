@@ -55,11 +55,11 @@ class Spool:
         self.file.close()
 
 
-def reordered(array: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The rows of an array in another order."""
+def reordered(array: np.ndarray, order: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """The rows of an array in another order, and of another type if one is given."""
     if not len(array):
         return array
-    with Spool(array.dtype, math.prod(array.shape[1:])) as new:
+    with Spool(array.dtype if dtype is None else dtype, math.prod(array.shape[1:])) as new:
         for start in range(0, len(array), step := max(1, BLOCK // new.width)):
             new.append(array[order[start : start + step]])
         return new.array().reshape(array.shape)
