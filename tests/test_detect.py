@@ -189,7 +189,7 @@ def test_the_reason_of_an_event(run: Any, trained: Path) -> None:
 
 
 def test_normal_windows_are_kept_beside_the_checkpoint(
-    command: Command, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    command: Command, trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A second call reads them, so that it needs no training data; one that is damaged or of other options is not."""
     shutil.copytree(trained / "run", "run")
@@ -299,8 +299,8 @@ def test_reference_files_and_quantile(run: Any) -> None:
     args = ("data.path=x.npy", "threshold=quantile", "probability=.01", "overwrite=true")
     assert run("data.path=calm.npy", "out=calm.csv", "threshold=1").code == 0
     expected = pd.read_csv("calm.csv")["score"].quantile(0.99)
-    for reference in ("calm.npy", "[calm.npy]"):
-        _, out, err = run(*args, "out=x.csv", f"reference={reference}")
+    for path in ("calm.npy", "[calm.npy]"):
+        _, out, err = run(*args, "out=x.csv", f"reference={path}")
         assert not err
         assert float(out.split("above ")[1].split()[0]) == pytest.approx(1, rel=0.1)  # it is what is usual there
     assert expected > 2  # by the training split

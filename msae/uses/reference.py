@@ -34,8 +34,8 @@ class Reference:
     Attributes:
         bank: normal windows.
         usual: the quantile `USUAL` of training scores, for each scale, kind (values, shape) and channel.
-        totals: `Scores.total` of evenly spread time steps of the training series, then of fresh ones. Each is scored without the normal
-            windows that share a step with its own.
+        totals: `Scores.total` of evenly spread time steps of the training series, then of fresh ones. Each is scored
+            without the normal windows that share a step with its own.
     """
 
     bank: Bank
