@@ -151,7 +151,9 @@ class NestedAutoEncoder(Reconstructor):
     def encode_scaled(self, x: Float[Tensor, "batch channels length"]) -> Float[Tensor, "batch latent"]:
         """Latents of normalized windows: the codes from the longest length to the shortest."""
         apart = self._apart(x)
-        return torch.cat([coder.encode(apart).reshape(len(x), -1) for coder in self.coders], dim=1)
+        sizes = [code.stop - code.start for code in self._codes.values()]
+        found = [coder.encode(apart).reshape(-1, size) for coder, size in zip(self.coders, sizes, strict=True)]
+        return torch.cat(found, dim=1)
 
     def decode_scaled(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channels length"]:
         """Normalized reconstructions of latents, each step by the shortest length that reaches it."""
@@ -167,7 +169,7 @@ class NestedAutoEncoder(Reconstructor):
         parts = {}
         for coder, (name, code) in zip(self.coders, self._codes.items(), strict=True):
             made = coder.decode(z[:, code].reshape(-1, coder.dim))
-            made = made.reshape(len(z), self.channels, coder.length)
+            made = made.reshape(-1, self.channels, coder.length)
             parts[name] = self.clip(made).detach() + (made - made.detach()) if self.bounded else made
         return parts
 

@@ -37,6 +37,9 @@ def data_of(cfg: DictConfig) -> DataModule:
     """The data of a run; InputError if its function returns something else."""
     from msae.data.module import DataModule
 
+    lengths = cfg.get("model", {}).get("lengths")
+    if OmegaConf.is_list(lengths) and "window" in cfg.data and cfg.data.window is None and cfg.data.get("path"):
+        cfg.data.window = max(lengths)  # of a model of several lengths, the longest
     data = instantiate(cfg.data)
     if not isinstance(data, DataModule):
         raise InputError(f"data: {cfg.data._target_} returns a {type(data).__name__}; expected a DataModule")
