@@ -231,6 +231,7 @@ def latents(z: Float[np.ndarray, "n latent"], by: Shaped[np.ndarray, " n"], name
 def forecast(
     x: Float[np.ndarray, "time channels"],
     y_hat: Float[np.ndarray, "horizon channels"],
+    margin: Float[np.ndarray, "horizon channels"],
     names: Sequence[str],
     times: Shaped[np.ndarray, " all"] | None = None,
     clock: str | None = None,
@@ -240,6 +241,7 @@ def forecast(
     Args:
         x: the end of the series, in raw units.
         y_hat: the forecast.
+        margin: half the width of its intervals.
         names: the names of the channels, for the axes.
         times: the times of all steps, time stamps or numbers; None for the number of steps after the end.
         clock: the name of the times, for the axis.
@@ -251,7 +253,8 @@ def forecast(
     for channel, axis in enumerate(axes):
         axis.plot(at[:n], x[:, channel], linewidth=1, color="0.4", label="series")
         axis.plot(at[n:], y_hat[:, channel], linewidth=1.6, color="tab:red", label="forecast")
-        axis.axvspan(at[n - 1], at[-1], color="tab:red", alpha=0.07, linewidth=0)
+        ends = y_hat[:, channel] - margin[:, channel], y_hat[:, channel] + margin[:, channel]
+        axis.fill_between(at[n:], *ends, color="tab:red", alpha=0.2, linewidth=0)
         axis.set_ylabel(names[channel])
         ticks(axis, at)
     axes[0].set_title(f"forecast of the {len(y_hat)} steps after the end", fontsize=9)

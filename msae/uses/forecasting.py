@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from msae.errors import InputError, check_choice, check_ints, check_number, repeated
-from msae.models.reconstructor import Reconstructor
+from msae.uses.look_back import Features
 from msae.uses.ridge import Sums, candidates, with_one
 
 HORIZONS = (24, 48, 96, 168, 336)
@@ -37,74 +36,6 @@ Part = tuple[Shaped[Tensor, "channels _"], int]
 
 
 @dataclass(frozen=True)
-class Features:
-    """What a regression sees of a window, for each of its channels.
-
-    Attributes:
-        compute: features `(n, channels, features)`, in raw units, of windows in raw units.
-        sizes: the look-backs in steps, and the number of features, the first ones, that see no further.
-        alike: whether features mean the same for each channel, so that one regression can serve all channels.
-    """
-
-    compute: Callable[[Float[Tensor, "n channels length"]], Float[Tensor, "n channels features"]]
-    sizes: dict[int, int]
-    alike: bool = True
-
-
-def raw(lengths: Sequence[int]) -> Features:
-    """The last values of a channel, as differences from the very last, with each of these look-backs.
-
-    Examples:
-        >>> raw([2, 3]).compute(torch.tensor([[[1.0, 2.0, 5.0]]]))
-        tensor([[[-3., -4.]]])
-    """
-
-    def compute(x: Tensor) -> Tensor:
-        return (x[..., -max(lengths) : -1] - x[..., -1:]).flip(2)
-
-    return Features(compute, {length: length - 1 for length in sorted(lengths)})
-
-
-def latent(model: Reconstructor) -> Features:
-    """The codes of a model.
-
-    Where the model codes each channel by itself (`separate`), a channel has the codes of its own last steps, and their
-    levels as differences from its last value; look-backs are the model's lengths. Other models have one look-back, the
-    window: a channel has the whole latent and its last value.
-
-    Examples:
-        >>> from msae.models.nested import NestedAutoEncoder
-        >>> latent(NestedAutoEncoder((2, 32), lengths=[8, 32], code_dim=3)).sizes
-        {8: 4, 32: 8}
-    """
-    base: Any = 0.0 if model.base is None else model.base
-    channels = model.channels
-
-    def together(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            z = model.encode(x)
-        return torch.cat([z[:, None].expand(-1, channels, -1), x[..., -1:].double() - base - model.offset], 2)
-
-    if not getattr(model, "separate", False):
-        return Features(together, {model.length: model.latent_dim + 1}, alike=False)
-    codes = {int(name): code for name, code in reversed(model.codes.items()) if name != "level"}
-
-    def apart(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            z = model.encode(x)
-        offset, scale = model.level(x)
-        found = []
-        for code in codes.values():
-            own = z[:, code].unflatten(1, (channels, -1))
-            level = own[..., -1:].double() * scale + offset + base
-            found += [own[..., :-1] * scale, level - x[..., -1:]]
-        return torch.cat(found, 2)
-
-    ends = accumulate((code.stop - code.start) // channels for code in codes.values())
-    return Features(apart, dict(zip(codes, ends, strict=True)))
-
-
-@dataclass(frozen=True)
 class Forecaster:
     """The regression of one horizon.
 
@@ -116,8 +47,8 @@ class Forecaster:
         alpha: the penalty.
         weights: of 1 and of the features, for futures as differences from the last value, in normalized units.
         deviation: the standard deviation of each channel over the training split; 1 if the channel is constant.
-        half: half the width of the interval of each step, in units of the window's `spread`: the quantile of the absolute
-            errors on the validation split (locally weighted split conformal prediction, Lei et al. 2018).
+        half: half the width of the interval of each step, in units of the window's `spread`: the quantile of the
+            absolute errors on the validation split (locally weighted split conformal prediction, Lei et al. 2018).
         errors: the least mean squared error on the validation split, in normalized units, by the names of all features.
     """
 
@@ -192,16 +123,16 @@ def fit(
 
     Examples:
         >>> import torch
-        >>> from msae.uses.forecasting import evaluate, fit, raw
+        >>> from msae.uses.forecasting import evaluate, fit
+        >>> from msae.uses.look_back import raw
         >>> series = torch.sin(torch.arange(600.0).double() / 7)[None]
         >>> training, validation, test = (series[:, :400], 0), (series[:, 400:500], 0), (series[:, 500:], 0)
         >>> found = fit({"raw": raw([8, 32])}, [training], [validation], length=32, horizons=[8])
         >>> bool(evaluate(found, [test], length=32)[8].mse < 1e-6)
         True
     """
-    check_choice("use", use, (*features, "best"))
-    if not 0 < check_number("level", level, 1) < 1:
-        raise InputError(f"level={level}: expected a share between 0 and 1, such as 0.95")
+    check_choice("use", use, ("best", *features))
+    check_level(level)
     check_horizons("training", training, length, horizons)
     check_horizons("validation", validation, length, horizons)
     deviation = deviations(training)
@@ -242,7 +173,7 @@ def evaluate(
 def residuals(
     forecasters: Mapping[int, Forecaster], parts: Sequence[Part], length: int, stride: int
 ) -> Iterator[tuple[int, Float64[Tensor, "n channels horizon"], Float64[Tensor, "n channels 1"]]]:
-    """Horizons, the errors of their forecasters on windows, in normalized units, and the windows' spread, in batches."""
+    """Horizons, their forecasters' errors on windows, in normalized units, and the windows' spread, in batches."""
     deviation = next(iter(forecasters.values())).deviation
     computes = {its.use: its.features.compute for its in forecasters.values()}
     for x, futures in pairs(parts, length, list(forecasters), stride):
@@ -314,6 +245,12 @@ def check_horizons(split: str, parts: Sequence[Part], length: int, horizons: Seq
                 f"horizons: {horizon}: no window of {length} steps has {horizon} steps after it in the {split} split, "
                 f"whose longest stretch has {longest} steps; expected a shorter horizon, or other shares of the splits"
             )
+
+
+def check_level(level: Any) -> None:
+    """Raise InputError unless `level` is a share between 0 and 1."""
+    if not 0 < check_number("level", level, 1) < 1:
+        raise InputError(f"level={level}: expected a share between 0 and 1, such as 0.95")
 
 
 def deviations(parts: Sequence[Part]) -> Float64[Tensor, "channels 1"]:
