@@ -58,8 +58,8 @@ def forecast(cfg: DictConfig) -> Path:
     shown = write_forecasts(cfg, out, last, model, found)
     from msae import plots
 
-    x, y_hat, margin, times = shown
-    figure = plots.forecast(x, y_hat, margin, tables[0].columns, times, cfg.data.time_column)
+    x, y_hat, times = shown
+    figure = plots.forecast(x, y_hat, tables[0].columns, times, cfg.data.time_column)
     write.picture(figure, out.with_name(f"{out.name}.png"))
     print(f"\n{len(last)} series\n  {out}\n  {out}.png")
     return out
@@ -235,22 +235,22 @@ def table_of(found: dict[int, Forecaster], errors: dict[int, Errors], names: lis
     yield head
     for horizon, of in errors.items():
         for i, name in enumerate(names):
-            width, mse, mae = (float(value[i]) for value in (found[horizon].deviation, of.mse, of.mae))
-            raw = f"{mse * width**2:11.5g}  {mae * width:11.5g}"
-            inside = f"{100 * float(of.coverage[i]):.1f} %"
-            yield f"{horizon:7}  {of.n:7}  {name:{wide}}  {mse:8.4f}  {mae:8.4f}  {raw}  {inside:>7}"
-        mse, mae, inside = float(of.mse.mean()), float(of.mae.mean()), f"{100 * float(of.coverage.mean()):.1f} %"
-        yield f"{horizon:7}  {of.n:7}  {'all':{wide}}  {mse:8.4f}  {mae:8.4f}{'':28}{inside:>7}"
+            square, size, share = (float(value[i]) for value in (of.mse, of.mae, of.coverage))
+            width = float(found[horizon].deviation[i])
+            raw = f"{square * width**2:11.5g}  {size * width:11.5g}"
+            yield f"{horizon:7}  {of.n:7}  {name:{wide}}  {square:8.4f}  {size:8.4f}  {raw}  {100 * share:5.1f} %"
+        square, size, share = (float(value.mean()) for value in (of.mse, of.mae, of.coverage))
+        yield f"{horizon:7}  {of.n:7}  {'all':{wide}}  {square:8.4f}  {size:8.4f}{'':28}{100 * share:5.1f} %"
 
 
 def write_forecasts(
     cfg: DictConfig, out: Path, last: list[Last], model: Reconstructor, found: dict[int, Forecaster]
-) -> tuple[Any, Any, Any, Any]:
+) -> tuple[Any, Any, Any]:
     """Write the forecasts; returns the values for the picture.
 
     Returns:
-        The end of the first series, its longest forecast and half the width of the intervals, all `(time, channels)`,
-        and the times of all their steps.
+        The end of the first series, `(time, channels)`; its longest forecast and the ends of the intervals, `(3, time,
+        channels)`; and the times of all their steps.
     """
     import numpy as np
     import torch
@@ -260,7 +260,8 @@ def write_forecasts(
         for table, group, begin, stop in last:
             x = torch.from_numpy(table.values[stop - model.length : stop]).T[None].to(model.raw_dtype)
             for horizon, forecaster in found.items():
-                y_hat, margin = (value[0] for value in (forecaster(x), forecaster.margins(x)))
+                y_hat, margin = forecaster(x)[0], forecaster.margins(x)[0]
+                values = {"": y_hat, "_low": y_hat - margin, "_high": y_hat + margin}
                 columns: dict[str, Any] = {"file": [str(table.path)] * horizon}
                 if cfg.data.group_column is not None:
                     columns["group"] = [group] * horizon
@@ -268,7 +269,7 @@ def write_forecasts(
                 if table.times is not None:
                     columns["time"] = following(table, stop, horizon)
                 for i, name in enumerate(table.columns):
-                    for end, value in (("", y_hat), ("_low", y_hat - margin), ("_high", y_hat + margin)):
+                    for end, value in values.items():
                         key = name + end
                         while key in columns or (end and key in table.columns):
                             key += "_value"
@@ -280,7 +281,7 @@ def write_forecasts(
                 if table.times is not None:
                     known = table.stamps(table.times[start:stop])
                     times = np.concatenate([np.asarray(known), np.asarray(following(table, stop, horizon))])
-                shown = np.asarray(table.values[start:stop]), y_hat.T.numpy(), margin.T.numpy(), times
+                shown = np.asarray(table.values[start:stop]), torch.stack([*values.values()]).mT.numpy(), times
     assert shown is not None
     return shown
 

@@ -32,10 +32,12 @@ def following(stamps: pd.DatetimeIndex, n: int) -> pd.DatetimeIndex:
     step = offset(wall)
     if step is None:
         usual = stamps.to_series().diff().median()
-        return pd.date_range(stamps[-1], periods=n + 1, freq=usual)[1:].as_unit(stamps.unit)
+        after = pd.date_range(stamps[-1], periods=n + 1, freq=usual)[1:]
+        return pd.DatetimeIndex(after.as_unit(stamps.unit), freq=None)
     after = pd.date_range(wall[-1], periods=n + 1, freq=step)[1:].as_unit(stamps.unit)
     # an hour that clocks show twice is the first one, one that they skip the next
-    return after.tz_localize(stamps.tz, ambiguous=np.ones(n, dtype=bool), nonexistent="shift_forward")
+    found = after.tz_localize(stamps.tz, ambiguous=np.ones(n, dtype=bool), nonexistent="shift_forward")
+    return pd.DatetimeIndex(found, freq=None)
 
 
 def offset(wall: pd.DatetimeIndex) -> pd.DateOffset | None:

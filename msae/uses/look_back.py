@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -37,11 +38,12 @@ def raw(lengths: Iterable[int]) -> Features:
         tensor([[[-3., -4.]]])
     """
     sizes = {length: length - 1 for length in sorted(lengths)}
+    return Features(partial(differences, length=max(sizes)), sizes)
 
-    def compute(x: Tensor) -> Tensor:
-        return (x[..., -max(sizes) : -1] - x[..., -1:]).flip(2)
 
-    return Features(compute, sizes)
+def differences(x: Float[Tensor, "n channels time"], length: int) -> Float[Tensor, "n channels features"]:
+    """The last `length` values of each channel, from the latest to the earliest, less the very last."""
+    return (x[..., -length:-1] - x[..., -1:]).flip(2)
 
 
 def latent(model: Reconstructor) -> Features:
@@ -56,28 +58,35 @@ def latent(model: Reconstructor) -> Features:
         >>> latent(NestedAutoEncoder((2, 32), lengths=[8, 32], code_dim=3)).sizes
         {8: 4, 32: 8}
     """
-    base: Any = 0.0 if model.base is None else model.base
-    channels = model.channels
-
-    def together(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            z = model.encode(x)
-        return torch.cat([z[:, None].expand(-1, channels, -1), x[..., -1:].double() - base - model.offset], 2)
-
     if not getattr(model, "separate", False):
-        return Features(together, {model.length: model.latent_dim + 1}, alike=False)
+        return Features(partial(whole, model=model), {model.length: model.latent_dim + 1}, alike=False)
     codes = {int(name): code for name, code in reversed(model.codes.items()) if name != "level"}
+    ends = accumulate((code.stop - code.start) // model.channels for code in codes.values())
+    return Features(partial(apart, model=model, codes=[*codes.values()]), dict(zip(codes, ends, strict=True)))
 
-    def apart(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            z = model.encode(x)
-        offset, scale = model.level(x)
-        found = []
-        for code in codes.values():
-            own = z[:, code].unflatten(1, (channels, -1))
-            level = own[..., -1:].double() * scale + offset + base
-            found += [own[..., :-1] * scale, level - x[..., -1:]]
-        return torch.cat(found, 2)
 
-    ends = accumulate((code.stop - code.start) // channels for code in codes.values())
-    return Features(apart, dict(zip(codes, ends, strict=True)))
+@torch.no_grad()
+def whole(x: Float[Tensor, "n channels length"], model: Reconstructor) -> Float[Tensor, "n channels features"]:
+    """For each channel the whole latent, and the channel's last value above the model's level."""
+    z, last = model.encode(x), x[..., -1:].double() - base(model) - model.offset
+    return torch.cat([z[:, None].expand(-1, model.channels, -1), last], 2)
+
+
+@torch.no_grad()
+def apart(
+    x: Float[Tensor, "n channels length"], model: Reconstructor, codes: Sequence[slice]
+) -> Float[Tensor, "n channels features"]:
+    """For each channel its codes, and their levels less the channel's last value."""
+    z = model.encode(x)
+    offset, scale = model.level(x)
+    found = []
+    for code in codes:
+        own = z[:, code].unflatten(1, (model.channels, -1))
+        level = own[..., -1:].double() * scale + offset + base(model)
+        found += [own[..., :-1] * scale, level - x[..., -1:]]
+    return torch.cat(found, 2)
+
+
+def base(model: Reconstructor) -> Any:
+    """What the model subtracts from windows before float32 holds them."""
+    return 0.0 if model.base is None else model.base
