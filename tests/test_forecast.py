@@ -1,21 +1,24 @@
 """Ridge regression on latents, and the command; no forecast uses later steps."""
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 from conftest import Command, Result, save
 from hydra import compose, initialize_config_dir
 from pyarrow import csv, parquet
+from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-import msae
-from msae import forecast, read
+from msae import InputError, MultiScaleForecaster, forecast, read
 from msae.cli import CONF
+from msae.data import calendar
 from msae.data.rows import Table
 from msae.models.ae import AutoEncoder
 from msae.models.nested import NestedAutoEncoder
@@ -119,6 +122,7 @@ def test_codes_see_their_own_steps_and_channel(channels: str) -> None:
 
 
 X = wave(400).T.numpy().astype(np.float32)
+CHANNELS = ["a", "a_low", "a_high", "b", "b_low", "b_high"]
 TIMES = np.datetime64("2024-01-01T00:00:00") + np.arange(400) * np.timedelta64(15, "m")
 
 
@@ -189,18 +193,21 @@ def test_command(run: Command) -> None:
     code, out, err = run("data.time_column=t")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[1].split() == ["horizon", "windows", "alpha", "channel", "MSE", "MAE", "MSE,", "raw", "MAE,", "raw"]
-    rows = [line.split() for line in lines[2:8]]
-    assert [(row[0], row[1], row[3]) for row in rows] == [
+    assert lines[1].split() == ["horizon", "latent", "raw", "used", "look-back", "regressions", "penalty"]
+    for line in lines[2:4]:
+        _, latent, raw, used = line.split()[:4]
+        assert used == ("latent" if float(latent) < float(raw) else "raw")
+    rows = [line.split() for line in lines[7:13]]
+    assert [(row[0], row[1], row[2]) for row in rows] == [
         (horizon, n, name) for horizon, n in (("3", "58"), ("10", "51")) for name in ("a", "b", "all")
     ]
     deviation = X[:280].std(0, dtype=np.float64)
-    mse, mae, mse_raw, mae_raw = map(float, rows[1][4:])
+    mse, mae, mse_raw, mae_raw = map(float, rows[1][3:7])
     assert mse_raw == pytest.approx(mse * deviation[1] ** 2, rel=1e-2)
     assert mae_raw == pytest.approx(mae * deviation[1], rel=1e-2)
-    assert float(rows[2][4]) == pytest.approx((float(rows[0][4]) + mse) / 2, rel=1e-2)
+    assert float(rows[2][3]) == pytest.approx((float(rows[0][3]) + mse) / 2, rel=1e-2)
     table = csv.read_csv("f.csv").to_pydict()
-    assert list(table) == ["file", "horizon", "step", "time", "a", "b"]
+    assert list(table) == ["file", "horizon", "step", "time", *CHANNELS]
     assert table["step"] == [*range(1, 4), *range(1, 11)]
     assert np.array(table["time"], "M8[s]")[3:].tolist() == [
         (TIMES[-1] + step * np.timedelta64(15, "m")).item() for step in range(1, 11)
@@ -214,11 +221,10 @@ def test_series_of_groups_and_no_times(run: Command) -> None:
     write_file("a.csv", g=["x"] * 200 + ["y"] * 200)
     assert run("data.group_column=g", "out=f.parquet").code == 0
     table = parquet.read_table("f.parquet").to_pydict()
-    assert list(table) == ["file", "group", "horizon", "step", "a", "b"]
+    assert list(table) == ["file", "group", "horizon", "step", *CHANNELS]
     assert table["group"] == ["x"] * 13 + ["y"] * 13
     _, _, found = fitted("data.path=a.csv", "data.group_column=g")
-    encode = forecast.encoder(msae.load("best.ckpt"), lambda _: None)
-    y_hat = found[10](encode(torch.from_numpy(X[None, 192:200].transpose(0, 2, 1).copy())))
+    y_hat = found[10](torch.from_numpy(X[None, 192:200].transpose(0, 2, 1).copy()))
     assert table["b"][3:13] == pytest.approx(y_hat[0, 1].tolist(), rel=1e-4)
 
 
@@ -233,10 +239,53 @@ def test_months_are_months() -> None:
     assert forecast.following(numbers, 48, 2).to_pylist() == [24.0, 24.5]
 
 
+def test_a_gap_begins_a_new_stretch_and_a_hole_is_the_last_value(run: Command) -> None:
+    times = TIMES.copy()
+    times[150:] += np.timedelta64(5, "h")
+    write_file("a.csv", b=[None if i == 395 else float(x) for i, x in enumerate(X[:, 1])], t=times)
+    code, _, err = run("data.time_column=t", "data.missing=interpolate")
+    assert code == 0, err
+    [table], parts, _ = fitted("data.path=a.csv", "data.time_column=t", "data.missing=interpolate")
+    assert [series.shape[1] for series, _ in parts["training"]] == [150, 130]
+    assert table.values[395, 1] == table.values[394, 1]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "after"),
+    [
+        (pd.date_range("2018-01-31", "2019-12-31", freq="ME"), ["2020-01-31", "2020-02-29", "2020-03-31"]),
+        (pd.date_range("2018-03-31", "2019-12-31", freq="QE"), ["2020-03-31", "2020-06-30", "2020-09-30"]),
+        (pd.bdate_range("2021-01-01", "2021-07-09"), ["2021-07-12", "2021-07-13", "2021-07-14"]),
+        (pd.bdate_range("2021-01-01", "2021-07-09").delete([20, 50]), ["2021-07-12", "2021-07-13", "2021-07-14"]),
+        (pd.date_range("2016-02-29", "2019-02-28", freq="YE-FEB"), ["2020-02-29", "2021-02-28", "2022-02-28"]),
+    ],
+)
+def test_the_calendar_goes_on(stamps: pd.DatetimeIndex, after: list[str]) -> None:
+    assert calendar.following(stamps, 3).strftime("%Y-%m-%d").tolist() == after
+    zoned = calendar.following(stamps.tz_localize("+05:30"), 3)
+    assert zoned.strftime("%Y-%m-%d %z").tolist() == [f"{day} +0530" for day in after]
+
+
+def test_estimator_takes_and_gives_data_frames() -> None:
+    index = pd.date_range("2015-01-31", periods=120, freq="ME")
+    frame = pd.DataFrame(X[:120], index, ["a", "b"])
+    forecaster = MultiScaleForecaster(6, window=16, n_epochs=1, random_state=0, device="cpu")
+    found = clone(forecaster).fit(frame)
+    y_hat, (low, high) = found.predict(3), found.predict_interval(3)
+    assert y_hat.columns.tolist() == ["a", "b"]
+    assert y_hat.index.strftime("%m-%d").tolist() == ["01-31", "02-28", "03-31"]
+    assert ((low < y_hat) & (y_hat < high)).all(axis=None)
+    array = clone(forecaster).fit(frame.to_numpy()).predict(3)
+    np.testing.assert_allclose(array, y_hat.to_numpy())
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found)).predict(3), y_hat)
+    with pytest.raises(InputError, match="horizon=7: expected a whole number, from 1 to 6"):
+        found.predict(7)
+
+
 def test_a_channel_called_as_another_column(run: Command) -> None:
     csv.write_csv(pa.table({"step": X[:, 0], "b": X[:, 1]}), "a.csv")
     assert run("data.columns=[step,b]").code == 0
-    assert csv.read_csv("f.csv").column_names == ["file", "horizon", "step", "step_value", "b"]
+    assert csv.read_csv("f.csv").column_names[:4] == ["file", "horizon", "step", "step_value"]
 
 
 @pytest.mark.parametrize(
@@ -253,13 +302,9 @@ def test_a_channel_called_as_another_column(run: Command) -> None:
         (["horizons=[24,24]"], "horizons=[24, 24]: 24 is given twice"),
         (["horizons=[0]"], "horizons=0: expected a whole number, at least 1"),
         (["data.val_size=0"], "horizons: 3: no window of 8 steps has 3 steps after it in the validation split"),
-        *(
-            (
-                ["data.path=hole.csv", f"data.missing={missing}"],
-                "hole.csv, line 397, column b: no value; expected one in every row, such as the last before; "
-                f"data.missing={missing} is not used",
-            )
-            for missing in ("error", "interpolate", "mask")
+        (
+            ["data.path=hole.csv", "data.missing=error"],
+            "hole.csv, line 397, column b: no value; data.missing=interpolate carries the last value on",
         ),
         (["data.path=one.csv", "data.columns=[a]"], "one.csv: 1 channels, a; the model takes 2, in windows of 8 steps"),
         (["data.path=short.csv"], "horizons: 3: no window of 8 steps has 3 steps after it in the training split"),
