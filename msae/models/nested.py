@@ -66,7 +66,8 @@ class Coder(nn.Module):
     def decode(self, z: Float[Tensor, "batch code"]) -> Float[Tensor, "batch channels length"]:
         """Reconstructions of the last steps of windows."""
         code, level = z.split([self.code_dim, self.dim - self.code_dim], dim=1)
-        made: Tensor = self.scale.decode(code.unsqueeze(1), code.new_zeros(()))[0]
+        none = code.new_zeros(len(code), self.dim - self.code_dim, self.length)
+        made: Tensor = self.scale.decode(code.unsqueeze(1), none)[0]
         return made + level.unsqueeze(2)
 
 
