@@ -31,7 +31,7 @@ def window_level(
     return mean, deviation.where(deviation > 0, 1.0)
 
 
-def nested(parts: Sequence[Float[Tensor, "batch channels steps"]]) -> Float[Tensor, "batch channels length"]:
+def nested(parts: Sequence[Float[Tensor, "batch channels _"]]) -> Float[Tensor, "batch channels length"]:
     """Windows from parts of them that end together, the longest first: each step is from the shortest that has it.
 
     Examples:
