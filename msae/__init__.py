@@ -5,13 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers see; the names are imported when they are first used
     from msae.errors import InputError
-    from msae.estimators import MultiScaleAugmenter, MultiScaleDetector, MultiScalePooler, MultiScaleTransformer
+    from msae.estimators import (
+        MultiScaleAugmenter,
+        MultiScaleDetector,
+        MultiScaleForecaster,
+        MultiScalePooler,
+        MultiScaleTransformer,
+    )
     from msae.models.checkpoint import load
 
 __all__ = [
     "InputError",
     "MultiScaleAugmenter",
     "MultiScaleDetector",
+    "MultiScaleForecaster",
     "MultiScalePooler",
     "MultiScaleTransformer",
     "load",

@@ -231,7 +231,7 @@ def latents(z: Float[np.ndarray, "n latent"], by: Shaped[np.ndarray, " n"], name
 
 def forecast(
     x: Float[np.ndarray, "time channels"],
-    y_hat: Float[np.ndarray, "horizon channels"],
+    y_hat: Float[np.ndarray, "3 horizon channels"],
     names: Sequence[str],
     times: Shaped[np.ndarray, " all"] | None = None,
     clock: str | None = None,
@@ -240,7 +240,7 @@ def forecast(
 
     Args:
         x: the end of the series, in raw units.
-        y_hat: the forecast.
+        y_hat: the forecast, and the lower and upper ends of its intervals.
         names: the names of the channels, for the axes.
         times: the times of all steps, time stamps or numbers; None for the number of steps after the end.
         clock: the name of the times, for the axis.
@@ -248,14 +248,14 @@ def forecast(
     shown, n = min(CHANNELS, x.shape[1]), len(x)
     figure = Figure(figsize=(9, 0.6 + 1.8 * shown), layout="constrained")
     axes = figure.subplots(shown, squeeze=False, sharex=True)[:, 0]
-    at, name = positions(np.arange(1 - n, len(y_hat) + 1), times, clock, "steps after the end")
+    at, name = positions(np.arange(1 - n, y_hat.shape[1] + 1), times, clock, "steps after the end")
     for channel, axis in enumerate(axes):
         axis.plot(at[:n], x[:, channel], linewidth=1, color="0.4", label="series")
-        axis.plot(at[n:], y_hat[:, channel], linewidth=1.6, color="tab:red", label="forecast")
-        axis.axvspan(at[n - 1], at[-1], color="tab:red", alpha=0.07, linewidth=0)
+        axis.plot(at[n:], y_hat[0, :, channel], linewidth=1.6, color="tab:red", label="forecast")
+        axis.fill_between(at[n:], *y_hat[1:, :, channel], color="tab:red", alpha=0.2, linewidth=0)
         axis.set_ylabel(names[channel])
         ticks(axis, at)
-    axes[0].set_title(f"forecast of the {len(y_hat)} steps after the end", fontsize=9)
+    axes[0].set_title(f"forecast of the {y_hat.shape[1]} steps after the end", fontsize=9)
     axes[0].legend(fontsize=8, loc="upper left")
     axes[-1].set_xlabel(name)
     return figure

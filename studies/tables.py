@@ -305,19 +305,12 @@ def lgta() -> str:
 def forecasts(data: str) -> str:
     """Test MSE of forecasts, by horizon."""
     found = [row for row in numbers("forecasts/forecasting.json") if row["data"] == data]
-    names = {
-        "ridge on raw values": "ridge on raw values",
-        "linear": "linear, one for all channels",
-        "ae": "ridge on `ae`'s latent",
-        "single": "ridge on `single`'s",
-        "pyramid": "ridge on `pyramid`'s",
-    }
     horizons = list(dict.fromkeys(row["horizon"] for row in found))
     rows = []
-    for name, shown in names.items():
-        own = [row for row in found if row["features"] == name]
+    for way in dict.fromkeys(row["way"] for row in found):
+        own = [row for row in found if row["way"] == way]
         cells = [short(row["mse"], 3) if row["mse_sd"] is None else with_sd(row, "mse", 3) for row in own]
-        rows.append([shown, f"{own[0]['n']}", *cells])
+        rows.append([way, f"{own[0]['n']}", *cells])
     return grid([f"{data}, test MSE at a horizon of", "n", *map(str, horizons)], rows)
 
 
