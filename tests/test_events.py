@@ -185,12 +185,6 @@ def test_a_score_is_certain_when_no_later_value_changes_it(stride: int, time: in
         assert not torch.isclose(total(then)[step], scores[step], rtol=1e-3)
 
 
-def test_ratios_of_scales() -> None:
-    scales = {"error_1": torch.tensor([1.0, 6]), "error_4": torch.tensor([2.0, 2]), "code_1": torch.tensor([3.0, 3])}
-    found = events.ratios(scales, {"error_1": 2.0, "error_4": 1.0, "code_1": 1.0})
-    assert {name: row.tolist() for name, row in found.items()} == {"1": [3, 3], "4": [2, 2]}
-
-
 def noisy(time: int, seed: int = 0) -> Tensor:
     """A wave, pure noise and a constant, `(3, time)`, in float64."""
     noise = torch.randn(2, time, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -306,6 +300,8 @@ def test_events_of_rules_and_scores_together() -> None:
     )
     assert events.together([other], [out], 0) == [other, out]
     assert events.together([spike], [out], 0) == [Event(8, 14, 10, 5.0, 1, 0, 10, "out of range")]
+    inside = Event(12, 13, 12, math.nan, -1, 0, 12, "stands still")
+    assert events.together([spike], [inside], 0) == [replace(spike, rule="stands still")]
     assert events.together([spike], [still], 0) == events.together([spike], [still], 1) == [spike, still]
     assert events.together([spike], [still], 2) == [Event(8, 30, 10, 5.0, 1, 0, 18, "stands still")]
     assert events.together([], [still, out], 2) == [Event(10, 30, 10, nan, -1, 0, 10, "out of range, stands still")]

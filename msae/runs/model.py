@@ -72,7 +72,8 @@ def built(cfg: DictConfig, data: DataModule, ckpt: Path | None, kept: Path) -> R
     if ckpt is None:
         model.initialize(lambda: sample(data))
     check_model(model, data.train.x[:2])
-    if model.latent_dim >= model.channels * model.length:
+    several = model.parts_scaled(model.offset.new_zeros(1, max(code.stop for code in model.own_codes.values())))
+    if not several and model.latent_dim >= model.channels * model.length:
         log.warning(
             "a latent of %d values does not compress windows of %d values; reduce the latent (model.latent_dim)",
             model.latent_dim,

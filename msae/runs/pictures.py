@@ -20,7 +20,8 @@ TAGS = """
 - `mse_up_to_scale/NAME`: the mean squared error, in raw units, of that reconstruction.
 - `explained_by_scale/NAME`: how much of the explained error the code of this scale accounts for. Each code in turn is
   replaced by its mean over windows; the rises of the error are divided by their sum, so that the shares add up to 1.
-- A scale's name is the number of segments that it cuts the window into: `4`, or `4x4` for an image.
+- A scale's name is the number of segments that it cuts the window into: `4`, or `4x4` for an image. Of `nested` it is
+  the number of steps, the last ones of the window: `24`.
 """
 """What TensorBoard's tags mean."""
 

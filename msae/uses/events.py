@@ -238,7 +238,7 @@ def together(scored: Iterable[Event], ruled: Iterable[Event], gap: int, length: 
     """Events of scores and of rules, in order.
 
     Those of rules are joined where they are of one channel and at most `gap` steps apart, and joined with the events of
-    scores of that channel whose peak is at most as far from them.
+    scores of that channel that contain them, or whose peak is at most as far from them.
     """
     result: list[Event] = []
     for run in sorted(ruled, key=lambda run: (run.channel, run.start)):
@@ -249,7 +249,11 @@ def together(scored: Iterable[Event], ruled: Iterable[Event], gap: int, length: 
         same = [
             rule
             for rule in result
-            if rule.channel == run.channel and near(rule, peak, gap, length) and near(peak, rule, gap, length)
+            if rule.channel == run.channel
+            and (
+                (run.start <= rule.start and rule.end <= run.end)
+                or (near(rule, peak, gap, length) and near(peak, rule, gap, length))
+            )
         ]
         result = [*(rule for rule in result if rule not in same), reduce(union, same, run)]
     return sorted(result, key=lambda run: (run.start, run.end))

@@ -34,7 +34,7 @@ TRAIN = (
     f"data=series data.time_column=timestamp data.window={WEEK} data.stride=2 data.val_size=.1 data.test_size=.4 "
     "trainer=cpu trainer.max_epochs=10"
 )
-DETECT = "score=scales merge=48"
+DETECT = "merge=48"
 KNOWN = {"2014-11-01": "marathon ", "2014-12-29": "New Year ", "2015-01-23": "blizzard "}
 """What happened in New York at the greatest alarms."""
 
@@ -79,8 +79,8 @@ def draw(scores: str, model: "msae.models.reconstructor.Reconstructor", path: Pa
     # the highest score without an alarm is the threshold, within a line's width
     quiet = max(value for value, alarm in zip(score, table["alarm"].to_pylist(), strict=True) if not alarm)
     strange.axhline(quiet, color="tab:red", linestyle="--", linewidth=1)
-    strange.set(yscale="log", ylabel="anomaly score\n(times usual)")
-    strange.text(times[300], quiet * 1.15, "threshold", color="tab:red", fontsize=9)
+    strange.set(ylabel="anomaly score\n(times usual)")
+    strange.text(times[300], quiet + 0.1, "threshold", color="tab:red", fontsize=9)
     for axis in (series, strange):
         axis.axvspan(times[0], times[int(TRAINED * len(times))], color="tab:green", alpha=0.1, linewidth=0)
         for event in events:
