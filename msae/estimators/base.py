@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class Estimator(Samples):
     scikit-learn's `get_params` and `clone` read.
     """
 
-    _models = MODELS  # no annotation: not a field
+    _models: ClassVar[dict[str, Callable[..., Reconstructor]]] = MODELS
 
     model: str = "pyramid"
     latent_dim: int | float = 16
@@ -121,8 +121,8 @@ class Estimator(Samples):
         fraction = check_number("validation_fraction", plain(self.validation_fraction), 1)
         return self._train(windows, val_size=min(int(fraction * len(windows)), len(windows) - 1))
 
-    def _train(self, windows: Windows, **splits: Any) -> Self:
-        """Train on windows; `splits` are the arguments of `DataModule` about validation, missing values and names."""
+    def _train(self, windows: Windows, **facts: Any) -> Self:
+        """Train on windows; `facts` are the arguments of `DataModule` about validation, missing values and names."""
         value = {name: plain(value) for name, value in self.get_params(deep=False).items()}
         build = self._models[check_choice("model", self._model, self._models)]
         device = trainer_options(value["device"])
@@ -138,7 +138,7 @@ class Estimator(Samples):
             seed=seed,
             normalize=value["normalize"],
             epoch_steps=EPOCH_STEPS,
-            **splits,
+            **facts,
         )
         with isolated(seed):
             model = build(data.shape, latent_dim=self._latent(value["latent_dim"], data.shape), lr=value["lr"])

@@ -2,10 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import pandas as pd
@@ -83,14 +83,18 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     Examples:
         >>> import numpy as np, pandas as pd
         >>> from msae import MultiScaleDetector
-        >>> index = pd.date_range("2026-01-01", periods=1200, freq="5min", name="time")
-        >>> noise = np.random.default_rng(0).normal(size=(1200, 2))
-        >>> wave = np.sin(np.arange(1200) / 6)[:, None] + 0.1 * noise
+        >>> index = pd.date_range("2026-01-01", periods=3000, freq="5min")
+        >>> noise = np.random.default_rng(0).normal(size=(3000, 2))
+        >>> wave = np.sin(np.arange(3000) / 6)[:, None] + 0.1 * noise
         >>> df = pd.DataFrame(wave, index, columns=["flow", "heat"])
-        >>> detector = MultiScaleDetector(n_epochs=1, random_state=0, device="cpu").fit(df[:800])
-        >>> df.loc["2026-01-04 10:00":"2026-01-04 11:00", "heat"] = 0
-        >>> detector.events(df[800:])[["start", "end", "channel", "rule"]]
-        >>> detector.score(df[800:]).idxmin()  # low is anomalous
+        >>> detector = MultiScaleDetector(n_epochs=1, random_state=0, device="cpu").fit(df[:2000])
+        >>> new = df[2000:].copy()
+        >>> new.loc["2026-01-10 10:00":"2026-01-10 11:00", "heat"] = 0
+        >>> detector.events(new)[["peak", "channel", "rule"]]
+                         peak channel          rule
+        0 2026-01-10 10:55:00    heat  stands still
+        >>> detector.score(new).idxmin()  # low is anomalous
+        Timestamp('2026-01-10 10:55:00')
 
         >>> X = np.sin(np.arange(32) / 3 + np.arange(40)[:, None])  # 40 samples of 32 steps
         >>> X[7, 10:20] = 0  # a sensor that stops
@@ -99,7 +103,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         (7, -1)
     """
 
-    _models = {"nested": _nested, **MODELS}
+    _models: ClassVar[dict[str, Callable[..., Reconstructor]]] = {"nested": _nested, **MODELS}
 
     contamination: float | str = "auto"
     window: int | None = field(default=None, kw_only=True)
@@ -122,7 +126,9 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             every = 1
         with isolated(0):  # few scores are no surprise here
             above = events.threshold(totals, PROBABILITY * every) if auto else float(scores.nanquantile(1 - share))
-        self.limits_ = events.Limits(above, min(above, float(totals.nanquantile(events.LEVEL))), self.model_.length // 2)
+        self.limits_ = events.Limits(
+            above, min(above, float(totals.nanquantile(events.LEVEL))), self.model_.length // 2
+        )
         self.offset_ = -above
         self.decision_scores_ = scores.numpy()
         self.labels_ = (self.decision_scores_ > above).astype(int)
@@ -147,7 +153,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         """Train on samples; return their scores."""
         super().fit(X, y)
         x = self._windows(X)
-        self._places = {digest(sample): number for number, sample in enumerate(x)}
+        self._places = {self._digest(sample): number for number, sample in enumerate(x)}
         self.reference_ = reference.learn(self.model_, [x])
         return self._judged(x)
 
@@ -173,7 +179,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         pieces = [x[:, start:stop] for start, stop in parts.items()]
         self.reference_ = reference.learn(self.model_, pieces[:1], fresh=pieces[1:])
         self.rules_ = rules.learn(pieces, len(x))
-        self._places = {digest(x): n}
+        self._places = {self._digest(x): n}
         totals = self.reference_.totals
         return self._scored(x).total.double(), totals.double(), max(1, round(n / len(totals)))
 
@@ -188,7 +194,12 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
                 raise InputError("X: its time stamps do not increase; expected X.sort_index(), each time stamp once")
         values = X[:, None] if isinstance(X, np.ndarray) and X.ndim == 1 else X
         found = check_array(
-            values, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2, estimator=self, input_name="X"
+            values,
+            dtype=np.float64,
+            ensure_all_finite="allow-nan",
+            ensure_min_samples=2,
+            estimator=self,
+            input_name="X",
         )
         validate_data(self, values, reset=reset, skip_check_array=True)  # number and names of channels
         return torch.tensor(found).T
@@ -202,6 +213,10 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         most = max(1, math.prod(shape) // 2)
         return most if isinstance(latent_dim, int) and latent_dim > most else latent_dim
 
+    def _digest(self, x: Tensor) -> bytes:
+        """What tells values from all others that the model can tell from them."""
+        return hashlib.blake2b(x.to(self.model_.raw_dtype).numpy().tobytes(), digest_size=16).digest()
+
     @torch.no_grad()
     def _judged(self, x: Tensor) -> Tensor:
         """The score of each sample, high for outliers, in float64, so that it does not depend on the others."""
@@ -211,9 +226,10 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             name: Shelf(**{key: value.double() for key, value in vars(shelf).items()})
             for name, shelf in known.bank.shelves.items()
         }
-        scorer, found = anomaly.Scorer(self.model_, known), []
+        scorer = anomaly.Scorer(self.model_, known)
+        found: list[Tensor] = []
         for batch in x.split(BATCH):
-            own = torch.tensor([self._places.get(digest(sample), -1) for sample in batch])
+            own = torch.tensor([self._places.get(self._digest(sample), -1) for sample in batch])
             barred = known.bank.barred(own, torch.zeros_like(own))
             far = [shelves[view.name].distances(view, barred)[0] for view, _ in views(model, batch)]
             rows = torch.stack([each.movedim(1, 2).flatten(0, 1) for each in far])
@@ -222,9 +238,9 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
 
     def _scored(self, x: Tensor) -> anomaly.Scores:
         """The scores of the steps of a series, high where it is anomalous."""
-        n = self._places.get(digest(x))
+        n = self._places.get(self._digest(x))
         parts = [x] if n is None else list(filter(lambda part: part.shape[1], (x[:, :n], x[:, n:])))
-        found = []
+        found: list[anomaly.Scores] = []
         for number, part in enumerate(parts):
             scorer = anomaly.Scorer(self.model_, self.reference_, own=None if n is None else number)
             found += anomaly.scores(scorer, part)
@@ -266,7 +282,9 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "offset_")
         if self.form_ == "samples":
-            raise InputError("events: fitted to samples; expected a detector of a series, by fit(frame) or form='series'")
+            raise InputError(
+                "events: fitted to samples; expected a detector of a series, by fit(frame) or form='series'"
+            )
         x = self._series(X)
         found = self._scored(x)
         runs = events.merged(events.events(found, self.limits_, found.strangest()), self.limits_)
@@ -300,11 +318,6 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         x = torch.tensor(check_array(np.atleast_2d(series), dtype=np.float64))
         scorer = anomaly.Scorer(self.model_, self.reference_)
         return -anomaly.joined(list(anomaly.scores(scorer, x))).total.double().numpy()
-
-
-def digest(x: Tensor) -> bytes:
-    """What tells values from all others."""
-    return hashlib.blake2b(x.contiguous().numpy(), digest_size=16).digest()
 
 
 def _like(X: Any, values: NDArray[Any]) -> Any:  # noqa: N803
