@@ -80,7 +80,7 @@ class Samples(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
         validate_data(self, X, reset=reset, skip_check_array=True)  # number and names of features
         if reset:
             self.sample_shape_ = values.shape[1:]
-        x = torch.tensor(values)  # a copy, as a read-only memory map cannot be shared
+        x = torch.from_numpy(np.array(values, order="C"))  # a copy, as a read-only memory map cannot be shared
         return x.unsqueeze(1) if x.ndim == 2 else x
 
     def _samples(self, windows: Tensor) -> NDArray[np.float64]:

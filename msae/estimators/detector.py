@@ -202,7 +202,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             input_name="X",
         )
         validate_data(self, values, reset=reset, skip_check_array=True)  # number and names of channels
-        return torch.tensor(found).T
+        return torch.from_numpy(np.array(found, order="C")).T
 
     @property
     def _model(self) -> Any:
