@@ -260,10 +260,11 @@ def test_scores_far_outside_are_finite(
     assert record.getMessage().startswith(f"channel b: {value:.6g} is far outside of the training data, -")
 
 
-@pytest.mark.parametrize("by", ["error", "scales"])
-def test_estimators_score_far_outside(by: str, caplog: pytest.LogCaptureFixture) -> None:
-    x = walk(640, 1)[:, 0].reshape(40, 16)
-    detector = MultiScaleDetector(0.1, by=by, **SMALL).fit(x)
+@pytest.mark.parametrize("form", ["samples", "series"])
+def test_estimators_score_far_outside(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    x = walk(640, 1)
+    x = x[:, 0].reshape(40, 16) if form == "samples" else x
+    detector = MultiScaleDetector(0.1, form=form, **SMALL).fit(x)
     far = x * 1e200
     assert np.isfinite(detector.score_samples(far)).all()
     assert (detector.predict(far) == -1).all()

@@ -141,7 +141,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             return form
         if isinstance(X, (pd.DataFrame, pd.Series)):
             return "series"
-        shape = np.shape(X)
+        shape = np.asarray(X).shape
         if len(shape) == 2 and shape[0] >= MANY and shape[1] < FEW:
             raise InputError(
                 f"X of shape {shape}: one series of {shape[1]} channels, or {shape[0]} samples of {shape[1]} steps? "
