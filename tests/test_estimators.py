@@ -438,6 +438,17 @@ def place(x: Any, step: int) -> Any:
     return step if isinstance(x, np.ndarray) else x.index[step]
 
 
+def test_missing_values_in_fit() -> None:
+    holes = FRAME.copy()
+    holes.iloc[300:310, 0] = np.nan
+    holes.iloc[700:705] = np.nan
+    detector = MultiScaleDetector(**QUICK).fit(holes)
+    assert detector.model_.missing
+    assert np.flatnonzero(np.isnan(detector.decision_scores_)).tolist() == list(range(700, 705))
+    assert not set(np.flatnonzero(detector.labels_)) & set(range(700, 705))
+    assert (detector.predict(FRAME[:200]) == 1).all()
+
+
 @pytest.mark.parametrize("kind", ["array", "one", "rows"])
 def test_other_series(kind: str) -> None:
     """Arrays that are named a series, one channel, and frames without times."""
@@ -474,9 +485,11 @@ def test_a_few_columns_are_named() -> None:
         (lambda x: x[::-1], {}, "X: its time stamps do not increase; expected X.sort_index"),
         (lambda x: x.iloc[[0, *range(1000)]], {}, "X: its time stamps do not increase"),
         (lambda x: x.set_axis(["a", "a"], axis=1), {}, "Expected unique column names"),
+        (lambda x: x.assign(empty=np.nan), {}, "X: column empty has no value in the first 1440 rows"),
         (lambda x: x.assign(flow=np.inf), {}, "Input X contains infinity"),
         (lambda x: x[:40], {"window": 40}, "X: 40 steps to train on; expected more than the window's 40"),
         (lambda x: x, {"window": 1}, "window=1: expected a whole number, at least 2"),
+        (lambda _: X, {"window": 24}, "window=24: samples are windows; expected None, or a series"),
         (lambda x: x, {"form": "frame"}, "form=frame: expected one of auto, series, samples"),
         (lambda x: x, {"model": "nest"}, "model=nest: expected one of auto, nested, pyramid"),
         (lambda x: x, {"latent_dim": 0.5}, "latent_dim=0.5: expected a whole number"),

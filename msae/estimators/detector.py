@@ -125,10 +125,9 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             scores = totals = self._fit_samples(X, y)
             every = 1
         with isolated(0):  # few scores are no surprise here
-            above = events.threshold(totals, PROBABILITY * every) if auto else float(scores.nanquantile(1 - share))
-        self.limits_ = events.Limits(
-            above, min(above, float(totals.nanquantile(events.LEVEL))), self.model_.length // 2
-        )
+            above = events.threshold(totals, PROBABILITY * every) if auto else float(np.nanquantile(scores, 1 - share))
+        low = float(np.nanquantile(totals, events.LEVEL))
+        self.limits_ = events.Limits(above, min(low, above), self.model_.length // 2)
         self.offset_ = -above
         self.decision_scores_ = scores.numpy()
         self.labels_ = (self.decision_scores_ > above).astype(int)
@@ -151,6 +150,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
 
     def _fit_samples(self, X: Any, y: Any) -> Tensor:  # noqa: N803
         """Train on samples; return their scores."""
+        if self.window is not None:
+            raise InputError(f"window={self.window}: samples are windows; expected None, or a series")
         super().fit(X, y)
         x = self._windows(X)
         self._places = {self._digest(sample): number for number, sample in enumerate(x)}
@@ -173,9 +174,11 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             raise InputError(f"X: {n} steps to train on; expected more than the window's {window}")
         parts = {0: n, n: time} if n < time else {0: n}
         cut = [Windows(Views([rows], [(0, *part)], window)) for part in parts.items()]
-        names = list(map(str, getattr(self, "feature_names_in_", range(len(x)))))
-        held = cut[1] if len(cut) > 1 else None
-        self._train(cut[0], val=held, missing=bool(x.isnan().any()), names=names)
+        names = getattr(self, "feature_names_in_", getattr(X, "columns", range(len(x))))
+        for number in ranges.without_values(x[:, :n]):
+            raise InputError(f"X: column {names[number]} has no value in the first {n} rows, which are for training")
+        held_out = cut[1] if len(cut) > 1 else None
+        self._train(cut[0], val=held_out, missing=bool(x.isnan().any()), names=list(map(str, names)))
         pieces = [x[:, start:stop] for start, stop in parts.items()]
         self.reference_ = reference.learn(self.model_, pieces[:1], fresh=pieces[1:])
         self.rules_ = rules.learn(pieces, len(x))
@@ -197,7 +200,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             values,
             dtype=np.float64,
             ensure_all_finite="allow-nan",
-            ensure_min_samples=2,
+            ensure_min_samples=2 if reset else 1,
             estimator=self,
             input_name="X",
         )
