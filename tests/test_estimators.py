@@ -21,10 +21,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from msae import InputError, MultiScaleAugmenter, MultiScaleDetector, MultiScalePooler, MultiScaleTransformer
+from msae.data.digits import digits
 from msae.data.ucr import ucr
 from msae.estimators import base
 from msae.models.reconstructor import Reconstructor
-from msae.uses import anomaly
+from msae.uses import anomaly, reference
 
 RNG = np.random.default_rng(0)
 X = np.sin(np.arange(24) / 3 + RNG.uniform(0, 6, (40, 1))) + 0.1 * RNG.normal(size=(40, 24)) + 5
@@ -45,10 +46,15 @@ CHECKED = {name: value for name, value in QUICK.items() if name != "latent_dim"}
 @parametrize_with_checks(
     [
         MultiScaleTransformer(**CHECKED),
-        MultiScaleDetector(model="ae", **CHECKED),
-        MultiScaleDetector(0.1, by="scales", **CHECKED),
+        MultiScaleDetector(**CHECKED),
+        MultiScaleDetector(0.1, model="nested", form="samples", **CHECKED),
         MultiScaleAugmenter(model="ae", **CHECKED),
-    ]
+    ],
+    expected_failed_checks=lambda estimator: (
+        {"check_classifier_data_not_an_array": "a DataFrame is one series, an array samples"}
+        if getattr(estimator, "form", None) == "auto"
+        else {}
+    ),
 )
 def test_scikit_learns_checks(estimator: BaseEstimator, check: Any) -> None:
     check(estimator)
@@ -147,7 +153,7 @@ def test_clone_and_pickle(cls: Any, fitted_estimators: dict[Any, Any]) -> None:
     loaded = pickle.loads(saved)
     np.testing.assert_array_equal(loaded.score_samples(X), fitted.score_samples(X))
     weights = sum(4 * p.numel() for p in fitted.model_.parameters())
-    assert len(saved) < weights + 50_000  # no Trainer, no data
+    assert len(saved) < weights + 60_000  # no Trainer, no data
 
 
 def test_grid_search_by_reconstruction_and_in_a_pipeline() -> None:
@@ -313,13 +319,33 @@ def test_outliers_are_found() -> None:
             MultiScaleDetector(wrong, **QUICK).fit(X)
 
 
-def test_a_tenth_of_new_samples_is_strange(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "EPOCH_STEPS", 100)
-    x = RNG.normal(size=(240, 12)).cumsum(1)
-    settings = {**QUICK, "model": "ae", "n_epochs": 3, "lr": 2e-2}
-    found, of_fit = (MultiScaleDetector(share, **settings).fit(x[:40]).predict(x[40:]) for share in ("auto", 0.1))
-    assert 0.03 < (found == -1).mean() < 0.2
-    assert (of_fit == -1).mean() > 0.3
+@pytest.mark.parametrize("model", ["pyramid", "nested"])
+def test_few_normal_samples_are_outliers(model: str) -> None:
+    """One in 1,000 is expected; with as few samples in `fit`, none above their greatest score."""
+    data = digits()
+    x, new = data.train.x[:, 0].double().numpy(), data.test.x[:, 0].double().numpy()
+    detector = MultiScaleDetector(**{**QUICK, "model": model}).fit(x)
+    assert (detector.predict(new) == -1).mean() < 0.01
+    assert detector.labels_.sum() <= 3
+    noise = np.random.default_rng(0).permuted(new, axis=1)
+    assert (detector.predict(noise) == -1).mean() > 0.5
+    few = MultiScaleDetector(**{**QUICK, "model": model}).fit(x[:200])
+    assert (few.predict(new) == -1).mean() < 0.1
+    assert few.labels_.sum() == 1  # the quantile lies just below the greatest score
+
+
+def test_samples_in_fit_are_not_their_own_neighbours() -> None:
+    """Those that are scored again, in whatever order and type, have their scores in `fit`."""
+    detector = MultiScaleDetector(0.1, **QUICK).fit(X)
+    np.testing.assert_array_equal(-detector.score_samples(X), detector.decision_scores_)
+    np.testing.assert_array_equal(-detector.score_samples(X[5:2:-1]), detector.decision_scores_[5:2:-1])
+    np.testing.assert_allclose(-detector.score_samples(X.astype(np.float32)), detector.decision_scores_, rtol=1e-5)
+    assert detector.labels_.tolist() == (detector.predict(X) == -1).astype(int).tolist()
+    assert detector.labels_.sum() == 4
+    close = -detector.score_samples(X * (1 + 1e-6))
+    assert (close < detector.decision_scores_).all()
+    twins = MultiScaleDetector(0.1, **QUICK).fit(np.concatenate([X, X[:3]]))
+    np.testing.assert_array_equal(twins.decision_scores_[:3], twins.decision_scores_[40:])
 
 
 def test_scores_of_the_steps_of_a_series(fitted_estimators: dict[Any, Any]) -> None:
@@ -327,35 +353,160 @@ def test_scores_of_the_steps_of_a_series(fitted_estimators: dict[Any, Any]) -> N
     series = np.sin(np.arange(200) / 3) + 5
     series[100] += 6
     scores = detector.score_series(series)
-    assert scores.argmin() == 100
-    [part] = [*anomaly.scores(anomaly.Scorer(detector.model_), torch.from_numpy(series).float()[None])][-1:]
-    assert scores[-1] == -part.total[-1]
-    one = detector.score_series(X[0])  # of one window: what `score_samples` is the mean of
-    assert one.mean() == pytest.approx(detector.score_samples(X[:1])[0], rel=1e-4)
+    assert abs(scores.argmin() - 100) < 24
+    known = reference.learn(detector.model_, [torch.from_numpy(X)[:, None]])
+    found = anomaly.joined(list(anomaly.scores(anomaly.Scorer(detector.model_, known), torch.from_numpy(series)[None])))
+    np.testing.assert_array_equal(scores, -found.total.numpy())
+    new = X[0] + 0.01
+    assert detector.score_series(new)[-1] == pytest.approx(detector.score_samples(new[None])[0], rel=1e-3)
     for wrong, message in ((series[:20], "series of 20 steps"), (np.stack([series] * 2), r"expected \(1, time\)")):
         with pytest.raises(InputError, match=message):
             detector.score_series(wrong)
 
 
-def test_scores_by_scales() -> None:
-    """As in `msae.detect` with `score=scales`, a jump is strange, and so is an anomaly that only a code shows."""
-    detector = MultiScaleDetector(0.1, by="scales", **QUICK).fit(X)
-    series = np.sin(np.arange(200) / 3) + 5
-    series[100] += 6
-    scores = detector.score_series(series)
-    assert abs(scores.argmin() - 100) < 24
-    known = anomaly.learn(detector.model_, [torch.from_numpy(X).float()[:, None]])
-    scorer = anomaly.Scorer(detector.model_, known.codes)
-    found = anomaly.joined(list(anomaly.scores(scorer, torch.from_numpy(series).float()[None])))
-    np.testing.assert_allclose(-scores, anomaly.strangest(found.scales, known.usual)[2].numpy())
-    one = detector.score_series(X[0])
-    assert one.mean() == pytest.approx(detector.score_samples(X[:1])[0], rel=1e-4)
-    assert (detector.score_samples(X * 50) < detector.offset_).all()
-    assert (detector.predict(X) == -1).mean() == pytest.approx(0.1, abs=0.03)
+TIME = 1600
+FRAME = pd.DataFrame(
+    np.sin(np.arange(TIME) / 5)[:, None] * [1, 30] + np.random.default_rng(0).normal(size=(TIME, 2)) * [0.1, 3],
+    pd.date_range("2026-01-01", periods=TIME, freq="5min", tz="Europe/Berlin", name="time"),
+    ["flow", "heat"],
+)
+TRAINED = 1200
+
+
+@pytest.fixture(scope="module")
+def of_frame() -> MultiScaleDetector:
+    """A detector of the first part of `FRAME`; tests only read it."""
+    return MultiScaleDetector(**QUICK).fit(FRAME[:TRAINED])
+
+
+def test_a_data_frame_is_one_series(of_frame: MultiScaleDetector) -> None:
+    assert (of_frame.form_, of_frame.model_.channels, of_frame.model_.length) == ("series", 2, 60)
+    assert list(of_frame.model_.codes) == ["60", "30", "15", "8"]
+    assert of_frame.model_.names == ["flow", "heat"]
+    new = FRAME[TRAINED:].copy()
+    new.iloc[200:212, 1] = 90
+    for found in (of_frame.score(new), of_frame.score_samples(new), of_frame.decision_function(new)):
+        assert found.index.equals(new.index)
+        assert 190 < found.argmin() < 222
+    labels = of_frame.predict(new)
+    assert labels.index.equals(new.index)
+    assert set(labels) == {-1, 1}
+    np.testing.assert_array_equal(labels == -1, of_frame.score(new) < of_frame.offset_)
+    assert (of_frame.predict(FRAME[TRAINED:]) == -1).mean() < 0.02
+    scorer = anomaly.Scorer(of_frame.model_, of_frame.reference_)
+    expected = anomaly.joined(list(anomaly.scores(scorer, torch.tensor(new.to_numpy().T))))
+    np.testing.assert_array_equal(of_frame.score(new), -expected.total.numpy())
+
+
+def test_events_of_a_data_frame(of_frame: MultiScaleDetector) -> None:
+    assert len(of_frame.events(FRAME[TRAINED:])) == 0
+    new = FRAME[TRAINED:].copy()
+    new.iloc[100:106, 0] += 3
+    new.iloc[300:330, 1] = np.nan
+    found = of_frame.events(new)
+    assert list(found.columns) == ["start", "end", "peak", "known_at", "score", "channel", "scale", "rule"]
+    for name in ("start", "end", "peak", "known_at"):
+        assert found[name].dtype == new.index.dtype
+        assert of_frame.events(FRAME[TRAINED:])[name].dtype == new.index.dtype
+    fault = found[found["channel"] == "flow"].iloc[0]
+    assert fault["start"] <= new.index[103] <= fault["end"]
+    assert new.index[100] <= fault["known_at"] <= new.index[106 + 60]
+    assert fault["score"] == of_frame.score(new)[fault["peak"]] < of_frame.offset_
+    assert fault["scale"] in of_frame.model_.codes
+    [missing] = found[found["rule"].str.contains("missing")].to_dict("records")
+    assert missing["channel"] == "heat"
+    assert missing["start"] <= new.index[300]
+    assert missing["end"] >= new.index[329]
+
+
+def test_the_series_in_fit_is_not_its_own_neighbour(of_frame: MultiScaleDetector) -> None:
+    own = of_frame.score(FRAME[:TRAINED])
+    np.testing.assert_array_equal(-own, of_frame.decision_scores_)
+    assert of_frame.labels_.tolist() == (of_frame.predict(FRAME[:TRAINED]) == -1).astype(int).tolist()
+    assert of_frame.labels_.mean() < 0.01
+    assert of_frame.score(FRAME[: TRAINED - 1]).median() > 2 * own.median()  # another series, and close to this one
+    strange = FRAME.copy()
+    strange.iloc[700:710, 1] = 90
+    detector = MultiScaleDetector(0.02, **QUICK)
+    labels = detector.fit_predict(strange)
+    assert (labels == -1).mean() == pytest.approx(0.02, abs=0.001)
+    assert labels.iloc[700:710].max() == -1
+
+
+def place(x: Any, step: int) -> Any:
+    """The label of a step."""
+    return step if isinstance(x, np.ndarray) else x.index[step]
+
+
+def test_missing_values_in_fit() -> None:
+    holes = FRAME.copy()
+    holes.iloc[300:310, 0] = np.nan
+    holes.iloc[700:705] = np.nan
+    detector = MultiScaleDetector(**QUICK).fit(holes)
+    assert detector.model_.missing
+    assert np.flatnonzero(np.isnan(detector.decision_scores_)).tolist() == list(range(700, 705))
+    assert not set(np.flatnonzero(detector.labels_)) & set(range(700, 705))
+    assert (detector.predict(FRAME[:200]) == 1).all()
+
+
+@pytest.mark.parametrize("kind", ["array", "one", "rows"])
+def test_other_series(kind: str) -> None:
+    """Arrays that are named a series, one channel, and frames without times."""
+    x = {"array": FRAME.to_numpy(), "one": FRAME["flow"], "rows": FRAME.reset_index(drop=True)}[kind]
+    detector = MultiScaleDetector(window=40, form="series" if kind == "array" else "auto", **QUICK).fit(x[:TRAINED])
+    new = x[TRAINED:].copy()
+    new[100:110] = 77
+    scores, found = detector.score(new), detector.events(new)
+    assert isinstance(scores, np.ndarray if kind == "array" else pd.Series)
+    hit = (found["start"] <= place(new, 105)) & (found["end"] >= place(new, 105))
+    assert hit.any()
+    assert set(found["channel"]) <= {"array": {"0", "1"}, "one": {"flow"}, "rows": {"flow", "heat"}}[kind]
+    assert detector.model_.length == 40
     again = pickle.loads(pickle.dumps(detector))
-    np.testing.assert_array_equal(again.score_samples(X), detector.score_samples(X))
-    with pytest.raises(InputError, match="by=codes: expected one of error, scales"):
-        MultiScaleDetector(by="codes", **QUICK).fit(X)
+    np.testing.assert_array_equal(again.score(new), scores)
+
+
+def test_a_few_columns_are_named() -> None:
+    rows = FRAME.to_numpy()
+    message = (
+        r"X of shape \(1600, 2\): one series of 2 channels, or 1600 samples of 2 steps\? "
+        "expected form='series' or form='samples'"
+    )
+    with pytest.raises(InputError, match=message):
+        MultiScaleDetector(**QUICK).fit(rows)
+    assert MultiScaleDetector(form="samples", **QUICK).fit(FRAME).sample_shape_ == (2,)
+    assert MultiScaleDetector(form="samples", **QUICK).fit(rows).score(rows).shape == (1600,)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda x: x.assign(kind="on"), {}, "X: column kind of .*; expected numbers, and times as the index"),
+        (lambda x: x[::-1], {}, "X: its time stamps do not increase; expected X.sort_index"),
+        (lambda x: x.iloc[[0, *range(1000)]], {}, "X: its time stamps do not increase"),
+        (lambda x: x.set_axis(["a", "a"], axis=1), {}, "Expected unique column names"),
+        (lambda x: x.assign(empty=np.nan), {}, "X: column empty has no value in the first 1440 rows"),
+        (lambda x: x.assign(flow=np.inf), {}, "Input X contains infinity"),
+        (lambda x: x[:40], {"window": 40}, "X: 40 steps to train on; expected more than the window's 40"),
+        (lambda x: x, {"window": 1}, "window=1: expected a whole number, at least 2"),
+        (lambda _: X, {"window": 24}, "window=24: samples are windows; expected None, or a series"),
+        (lambda x: x, {"form": "frame"}, "form=frame: expected one of auto, series, samples"),
+        (lambda x: x, {"model": "nest"}, "model=nest: expected one of auto, nested, pyramid"),
+        (lambda x: x, {"latent_dim": 0.5}, "latent_dim=0.5: expected a whole number"),
+    ],
+)
+def test_series_that_cannot_be_used(change: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MultiScaleDetector(**{**QUICK, **options}).fit(change(FRAME))
+
+
+def test_other_series_than_in_fit(of_frame: MultiScaleDetector) -> None:
+    with pytest.raises(ValueError, match="feature names should match"):
+        of_frame.score(FRAME.rename(columns={"flow": "gas"}))
+    with pytest.raises(InputError, match="series of 20 steps: expected at least 60"):
+        of_frame.score(FRAME[:20])
+    with pytest.raises(InputError, match="events: fitted to samples; expected a detector of a series"):
+        MultiScaleDetector(**QUICK).fit(X).events(X)
 
 
 @pytest.mark.parametrize("change", ["jitter", "scaling", "magnitude_warp", "drift", "mix"])

@@ -117,17 +117,17 @@ def test_a_level_changes_nothing(kind: str, offset: float, normalize: str, tmp_p
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
-@pytest.mark.parametrize("by", ["error", "scales"])
-def test_estimators_do_not_see_a_level(offset: float, by: str) -> None:
+def test_estimators_do_not_see_a_level(offset: float) -> None:
     x = walk(640, 1)[:, 0].reshape(40, 16)
 
     def found(x: np.ndarray, level: float) -> list[np.ndarray]:
-        detector = MultiScaleDetector(by=by, **SMALL).fit(x)
+        detector = MultiScaleDetector(**SMALL).fit(x)
         made = [detector.score_samples(x), detector.score_series(x.reshape(-1))]
-        if by == "error":
-            transformer = MultiScaleTransformer(**SMALL).fit(x)
-            made += [transformer.transform(x), transformer.inverse_transform(transformer.transform(x)) - level]
-            made.append(MultiScaleAugmenter(**SMALL).fit(x).augment(x) - level)
+        of_series = MultiScaleDetector(form="series", window=16, **SMALL).fit(x.reshape(-1, 1))
+        made.append(of_series.score(x.reshape(-1, 1)))
+        transformer = MultiScaleTransformer(**SMALL).fit(x)
+        made += [transformer.transform(x), transformer.inverse_transform(transformer.transform(x)) - level]
+        made.append(MultiScaleAugmenter(**SMALL).fit(x).augment(x) - level)
         return made
 
     for high, low in zip(found(x + offset, offset), found(x, 0), strict=True):
@@ -260,10 +260,11 @@ def test_scores_far_outside_are_finite(
     assert record.getMessage().startswith(f"channel b: {value:.6g} is far outside of the training data, -")
 
 
-@pytest.mark.parametrize("by", ["error", "scales"])
-def test_estimators_score_far_outside(by: str, caplog: pytest.LogCaptureFixture) -> None:
-    x = walk(640, 1)[:, 0].reshape(40, 16)
-    detector = MultiScaleDetector(0.1, by=by, **SMALL).fit(x)
+@pytest.mark.parametrize("form", ["samples", "series"])
+def test_estimators_score_far_outside(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    x = walk(640, 1)
+    x = x[:, 0].reshape(40, 16) if form == "samples" else x
+    detector = MultiScaleDetector(0.1, form=form, **SMALL).fit(x)
     far = x * 1e200
     assert np.isfinite(detector.score_samples(far)).all()
     assert (detector.predict(far) == -1).all()

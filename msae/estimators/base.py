@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Samples(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
         validate_data(self, X, reset=reset, skip_check_array=True)  # number and names of features
         if reset:
             self.sample_shape_ = values.shape[1:]
-        x = torch.tensor(values)  # a copy, as a read-only memory map cannot be shared
+        x = torch.from_numpy(np.array(values, order="C"))  # a copy, as a read-only memory map cannot be shared
         return x.unsqueeze(1) if x.ndim == 2 else x
 
     def _samples(self, windows: Tensor) -> NDArray[np.float64]:
@@ -101,6 +101,8 @@ class Estimator(Samples):
     scikit-learn's `get_params` and `clone` read.
     """
 
+    _models: ClassVar[dict[str, Callable[..., Reconstructor]]] = MODELS
+
     model: str = "pyramid"
     latent_dim: int | float = 16
     n_epochs: int = 10
@@ -116,23 +118,27 @@ class Estimator(Samples):
         """Train on samples `(n, time)` or `(n, channels, time)`; `y` is not used."""
         windows = Windows(self._windows(X, reset=True))
         check_each("y", windows if y is None else np.asarray(y), len(windows), "samples")
+        fraction = check_number("validation_fraction", plain(self.validation_fraction), 1)
+        return self._train(windows, val_size=min(int(fraction * len(windows)), len(windows) - 1))
+
+    def _train(self, windows: Windows, **facts: Any) -> Self:
+        """Train on windows; `facts` are the arguments of `DataModule` about validation, missing values and names."""
         value = {name: plain(value) for name, value in self.get_params(deep=False).items()}
-        build = MODELS[check_choice("model", value["model"], MODELS)]
+        build = self._models[check_choice("model", self._model, self._models)]
         device = trainer_options(value["device"])
         check_choice("normalize", value["normalize"], NORMALIZATIONS)
         for name in ("n_epochs", "batch_size"):
             check_int(name, value[name])
-        fraction = check_number("validation_fraction", value["validation_fraction"], 1)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         data = DataModule(
             windows,
             windows,  # no test split
             batch_size=value["batch_size"],
-            val_size=min(int(fraction * len(windows)), len(windows) - 1),
             val_seed=seed,
             seed=seed,
             normalize=value["normalize"],
             epoch_steps=EPOCH_STEPS,
+            **facts,
         )
         with isolated(seed):
             model = build(data.shape, latent_dim=self._latent(value["latent_dim"], data.shape), lr=value["lr"])
@@ -142,6 +148,11 @@ class Estimator(Samples):
             self.history_ = train(model, data, value["n_epochs"], device, bool(value["verbose"]))
         self.model_ = model.cpu().eval()
         return self
+
+    @property
+    def _model(self) -> Any:
+        """The name of the model to train."""
+        return plain(self.model)
 
     def _latent(self, latent_dim: Any, shape: Sequence[int]) -> Any:
         """The `latent_dim` to use for samples of a shape."""

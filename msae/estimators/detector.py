@@ -1,125 +1,315 @@
-"""Outliers behind scikit-learn's interface."""
+"""Outliers behind scikit-learn's interface: among samples, or among the time steps of one series."""
 
+import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self, final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import OutlierMixin, clone
-from sklearn.model_selection import KFold
+from sklearn.base import OutlierMixin
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from msae.errors import InputError, check_choice, check_number
-from msae.estimators.base import BATCH, Estimator, plain
-from msae.uses import anomaly
+from msae.data.module import Windows
+from msae.data.period import window_of
+from msae.data.rows import Table
+from msae.data.windows import Views
+from msae.errors import InputError, check_choice, check_each, check_int, check_number
+from msae.estimators.base import BATCH, MODELS, Estimator, plain
+from msae.estimators.training import isolated
+from msae.models.nested import NestedAutoEncoder
+from msae.models.reconstructor import Reconstructor
+from msae.uses import anomaly, events, ranges, reference, rules
+from msae.uses.bank import Shelf, views
 
-FOLDS, SHARE = 3, 0.1
-"""For `contamination="auto"`: the number of folds, and the fraction of outliers."""
+PROBABILITY = 1e-3
+"""For `contamination="auto"`: the probability that a normal sample, or time step, is an outlier."""
+FORMS = ("auto", "series", "samples")
+FEW, MANY = 8, 500
+"""An array of fewer columns than the first and as many rows as the second may be a series or samples."""
+
+
+def _nested(shape: Sequence[int], latent_dim: int, lr: float) -> Reconstructor:
+    """The model of the uses, with the settings of its config."""
+    return NestedAutoEncoder(shape, code_dim=check_int("latent_dim", latent_dim), lr=lr, schedule="cosine")
 
 
 @final
 @dataclass(eq=False, repr=False)
 class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
-    """Outliers among time series: samples that an autoencoder reconstructs badly.
+    """Outliers among time series, or among the steps of one: what is far from all that `fit` has seen.
 
-    As everywhere in scikit-learn, low scores are anomalous: `score_samples`, `decision_function` and `score_series`
-    return *minus* an error. The command `python -m msae.detect` writes scores whose *high* values are anomalous.
+    A pandas DataFrame or Series is one series: rows are its steps, which count as evenly spaced, and columns its
+    channels; NaN is a missing value. Results are pandas too, with its index. Arrays `(n, channels, time)` and
+    `(n, time)` are n samples, each a series by itself. An array `(time, channels)` is one series with `form="series"`.
 
-    The latent has at most half as many values as a sample, because a larger one reconstructs outliers as well.
+    A score is the distance from the nearest normal window and the error of the reconstruction, relative to what is
+    usual in `fit`; see `msae.uses.anomaly`. What was in `fit` is recognized, and is not its own neighbour. As
+    everywhere in scikit-learn, low scores are anomalous: all methods return *minus* the score of the command
+    `python -m msae.detect`.
 
     Args:
-        contamination: the fraction of outliers, above 0 and at most 0.5, which sets the threshold. A number refers to
-            the samples in `fit`; the model reconstructs them better than new samples, so that more of those are
-            outliers. `auto` refers to new samples, a tenth of which become outliers: three folds are held out in
-            turn, which takes three more trainings.
-        by: `error` scores the reconstruction. `scales` compares the error and the code distance of each scale to their
-            usual values in `fit` and takes the largest ratio, as `score=scales` of `python -m msae.detect` does.
-        model: this and the other arguments are those of `MultiScaleTransformer`.
+        contamination: `auto` for a threshold that a normal sample or step exceeds with a probability of 0.001, as
+            `python -m msae.detect` chooses it: by extreme value theory from the scores in `fit`, or, where these are
+            fewer than 1,000, their quantile, which is close to the greatest. A number, above 0 and at most 0.5, is the
+            fraction of outliers in `fit`.
+        window: of a series, the number of steps of a window; None for twice its dominant period, at least 32.
+        form: `series`, `samples`, or `auto`, which takes pandas objects as a series and arrays as samples. It refuses
+            an array of at least 500 rows and fewer than 8 columns, which may be either.
+        model: `auto` is `nested` for a series and `pyramid` for samples. This and the other arguments are those of
+            `MultiScaleTransformer`.
+        latent_dim: of `nested`, the number of values in the code of each scale and channel; of other models, that in
+            the latent. It is at most half of the number of values in a sample or window.
 
     Attributes:
-        offset_: the threshold of `score_samples`, below which a sample is an outlier.
-        reference_: with `by="scales"`, the codes and usual scores in `fit`; otherwise None.
+        offset_: the threshold of `score_samples`, below which a sample or step is an outlier.
+        decision_scores_: the scores in `fit`, `(n,)`; as in PyOD, high scores are anomalous.
+        labels_: of the samples or steps in `fit`, `(n,)`; as in PyOD, 1 for outliers and 0 for others.
+        form_: `series` or `samples`, as `fit` took it.
+        reference_: what is normal.
+        rules_: of a series, the rules that raw values keep; see `msae.uses.rules`.
+        limits_: of a series, what makes steps an event.
         model_: this and the other attributes are those of `MultiScaleTransformer`.
 
     Raises:
         InputError: see `MultiScaleTransformer`.
 
     Examples:
-        >>> import numpy as np
+        >>> import numpy as np, pandas as pd
         >>> from msae import MultiScaleDetector
-        >>> rng = np.random.default_rng(0)
-        >>> X = np.sin(np.arange(32) / 3 + rng.uniform(0, 6, (40, 1)))  # 40 series of 32 steps
+        >>> index = pd.date_range("2026-01-01", periods=3000, freq="5min")
+        >>> noise = np.random.default_rng(0).normal(size=(3000, 2))
+        >>> wave = np.sin(np.arange(3000) / 6)[:, None] + 0.1 * noise
+        >>> df = pd.DataFrame(wave, index, columns=["flow", "heat"])
+        >>> detector = MultiScaleDetector(n_epochs=1, random_state=0, device="cpu").fit(df[:2000])
+        >>> new = df[2000:].copy()
+        >>> new.loc["2026-01-10 10:00":"2026-01-10 11:00", "heat"] = 0
+        >>> detector.events(new)[["peak", "channel", "rule"]]
+                         peak channel          rule
+        0 2026-01-10 10:55:00    heat  stands still
+        >>> detector.score(new).idxmin()  # low is anomalous
+        Timestamp('2026-01-10 10:55:00')
+
+        >>> X = np.sin(np.arange(32) / 3 + np.arange(40)[:, None])  # 40 samples of 32 steps
         >>> X[7, 10:20] = 0  # a sensor that stops
-        >>> detector = MultiScaleDetector(0.05, latent_dim=4, n_epochs=1, random_state=0, device="cpu").fit(X)
-        >>> int(detector.score_samples(X).argmin())  # low is anomalous
-        7
-        >>> int(detector.predict(X)[7])  # -1 for outliers
-        -1
-        >>> detector.score_series(np.sin(np.arange(100) / 3)).shape  # a score for each step of a longer series
-        (100,)
+        >>> detector = MultiScaleDetector(n_epochs=1, random_state=0, device="cpu").fit(X)
+        >>> int(detector.score_samples(X).argmin()), int(detector.predict(X)[7])  # -1 for outliers
+        (7, -1)
     """
 
-    contamination: float | str = "auto"
-    by: str = "error"
+    _models: ClassVar[dict[str, Callable[..., Reconstructor]]] = {"nested": _nested, **MODELS}
 
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:  # noqa: N803
-        """Train on samples `(n, time)` or `(n, channels, time)`, some of which may be outliers; `y` is not used."""
-        share = SHARE if self.contamination == "auto" else check_number("contamination", plain(self.contamination), 0.5)
+    contamination: float | str = "auto"
+    window: int | None = field(default=None, kw_only=True)
+    form: str = field(default="auto", kw_only=True)
+    model: str = field(default="auto", kw_only=True)
+    latent_dim: int | float = field(default=32, kw_only=True)
+
+    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
+        """Train on a series or on samples, which should be normal for the most part; `y` is not used."""
+        auto = plain(self.contamination) == "auto"
+        share = PROBABILITY if auto else check_number("contamination", plain(self.contamination), 0.5)
         if not share:
             raise InputError(f"contamination={self.contamination}: expected auto, or a number above 0 and at most 0.5")
-        by = check_choice("by", plain(self.by), ("error", "scales"))
-        super().fit(X, y)
-        self.reference_ = anomaly.learn(self.model_, [self._windows(X)]) if by == "scales" else None
-        x = self._samples(self._windows(X))
-        scores = self.score_samples(X)
-        if self.contamination == "auto" and len(x) >= FOLDS:
-            alone = clone(self).set_params(contamination=share)
-            folds = KFold(FOLDS, shuffle=True, random_state=0).split(x)
-            scores = np.concatenate([alone.fit(x[kept]).score_samples(x[held_out]) for kept, held_out in folds])
-        self.offset_ = float(np.quantile(scores, share))
+        check_choice("model", plain(self.model), ("auto", *self._models))
+        self.form_ = self._form(X)
+        if self.form_ == "series":
+            scores, totals, every = self._fit_series(X, y)
+        else:
+            scores = totals = self._fit_samples(X, y)
+            every = 1
+        with isolated(0):  # few scores are no surprise here
+            above = events.threshold(totals, PROBABILITY * every) if auto else float(np.nanquantile(scores, 1 - share))
+        low = float(np.nanquantile(totals, events.LEVEL))
+        self.limits_ = events.Limits(above, min(low, above), self.model_.length // 2)
+        self.offset_ = -above
+        self.decision_scores_ = scores.numpy()
+        self.labels_ = (self.decision_scores_ > above).astype(int)
         return self
+
+    def _form(self, X: Any) -> str:  # noqa: N803
+        """Whether X is a series or samples."""
+        form: str = check_choice("form", plain(self.form), FORMS)
+        if form != "auto":
+            return form
+        if isinstance(X, (pd.DataFrame, pd.Series)):
+            return "series"
+        shape = np.asarray(X).shape
+        if len(shape) == 2 and shape[0] >= MANY and shape[1] < FEW:
+            raise InputError(
+                f"X of shape {shape}: one series of {shape[1]} channels, or {shape[0]} samples of {shape[1]} steps? "
+                "expected form='series' or form='samples'"
+            )
+        return "samples"
+
+    def _fit_samples(self, X: Any, y: Any) -> Tensor:  # noqa: N803
+        """Train on samples; return their scores."""
+        if self.window is not None:
+            raise InputError(f"window={self.window}: samples are windows; expected None, or a series")
+        super().fit(X, y)
+        x = self._windows(X)
+        self._places = {self._digest(sample): number for number, sample in enumerate(x)}
+        self.reference_ = reference.learn(self.model_, [x])
+        return self._judged(x)
+
+    def _fit_series(self, X: Any, y: Any) -> tuple[Tensor, Tensor, int]:  # noqa: N803
+        """Train on a series; return its scores, those by which the threshold is set, and how far these are apart."""
+        x = self._series(X, reset=True)
+        time = x.shape[1]
+        check_each("y", range(time) if y is None else np.asarray(y), time, "steps")
+        n = time - round(check_number("validation_fraction", plain(self.validation_fraction), 0.5) * time)
+        rows, window = x.T.contiguous(), plain(self.window)
+        if window is None:
+            spans = {"training": [(0, 0, n)], "validation": [(0, n, time)] if n < time else []}
+            window = window_of([Table(Path(), [], rows.numpy())], spans)
+        window = check_int("window", window, 2)
+        n = n if time - n >= window else time  # a part that holds no window cannot validate
+        if n <= window:
+            raise InputError(f"X: {n} steps to train on; expected more than the window's {window}")
+        parts = {0: n, n: time} if n < time else {0: n}
+        cut = [Windows(Views([rows], [(0, *part)], window)) for part in parts.items()]
+        names = getattr(self, "feature_names_in_", getattr(X, "columns", range(len(x))))
+        for number in ranges.without_values(x[:, :n]):
+            raise InputError(f"X: column {names[number]} has no value in the first {n} rows, which are for training")
+        held_out = cut[1] if len(cut) > 1 else None
+        self._train(cut[0], val=held_out, missing=bool(x.isnan().any()), names=list(map(str, names)))
+        pieces = [x[:, start:stop] for start, stop in parts.items()]
+        self.reference_ = reference.learn(self.model_, pieces[:1], fresh=pieces[1:])
+        self.rules_ = rules.learn(pieces, len(x))
+        self._places = {self._digest(x): n}
+        totals = self.reference_.totals
+        return self._scored(x).total.double(), totals.double(), max(1, round(n / len(totals)))
+
+    def _series(self, X: Any, reset: bool = False) -> Tensor:  # noqa: N803
+        """A series as float64 `(channels, time)`."""
+        if isinstance(X, pd.Series):
+            X = X.to_frame("value" if X.name is None else str(X.name))  # noqa: N806
+        if isinstance(X, pd.DataFrame):
+            for name, kind in X.select_dtypes(exclude=["number", "bool"]).dtypes.items():
+                raise InputError(f"X: column {name} of {kind}; expected numbers, and times as the index")
+            if isinstance(X.index, pd.DatetimeIndex) and not (X.index.is_monotonic_increasing and X.index.is_unique):
+                raise InputError("X: its time stamps do not increase; expected X.sort_index(), each time stamp once")
+        values = X[:, None] if isinstance(X, np.ndarray) and X.ndim == 1 else X
+        found = check_array(
+            values,
+            dtype=np.float64,
+            ensure_all_finite="allow-nan",
+            ensure_min_samples=2 if reset else 1,
+            estimator=self,
+            input_name="X",
+        )
+        validate_data(self, values, reset=reset, skip_check_array=True)  # number and names of channels
+        return torch.from_numpy(np.array(found, order="C")).T
+
+    @property
+    def _model(self) -> Any:
+        own = {"series": "nested", "samples": "pyramid"}
+        return own[self.form_] if plain(self.model) == "auto" else plain(self.model)
 
     def _latent(self, latent_dim: Any, shape: Sequence[int]) -> Any:
         most = max(1, math.prod(shape) // 2)
         return most if isinstance(latent_dim, int) and latent_dim > most else latent_dim
 
-    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-        """The score of each sample, `(n,)`, low for outliers.
+    def _digest(self, x: Tensor) -> bytes:
+        """What tells values from all others that the model can tell from them."""
+        return hashlib.blake2b(x.to(self.model_.raw_dtype).numpy().tobytes(), digest_size=16).digest()
 
-        It is minus the mean squared error of the reconstruction, in normalized units; with `by="scales"`, the mean of
-        the sample's `score_series`.
+    @torch.no_grad()
+    def _judged(self, x: Tensor) -> Tensor:
+        """The score of each sample, high for outliers, in float64, so that it does not depend on the others."""
+        model, known = self._exact, self.reference_
+        ranges.warn_of_far(model, x, set())
+        shelves = {
+            name: Shelf(**{key: value.double() for key, value in vars(shelf).items()})
+            for name, shelf in known.bank.shelves.items()
+        }
+        scorer = anomaly.Scorer(self.model_, known)
+        found: list[Tensor] = []
+        for batch in x.split(BATCH):
+            own = torch.tensor([self._places.get(self._digest(sample), -1) for sample in batch])
+            barred = known.bank.barred(own, torch.zeros_like(own))
+            far = [shelves[view.name].distances(view, barred)[0] for view, _ in views(model, batch)]
+            rows = torch.stack([each.movedim(1, 2).flatten(0, 1) for each in far])
+            found.append(scorer.compared(batch[:, :, -1].T, rows).total)
+        return torch.cat(found).double()
+
+    def _scored(self, x: Tensor) -> anomaly.Scores:
+        """The scores of the steps of a series, high where it is anomalous."""
+        n = self._places.get(self._digest(x))
+        parts = [x] if n is None else list(filter(lambda part: part.shape[1], (x[:, :n], x[:, n:])))
+        found: list[anomaly.Scores] = []
+        for number, part in enumerate(parts):
+            scorer = anomaly.Scorer(self.model_, self.reference_, own=None if n is None else number)
+            found += anomaly.scores(scorer, part)
+        return anomaly.joined(found)
+
+    def score_samples(self, X: Any) -> Any:  # noqa: N803
+        """The score of each sample, or of each step of a series, `(n,)`, low for outliers.
+
+        Steps without any value have no score, NaN. Of a pandas object, a Series with its index.
         """
-        windows = self._windows(X)
-        if self.reference_ is None:
-            return super().score_samples(X)
-        scorer, n = anomaly.Scorer(self.model_, self.reference_.codes), windows.shape[2]
-        found = [self._strange(scorer.windows(x)).unflatten(0, (-1, n)).mean(1) for x in windows.split(BATCH)]
-        return -torch.cat(found).double().numpy()
+        check_is_fitted(self, "offset_")
+        if self.form_ == "samples":
+            return -self._judged(self._windows(X)).numpy()
+        return _like(X, -self._scored(self._series(X)).total.double().numpy())
 
-    def _strange(self, found: anomaly.Scores) -> Tensor:
-        """The anomaly score of each step, high where it is anomalous."""
-        if self.reference_ is None:
-            return found.total
-        return anomaly.strangest(found.scales, self.reference_.usual)[2]
+    def score(self, X: Any, y: Any = None) -> Any:  # noqa: N803
+        """`score_samples`; `y` is not used."""
+        return self.score_samples(X)
 
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
-        """`score_samples` minus `offset_`, `(n,)`: below 0 for outliers."""
+    def decision_function(self, X: Any) -> Any:  # noqa: N803
+        """`score_samples` minus `offset_`: below 0 for outliers."""
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: ArrayLike) -> NDArray[np.int64]:  # noqa: N803
-        """-1 for outliers and 1 for inliers, `(n,)`."""
-        return np.where(self.decision_function(X) < 0, -1, 1)
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        """-1 for outliers and 1 for inliers, in the form of `score_samples`."""
+        outlier = self.decision_function(X) < 0
+        return _like(X if self.form_ == "series" else None, np.where(outlier, -1, 1))
+
+    def events(self, X: Any) -> pd.DataFrame:  # noqa: N803
+        """The events of a series: runs of steps that are not normal, see `msae.uses.events` and `msae.uses.rules`.
+
+        Returns:
+            A row for each event: `start`, `end`, `peak` and `known_at`, as the index of X has them (of an array, the
+            numbers of steps); `score` and `scale` at the peak, NaN and empty for an event of a rule alone; `channel`;
+            and `rule`, empty for an event of the scores alone.
+
+        Raises:
+            InputError: the detector was fitted to samples.
+        """
+        check_is_fitted(self, "offset_")
+        if self.form_ == "samples":
+            raise InputError(
+                "events: fitted to samples; expected a detector of a series, by fit(frame) or form='series'"
+            )
+        x = self._series(X)
+        found = self._scored(x)
+        runs = events.merged(events.events(found, self.limits_, found.strangest()), self.limits_)
+        known = events.certain(torch.tensor([run.known for run in runs]).long(), x.shape[1], self.model_.length)
+        runs = [replace(run, known=step) for run, step in zip(runs, known.tolist(), strict=True)]
+        runs = events.together(runs, rules.events(self.rules_, x), self.limits_.gap)
+        index = X.index if isinstance(X, (pd.DataFrame, pd.Series)) else pd.RangeIndex(x.shape[1])
+        steps = torch.tensor([(run.start, run.end, run.peak, run.known) for run in runs]).long().reshape(-1, 4)
+        places = zip(("start", "end", "peak", "known_at"), steps.T.numpy(), strict=True)
+        names, scales = ranges.names(self.model_), list(found.scales)
+        return pd.DataFrame(
+            {name: index.take(at) for name, at in places}
+            | {
+                "score": np.array([-run.score for run in runs], dtype=float),
+                "channel": np.array([names[run.channel] for run in runs], dtype=object),
+                "scale": np.array([scales[run.scale] if run.scale >= 0 else "" for run in runs], dtype=object),
+                "rule": np.array([run.rule for run in runs], dtype=object),
+            }
+        )
 
     def score_series(self, series: ArrayLike) -> NDArray[np.float64]:
-        """The score of each time step of one series, low where it is anomalous.
-
-        It is minus the mean squared error, in normalized units, over all windows that contain the step; with
-        `by="scales"`, minus the largest ratio of a scale's score to its usual value in `fit`.
+        """The score of each time step of one series, low where it is anomalous; for a detector fitted to samples.
 
         Args:
             series: `(time,)` or `(channels, time)`, at least as long as a sample in `fit`.
@@ -127,7 +317,12 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         Returns:
             Scores `(time,)`.
         """
-        check_is_fitted(self, "model_")
+        check_is_fitted(self, "offset_")
         x = torch.tensor(check_array(np.atleast_2d(series), dtype=np.float64))
-        scorer = anomaly.Scorer(self.model_, self.reference_.codes if self.reference_ else None)
-        return -torch.cat([self._strange(part) for part in anomaly.scores(scorer, x)]).double().numpy()
+        scorer = anomaly.Scorer(self.model_, self.reference_)
+        return -anomaly.joined(list(anomaly.scores(scorer, x))).total.double().numpy()
+
+
+def _like(X: Any, values: NDArray[Any]) -> Any:  # noqa: N803
+    """Values of steps in the form of a series: with its index, if it has one."""
+    return pd.Series(values, X.index) if isinstance(X, (pd.DataFrame, pd.Series)) else values
