@@ -300,8 +300,8 @@ def test_events_of_rules_and_scores_together() -> None:
     )
     assert events.together([other], [out], 0) == [other, out]
     assert events.together([spike], [out], 0) == [Event(8, 14, 10, 5.0, 1, 0, 10, "out of range")]
-    inside = Event(12, 13, 12, math.nan, -1, 0, 12, "stands still")
-    assert events.together([spike], [inside], 0) == [replace(spike, rule="stands still")]
+    inside = Event(12, 13, 12, nan, -1, 0, 12, "stands still")
+    assert events.together([spike], [inside], 0) == [Event(8, 14, 10, 5.0, 1, 0, 12, "stands still")]
     assert events.together([spike], [still], 0) == events.together([spike], [still], 1) == [spike, still]
     assert events.together([spike], [still], 2) == [Event(8, 30, 10, 5.0, 1, 0, 18, "stands still")]
     assert events.together([], [still, out], 2) == [Event(10, 30, 10, nan, -1, 0, 10, "out of range, stands still")]
