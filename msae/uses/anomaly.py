@@ -253,9 +253,11 @@ def combined(
     stands out, and several that agree count more than one. This rule was chosen, against the greatest, the mean and the
     geometric mean, by faults put into training parts (`studies/anomalies`).
     """
-    each = ratios.mean(1).float()
+    each = ratios.double().mean(1)  # whose squares float32 may not hold
     scales = each.nan_to_num(-1.0).max(1).values
-    return scales.where(scales >= 0, torch.nan), each.square().nanmean(0).sqrt()
+    scales = scales.where(scales >= 0, torch.nan)
+    most = torch.finfo(torch.float32).max
+    return scales.clamp(max=most).float(), each.square().nanmean(0).sqrt().clamp(max=most).float()
 
 
 def over_steps(rows: Float[Tensor, "rows n"], steps: int, stride: int) -> Float[Tensor, "rows time"]:

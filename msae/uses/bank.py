@@ -152,7 +152,7 @@ class Bank:
 
 
 def build(model: Reconstructor, data: Iterable[Data], stride: int, size: int) -> Bank:
-    """The bank of at most `size` windows of training data, spread evenly; see `msae.uses.anomaly.learn`.
+    """The bank of at most `size` windows of training data, spread evenly; see `msae.uses.reference.learn`.
 
     Raises:
         InputError: fewer than two windows that have a value.
