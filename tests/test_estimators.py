@@ -380,8 +380,8 @@ def of_frame() -> MultiScaleDetector:
 
 
 def test_a_data_frame_is_one_series(of_frame: MultiScaleDetector) -> None:
-    assert (of_frame.form_, of_frame.model_.channels, of_frame.model_.length) == ("series", 2, 60)
-    assert list(of_frame.model_.codes) == ["60", "30", "15", "8"]
+    assert (of_frame.form_, of_frame.model_.channels, of_frame.model_.length) == ("series", 2, 62)
+    assert list(of_frame.model_.codes) == ["62", "31", "15", "8"]
     assert of_frame.model_.names == ["flow", "heat"]
     new = FRAME[TRAINED:].copy()
     new.iloc[200:212, 1] = 90
@@ -410,7 +410,7 @@ def test_events_of_a_data_frame(of_frame: MultiScaleDetector) -> None:
         assert of_frame.events(FRAME[TRAINED:])[name].dtype == new.index.dtype
     fault = found[found["channel"] == "flow"].iloc[0]
     assert fault["start"] <= new.index[103] <= fault["end"]
-    assert new.index[100] <= fault["known_at"] <= new.index[106 + 60]
+    assert new.index[100] <= fault["known_at"] <= new.index[106 + 62]
     assert fault["score"] == of_frame.score(new)[fault["peak"]] < of_frame.offset_
     assert fault["scale"] in of_frame.model_.codes
     [missing] = found[found["rule"].str.contains("missing")].to_dict("records")
@@ -503,7 +503,7 @@ def test_series_that_cannot_be_used(change: Any, options: dict[str, Any], messag
 def test_other_series_than_in_fit(of_frame: MultiScaleDetector) -> None:
     with pytest.raises(ValueError, match="feature names should match"):
         of_frame.score(FRAME.rename(columns={"flow": "gas"}))
-    with pytest.raises(InputError, match="series of 20 steps: expected at least 60"):
+    with pytest.raises(InputError, match="series of 20 steps: expected at least 62"):
         of_frame.score(FRAME[:20])
     with pytest.raises(InputError, match="events: fitted to samples; expected a detector of a series"):
         MultiScaleDetector(**QUICK).fit(X).events(X)

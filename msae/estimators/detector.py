@@ -66,6 +66,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             `MultiScaleTransformer`.
         latent_dim: of `nested`, the number of values in the code of each scale and channel; of other models, that in
             the latent. It is at most half of the number of values in a sample or window.
+        validation_fraction: as in `MultiScaleTransformer`; of a series it is the last part, which is as long as two
+            windows at least, if they are at most a quarter of the series.
 
     Attributes:
         offset_: the threshold of `score_samples`, below which a sample or step is an outlier.
@@ -163,13 +165,13 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         x = self._series(X, reset=True)
         time = x.shape[1]
         check_each("y", range(time) if y is None else np.asarray(y), time, "steps")
-        n = time - round(check_number("validation_fraction", plain(self.validation_fraction), 0.5) * time)
         rows, window = x.T.contiguous(), plain(self.window)
         if window is None:
-            spans = {"training": [(0, 0, n)], "validation": [(0, n, time)] if n < time else []}
-            window = window_of([Table(Path(), [], rows.numpy())], spans)
+            window = window_of([Table(Path(), [], rows.numpy())], {"training": [(0, 0, time)]})
         window = check_int("window", window, 2)
-        n = n if time - n >= window else time  # a part that holds no window cannot validate
+        held = round(check_number("validation_fraction", plain(self.validation_fraction), 0.5) * time)
+        held = max(held, min(2 * window, time // 4)) if held else 0
+        n = time - held if held >= window else time  # a part that holds no window cannot validate
         if n <= window:
             raise InputError(f"X: {n} steps to train on; expected more than the window's {window}")
         parts = {0: n, n: time} if n < time else {0: n}
