@@ -33,7 +33,7 @@ def test_kept_outputs(path: Path) -> None:
     """There are pictures and no errors or warnings; the file is small and has no paths of the machine that ran it."""
     cells = outputs(path)
     shown = [output for cell in cells for output in cell]
-    assert path.stat().st_size < 300_000
+    assert path.stat().st_size < 400_000
     assert any("image/png" in output.get("data", {}) for output in shown)
     assert cells[-1], "the last cell has no output"
     assert all(output["output_type"] != "error" and output.get("name") != "stderr" for output in shown)
