@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
@@ -96,6 +97,10 @@ class MultiScaleForecaster(BaseEstimator):  # type: ignore[misc]
     random_state: Any = None
     device: str = "auto"
     verbose: int = 0
+
+    # no metadata that scikit-learn's meta-estimators would route
+    __metadata_request__fit = {"series": UNUSED}  # noqa: RUF012
+    __metadata_request__predict = {"horizon": UNUSED, "series": UNUSED}  # noqa: RUF012
 
     def fit(self, series: Any, y: Any = None) -> Self:
         """Train on a series; `y` is not used."""
