@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.timeline import Stretch
     from msae.uses.anomaly import Scorer
     from msae.uses.events import Event, Limits
+    from msae.uses.reasons import Reason
     from msae.uses.rules import Rules
 
 log = logging.getLogger(__name__)
@@ -43,12 +44,13 @@ the usual distance, and where that window is in the training data."""
 
 @dataclass(frozen=True)
 class Scored:
-    """A part with its scores, the ratios of its scales, `(time, scales)`, and its events; kept for the picture."""
+    """A part with its scores, the ratios of its scales, `(time, scales)`, its events and why; kept for the picture."""
 
     part: Part
     totals: np.ndarray
     ratios: np.ndarray
     runs: list[Event]
+    reasons: list[Reason | None]
 
 
 class Detector:
@@ -90,6 +92,8 @@ class Detector:
                 "%s: channel %s has no value; scores are of the other channels", part.name, part.channels[number]
             )
         length = part.x.shape[2] if part.x.ndim == 3 else None
+        if self.normal is not None and part.stretch is not None and length is None:
+            self.scorer.own, self.scorer.first = self.normal.own(part.stretch.table.path), part.stretch.first
         done = 0
         runs: list[Event] = []
         with Spool(np.float32) as totals, Spool(np.float32, len(self.scorer.names)) as ratios:
@@ -108,13 +112,15 @@ class Detector:
                 totals.append(found.total.numpy())
                 done += len(found)
             runs = self._found(part, runs, length)
-            self.events += [self.row(part, run) for run in runs]
+            reasons = [self._reason(part, run) for run in runs]
+            self.events += [self.row(part, run, reason) for run, reason in zip(runs, reasons, strict=True)]
             self._keep(
                 Scored(
                     part,
                     totals.array()[:, 0],
                     ratios.array() if self.scorer.names else np.zeros((done, 0), np.float32),
                     runs,
+                    reasons,
                 )
             )
 
@@ -143,7 +149,7 @@ class Detector:
             return steps
         return events.certain(steps, part.x.shape[1], length, self.scorer.stride)
 
-    def row(self, part: Part, run: Event) -> dict[str, Any]:
+    def row(self, part: Part, run: Event, reason: Reason | None = None) -> dict[str, Any]:
         """An event as a row of a table."""
         import torch
 
@@ -159,24 +165,30 @@ class Detector:
         if self.scorer.names:
             found["strangest"] = [self.scorer.names[run.scale] if run.scale >= 0 else ""]
         found["channel"] = [part.channels[run.channel]]
-        return found | self._reason(part, run) if self.normal else found
+        return found | self._why(part, run, reason) if self.normal else found
 
-    def _reason(self, part: Part, run: Event) -> dict[str, Any]:
+    def _reason(self, part: Part, run: Event) -> Reason | None:
+        """Why an event is one; None for an event of a rule alone, and without a reference."""
+        from msae.uses import reasons
+
+        if run.scale < 0 or self.normal is None:
+            return None
+        return reasons.reason(self.scorer, part.x, run.peak, run.channel, self.scorer.names[run.scale])
+
+    def _why(self, part: Part, run: Event, reason: Reason | None) -> dict[str, Any]:
         """The columns of an event that tell why it is one."""
         import pyarrow as pa
         import torch
 
-        from msae.uses import reasons
-
-        if run.scale < 0:
-            return {name: pa.array([None], kind) for name, kind in REASON.items()}
         assert self.normal is not None
-        found = reasons.reason(self.scorer, part.x, run.peak, run.channel, self.scorer.names[run.scale])
-        file, row = self.normal.place(found.normal)
-        start, end = (next(iter(part.place(torch.tensor([step])).values()))[0] for step in (found.start, found.end))
-        value = (part.x if part.x.ndim == 2 else part.x.movedim(1, 0).flatten(1))[run.channel, run.peak]
-        expected = float(found.expected[run.peak - found.start])
-        values = (int(start), int(end), found.kind, float(value), expected, found.band, file, row + found.offset)
+        values: tuple[Any, ...] = (None,) * len(REASON)
+        if reason is not None:
+            file, row = self.normal.place(reason.normal)
+            steps = (torch.tensor([step]) for step in (reason.start, reason.end))
+            start, end = (int(next(iter(part.place(step).values()))[0]) for step in steps)
+            value = (part.x if part.x.ndim == 2 else part.x.movedim(1, 0).flatten(1))[run.channel, run.peak]
+            expected = float(reason.expected[run.peak - reason.start])
+            values = (start, end, reason.kind, float(value), expected, reason.band, file, row + reason.offset)
         return {name: pa.array([value], kind) for (name, kind), value in zip(REASON.items(), values, strict=True)}
 
     def _keep(self, scored: Scored) -> None:
@@ -228,16 +240,22 @@ def stretch(scored: Scored, window: int | None) -> Stretch:
     steps = torch.arange(first, first + length)
     at = scored.part.place(steps)
     rows, times = next(iter(at.values())), at.get("time")
+    shown = [
+        (replace(run, start=run.start - first, end=run.end - first), reason)
+        for run, reason in zip(scored.runs, scored.reasons, strict=True)
+        if first <= run.start < first + length
+    ]
     return timeline.Stretch(
         x.T.numpy(),
         scored.totals[first : first + length],
         scored.ratios[first : first + length],
         np.asarray(rows),
         None if times is None else times.to_numpy(zero_copy_only=False),
+        [run for run, _ in shown],
         [
-            replace(run, start=run.start - first, end=run.end - first)
-            for run in scored.runs
-            if first <= run.start < first + length
+            timeline.Expected(run.channel, reason.start - first, reason.expected.numpy(), reason.band)
+            for run, reason in shown
+            if reason is not None
         ],
     )
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
@@ -37,13 +38,13 @@ class Normal:
         scores: normal windows, and how far training windows are from them.
         rules: the rules that their values keep.
         steps: the number of their time steps, of training and of validation.
-        places: the file of each series, and the row at which it starts there.
+        files: the file of each series of the bank, whose steps are then its rows; empty for a data set without files.
     """
 
     scores: Reference
     rules: Rules
     steps: int
-    places: list[tuple[str, int]]
+    files: list[str]
 
     @property
     def totals(self) -> tuple[Float[Tensor, " n"], int]:
@@ -55,10 +56,12 @@ class Normal:
         """The file and the first row of a window of the bank; of a data set without files, the index of its sample."""
         bank = self.scores.bank
         series, start = int(bank.series[number]), int(bank.starts[number])
-        if not self.places:
-            return "", series
-        file, first = self.places[series]
-        return file, first + start
+        return (self.files[series], start) if self.files else ("", series)
+
+    def own(self, path: Path) -> int | None:
+        """The number of a file among those of the bank, whose rows are then no neighbours of their own; or None."""
+        found = [number for number, file in enumerate(self.files) if Path(file).resolve() == path.resolve()]
+        return found[0] if found else None
 
     def told(self, limits: Limits) -> str:
         """How many events they would have had themselves."""
@@ -74,7 +77,7 @@ class Normal:
             "shelves": {name: vars(each) for name, each in self.scores.bank.shelves.items()}
         }
         scores = vars(self.scores) | {"bank": bank}
-        return {"scores": scores, "rules": vars(self.rules), "steps": self.steps, "places": self.places}
+        return {"scores": scores, "rules": vars(self.rules), "steps": self.steps, "files": self.files}
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> Normal:
@@ -89,7 +92,7 @@ class Normal:
             Reference(**scores | {"bank": Bank(**bank | {"shelves": shelves})}),
             Rules(**state["rules"]),
             state["steps"],
-            [(str(file), int(row)) for file, row in state["places"]],
+            list(map(str, state["files"])),
         )
 
 
@@ -133,6 +136,8 @@ def learned(
     cfg: DictConfig, model: Reconstructor, data: Series, fresh: Series, places: list[tuple[str, int]]
 ) -> Normal:
     """What is normal in data, and in others that the model was not trained on; see `msae.uses.reference.learn`."""
+    import torch
+
     from msae.uses import reference, rules
 
     total, more = (
@@ -142,7 +147,13 @@ def learned(
     with write.Progress("steps") as progress:
         progress.begin("training scores", total + more)
         scores = reference.learn(model, data, cfg.stride, progress.update, cfg.bank_size, cfg.causal, fresh)
-    return Normal(scores, rules.learn(data, model.channels), total + more, places)
+    files = list(dict.fromkeys(file for file, _ in places))
+    if files:  # from series and steps to files and rows
+        bank = scores.bank
+        numbers, firsts = torch.tensor([(files.index(file), first) for file, first in places]).unbind(1)
+        bank = replace(bank, series=numbers[bank.series], starts=firsts[bank.series] + bank.starts)
+        scores = replace(scores, bank=bank)
+    return Normal(scores, rules.learn(data, model.channels), total + more, files)
 
 
 def reference_path(cfg: DictConfig) -> Any:

@@ -20,6 +20,23 @@ from msae.uses.events import Event
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What would have been normal in a window.
+
+    Attributes:
+        channel: the number of the channel.
+        start: the first step.
+        values: the nearest normal window, in raw units.
+        band: the usual distance from it.
+    """
+
+    channel: int
+    start: int
+    values: Float[np.ndarray, " steps"]
+    band: float
+
+
+@dataclass(frozen=True)
 class Stretch:
     """A stretch without gaps; its arrays may be memory-mapped.
 
@@ -30,6 +47,7 @@ class Stretch:
         rows: the place of each step, in the file.
         stamps: the time of each step, time stamps or numbers; None without times.
         events: its events, whose steps are counted from its start.
+        expected: what would have been normal, at its events.
     """
 
     x: Shaped[np.ndarray, "time channels"]
@@ -38,6 +56,7 @@ class Stretch:
     rows: Shaped[np.ndarray, " time"]
     stamps: Shaped[np.ndarray, " time"] | None
     events: Sequence[Event]
+    expected: Sequence[Expected] = ()
 
 
 def anomalies(
@@ -51,8 +70,9 @@ def anomalies(
 ) -> Figure:
     """Up to four channels, first those of events; the score with its threshold; a strip with a row for each scale.
 
-    Events are shaded on all axes, and those of a rule named on that of their channel. Long series are drawn as the
-    least and the greatest value of each of about 1,000 pieces.
+    Events are shaded on all axes, and those of a rule named on that of their channel. Green bands are the nearest
+    normal windows, give or take what is usual. Long series are drawn as the least and the greatest value of each of
+    about 1,000 pieces.
 
     Args:
         stretches: of one series, in order; there is a gap on the axis between two of them.
@@ -91,6 +111,8 @@ def anomalies(
     for part, stretch in zip(where, stretches, strict=True):
         for event in stretch.events:
             shade(axes[: n + 1], channels, event, part)
+        for expected in stretch.expected:
+            normal(axes, channels, expected, part)
     for axis in axes:
         ticks(axis, at, zone)
     handles, texts = score.get_legend_handles_labels()
@@ -176,3 +198,13 @@ def shade(axes: Sequence[Axes], channels: Sequence[int], event: Event, at: np.nd
             axis.axvspan(start, end, color=look[0], alpha=0.25, linewidth=1, label=look[1])
         if event.rule and number == event.channel:
             axis.annotate(event.rule, (start, 1), xycoords=("data", "axes fraction"), fontsize=7, va="top")
+
+
+def normal(axes: Sequence[Axes], channels: Sequence[int], expected: Expected, at: np.ndarray) -> None:
+    """Draw what would have been normal as a band on the axis of its channel."""
+    if expected.channel in channels:
+        axis = axes[list(channels).index(expected.channel)]
+        steps = at[expected.start : expected.start + len(expected.values)]
+        low, high = expected.values - expected.band, expected.values + expected.band
+        axis.fill_between(steps, low, high, color="tab:green", alpha=0.4, linewidth=0)
+        axis.plot(steps, expected.values, color="tab:green", linewidth=0.8)

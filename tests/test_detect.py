@@ -188,6 +188,17 @@ def test_the_reason_of_an_event(run: Any, trained: Path) -> None:
     assert np.corrcoef(normal, clean)[0, 1] > 0.8
 
 
+def test_training_rows_are_scored_as_new_ones(run: Any, trained: Path) -> None:
+    """In their own file normal windows that share a row with them do not count; in another file they do."""
+    shutil.copy(trained / "a.csv", "copy.csv")
+    for path, name in ((trained / "a.csv", "own"), ("copy.csv", "copy")):
+        code, _, err = run(f"data.path={path}", f"out={name}.parquet")
+        assert code == 0, err
+    own, copy = (parquet.read_table(f"{name}.parquet").to_pandas()["score"] for name in ("own", "copy"))
+    assert own[:1000].median() > 1.1 * copy[:1000].median()
+    assert 0.7 < own[:1000].median() / own[1300:].median() < 1.4
+
+
 def test_normal_windows_are_kept_beside_the_checkpoint(
     command: Command, trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,6 +81,8 @@ class Scorer:
 
     Attributes:
         names: the keys of `Scores.scales`.
+        own: as given; it may be set before a series.
+        first: the number of a series' first step, as the bank counts them.
 
     Raises:
         InputError: a stride or block that is out of range.
@@ -101,6 +103,7 @@ class Scorer:
         self.block = check_int("block", block)
         self.causal = check_choice("causal", causal, (True, False))
         self.own = own
+        self.first = 0
         example = torch.zeros(1, model.channels, model.length, dtype=model.raw_dtype)
         self.lengths = {view.name: view.length for view, _ in views(model, example)}
         self.names = list(self.lengths) if known else []
@@ -197,7 +200,7 @@ class Scorer:
         length = self.model.length
         width = (n - 1) * self.stride + length
         windows = self._x[:, start : start + width].unfold(1, length, self.stride).movedim(0, 1)
-        starts = self._taken + start + self.stride * torch.arange(n)
+        starts = self.first + self._taken + start + self.stride * torch.arange(n)
         series = None if self.own is None else torch.full((n,), self.own)
         rows = self._judged(windows, series, starts)
         for number, (row, reach) in enumerate(zip(rows, self.lengths.values(), strict=False)):
@@ -217,6 +220,8 @@ class Scorer:
             return [found[0].error.T.double()]
         bank = self.known.bank
         barred = None if series is None else bank.barred(series, starts)
+        if barred is not None and barred.all(1).any():  # a window without any neighbour is its own
+            barred = barred & ~barred.all(1, keepdim=True)
         far = (bank.shelves[view.name].distances(view, barred)[0] for view in found)
         return [each.movedim(1, 2).flatten(0, 1).double() for each in far]
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from msae.errors import InputError, check_choice, check_int, check_number
-from msae.uses.anomaly import Scores
+
+if TYPE_CHECKING:
+    from msae.uses.anomaly import Scores
 
 log = logging.getLogger(__name__)
 PEAKS = 20
@@ -171,8 +174,7 @@ def events(
 
     Examples:
         >>> import torch
-        >>> from msae.uses.anomaly import Scores
-        >>> from msae.uses.events import Limits, events, merged
+        >>>         >>> from msae.uses.events import Limits, events, merged
         >>> total = torch.tensor([0.0, 2.0, 6.0, 0.0, 2.0])
         >>> limits = Limits(above=5, low=1)
         >>> [event] = merged(events(Scores(total, total[None], {}), limits), limits)
@@ -231,6 +233,8 @@ def count(totals: Float[Tensor, " n"], limits: Limits) -> int:
         >>> count(torch.tensor([0.0, 3.0, 1.0, 3.0, 0.0, 3.0]), Limits(above=2, low=0.5))
         2
     """
+    from msae.uses.anomaly import Scores
+
     return len(merged(events(Scores(totals, totals[None], {}), limits), limits))
 
 

@@ -68,7 +68,10 @@ def reason(
         windows = x[:, least : most + length].unfold(1, length, 1).movedim(1, 0)
     windows = windows.to(model.raw_dtype)
     [(view, steps)] = [each for each in views(model, windows) if each[0].name == scale]
-    far, numbers = known.bank.shelves[scale].distances(view)
+    barred = None
+    if scorer.own is not None and x.ndim == 2:
+        barred = known.bank.barred(torch.full((len(starts),), scorer.own), scorer.first + starts)
+    far, numbers = known.bank.shelves[scale].distances(view, barred)
     ratios = far[:, :, channel] / known.usual[list(scorer.lengths).index(scale), :, channel, None]
     best = int(ratios.mean(0).argmax())
     kind = int(ratios[:, best].argmax())
