@@ -174,7 +174,8 @@ def events(
 
     Examples:
         >>> import torch
-        >>>         >>> from msae.uses.events import Limits, events, merged
+        >>> from msae.uses.anomaly import Scores
+        >>> from msae.uses.events import Limits, events, merged
         >>> total = torch.tensor([0.0, 2.0, 6.0, 0.0, 2.0])
         >>> limits = Limits(above=5, low=1)
         >>> [event] = merged(events(Scores(total, total[None], {}), limits), limits)
