@@ -178,7 +178,9 @@ def navigate(browser: Any, address: str) -> None:
     browser.get(address)
     for link, title in (("Anomalies", "Anomalies"), ("Commands", "Commands"), ("detect", "detect")):
         found = browser.find_element(By.CSS_SELECTOR, ".sidebar-tree").find_element(By.LINK_TEXT, link)
-        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)  # not below the window's edge
+        browser.execute_script(
+            "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", found
+        )  # not below the window's edge
         found.click()
         wait.until(lambda _, title=title: browser.find_element(By.TAG_NAME, "h1").text.startswith(title))
     browser.find_element(By.CSS_SELECTOR, ".sidebar-search").send_keys("MultiScaleDetector\n")
