@@ -81,7 +81,8 @@ def test_a_budget_of_events(method: str) -> None:
     gap, train, new = 20, bursts(100_000, 0), bursts(1_000_000, 1)
     by_events, by_steps = (events.threshold(train, 1e-3, method, gap=apart) for apart in (gap, None))
     assert by_events < by_steps
-    found, fewer = (events.count(new, Limits(above, above, gap)) for above in (by_events, by_steps))
+    low = float(train.quantile(events.LEVEL))
+    found, fewer = (events.count(new, Limits(above, low, gap)) for above in (by_events, by_steps))
     assert 700 < found < 1400
     assert fewer < found / 2
 
@@ -89,9 +90,10 @@ def test_a_budget_of_events(method: str) -> None:
 def test_few_events_for_a_budget(caplog: pytest.LogCaptureFixture) -> None:
     """Where there are too few peaks for a tail, the training scores have no more events than the budget."""
     totals = bursts(1500, 2)
-    for probability, most in ((1e-4, 0), (1 / 750, 2)):
-        above = events.threshold(totals, probability, gap=50)
-        assert events.count(totals, Limits(above, above, 50)) <= most
+    low = float(totals.quantile(events.LEVEL))
+    for probability, most in ((1e-4, 0), (1 / 750, 2), (1 / 300, 5)):
+        above = events.threshold(totals, probability, gap=10)
+        assert events.count(totals, Limits(above, low, 10)) == most
     assert "separate peaks are too few for extreme value theory" in caplog.text
 
 
@@ -150,6 +152,16 @@ def test_events_end_with_a_window_that_stands_alone() -> None:
     total = [0.0, 3, 4, 5, 0, 6]
     assert [(run.start, run.end) for run in found(total, 2, 2, 0, 3)] == [(1, 2), (3, 3), (5, 5)]
     assert [(run.start, run.end) for run in found(total, 2, 2, 1, 3)] == [(1, 2), (3, 5)]
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, 4.0]), min_size=1, max_size=40), st.integers(0, 4))
+def test_tops_are_thresholds_of_so_many_events(total: list[float], gap: int) -> None:
+    tops = events.tops(np.array(total), 0.0, gap).tolist()
+    assert tops == sorted(tops, reverse=True)
+    counts = {above: len(found(total, above, 0.0, gap)) for above in (0.0, 1.0, 2.0, 3.0)}
+    assert len(tops) == max(0, *counts.values())
+    for i, above in enumerate(tops):
+        assert counts.get(above, 0) <= i
 
 
 @given(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,8 +60,8 @@ def threshold(
             (Siffer et al., KDD 2017, equation 1).
         level: the quantile that is the first threshold of `evt`; a probability of 1 - level or more needs no tail and
             gives a quantile.
-        gap: the probability is that of an event in place of a step, and alarms at most so many steps apart are one
-            event; its peak stands for it.
+        gap: the probability is that of an event in place of a step, with the first threshold as `Limits.low` and this
+            `Limits.gap`; only the peaks of events count.
 
     Raises:
         InputError: a probability that is not between 0 and 1, another method, or no score.
@@ -106,15 +108,27 @@ def threshold(
     return first + float(unit) * float(genpareto.isf(expected / len(peaks), shape, scale=scale))
 
 
-def clusters(found: Float[np.ndarray, " n"], level: float, gap: int) -> list[np.ndarray]:
-    """The steps whose score is above a level, those at most `gap` steps apart together."""
-    at = np.flatnonzero(found > level)
-    return np.split(at, np.flatnonzero(np.diff(at) > gap + 1) + 1) if len(at) else []
+def tops(found: Float[np.ndarray, " n"], low: float, gap: int) -> Float[np.ndarray, " m"]:
+    """The peaks of events, the highest first: a threshold that is the peak number i, from 0, gives at most i events.
 
-
-def tops(found: Float[np.ndarray, " n"], level: float, gap: int) -> Float[np.ndarray, " m"]:
-    """The greatest score of each cluster above a level."""
-    return np.array([found[steps].max() for steps in clusters(found, level, gap)])
+    Peaks of one event that are lower than its highest are none, as long as no higher threshold makes more events of it.
+    """
+    runs = spans(torch.from_numpy(found > low)).tolist()
+    heights = np.array([found[start:stop].max() for start, stop in runs])
+    active: list[int] = []  # the runs that are as high, in their order
+    events, result = 0, list[float]()
+    order = np.argsort(-heights, kind="stable").tolist()
+    for run, after_it in zip(order, [*order[1:], None], strict=False):
+        i = bisect.bisect(active, run)
+        before, after = active[i - 1 : i], active[i : i + 1]
+        pairs = [*product(before, [run]), *product([run], after)]
+        joins = sum(runs[right][0] - runs[left][1] <= gap for left, right in pairs)
+        events += 1 - joins + sum(runs[right][0] - runs[left][1] <= gap for left, right in product(before, after))
+        active.insert(i, run)
+        tied = after_it is not None and heights[after_it] == heights[run]  # a threshold takes equal peaks together
+        if not tied:
+            result += [heights[run]] * (events - len(result))
+    return np.array(result)
 
 
 @dataclass(frozen=True)
