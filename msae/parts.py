@@ -105,7 +105,7 @@ def steps_of(time: Any, part: Part) -> float:
     else:
         try:
             found = float(time)
-        except ValueError:
+        except (TypeError, ValueError):
             raise InputError(
                 f"alarms_per={time}: {part.name} has no times; expected a number of steps, or data.time_column"
             ) from None

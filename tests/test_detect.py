@@ -408,6 +408,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["hysteresis=low"], "hysteresis=low: expected one of True, False"),
         (["rules=stuck"], "rules=stuck: expected one of True, False"),
         (["alarms_per=1d"], "alarms_per=1d: x.npy has no times; expected a number of steps, or data.time_column"),
+        (["alarms_per=[1,2]"], "alarms_per=[1, 2]: x.npy has no times; expected a number of steps"),
         (["alarms_per=1"], "alarms_per=1: 1 steps; expected at least 2"),
         (["alarms_per=1d", "threshold=5"], "alarms_per=1d: threshold=5 is a number; expected evt or quantile"),
         (["bank_size=1"], "bank_size=1: expected a whole number, at least 2"),
