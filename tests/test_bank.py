@@ -1,5 +1,6 @@
 """Scores of time steps by the distance from the nearest normal window."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -217,6 +218,26 @@ def test_training_windows_are_not_their_own_neighbours() -> None:
         far, numbers = shelf.distances(view, barred)
         assert (far[0] > view.error).all()
         assert others.gather(1, numbers[0]).all()
+
+
+def test_a_window_without_another_is_its_own_neighbour() -> None:
+    known = KNOWN["separate"].bank
+    alone = replace(known, series=torch.zeros_like(known.series), reach=10**6)
+    assert not alone.barred(torch.tensor([0]), torch.tensor([40])).any()
+    assert alone.barred(torch.tensor([1]), torch.tensor([40])).sum() == 0
+
+
+def test_windows_far_outside_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """By `scores` as by `windows`, once a scorer."""
+    model = prepared(NestedAutoEncoder((2, LENGTH), [4, LENGTH], 2, hidden_dim=8))
+    model.channel_range = torch.tensor([[-2.0, 2.0], [990.0, 1010.0]], dtype=torch.float64)
+    windows = torch.stack(series(4 * LENGTH).split(LENGTH, dim=1))
+    windows[2, 1, 5] = 1e7
+    for score in (lambda scorer: anomaly.scores(scorer, windows), lambda scorer: [scorer.windows(windows)]):
+        caplog.clear()
+        assert len(anomaly.joined(list(score(Scorer(model))))) == 4 * LENGTH
+        [record] = caplog.records
+        assert "channel 1: 1e+07 is far outside of the training data" in record.getMessage()
 
 
 def test_a_short_series_has_neighbours() -> None:

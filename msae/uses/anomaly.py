@@ -139,7 +139,6 @@ class Scorer:
 
     def windows(self, x: Float[Tensor, "n channels length"]) -> Scores:
         """Scores of the steps of windows that do not overlap, one window after the other."""
-        warn_of_far(self.model, x, self._told)
         return self.compared(*self._windows(x))
 
     def rows(self, x: Data, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -183,6 +182,7 @@ class Scorer:
         return taken
 
     def _windows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        warn_of_far(self.model, x, self._told)
         found = []
         for batch in x.split(self.block):
             series = None if self.own is None else self.own + torch.arange(len(batch))
@@ -220,8 +220,6 @@ class Scorer:
             return [found[0].error.T.double()]
         bank = self.known.bank
         barred = None if series is None else bank.barred(series, starts)
-        if barred is not None and barred.all(1).any():  # a window without any neighbour is its own
-            barred = barred & ~barred.all(1, keepdim=True)
         far = (bank.shelves[view.name].distances(view, barred)[0] for view in found)
         return [each.movedim(1, 2).flatten(0, 1).double() for each in far]
 

@@ -41,6 +41,11 @@ class View:
     deviation: Float[Tensor, "n channels"]
 
 
+def parts_of(model: Reconstructor, z: Float[Tensor, "n latent"]) -> dict[str, Float[Tensor, "n channels _"]]:
+    """Normalized reconstructions that each scale is judged by: its own of the last steps, or that of all scales."""
+    return model.parts_scaled(z) or dict.fromkeys(model.own_codes, model.decode_scaled(z))
+
+
 @torch.no_grad()
 def views(
     model: Reconstructor, x: Float[Tensor, "n channels length"]
@@ -50,7 +55,7 @@ def views(
     scaled = model.normalized(x)[0]
     z = model.encode_scaled(scaled.nan_to_num(0.0))
     found = []
-    for name, part in (model.parts_scaled(z) or dict.fromkeys(model.own_codes, model.decode_scaled(z))).items():
+    for name, part in parts_of(model, z).items():
         steps = scaled[..., -part.shape[2] :]
         code = z[:, model.own_codes[name]].reshape(len(x), model.channels if model.separate else 1, -1)
         error = (steps - part).square().nanmean(2).nan_to_num(0.0)
@@ -147,8 +152,9 @@ class Bank:
     reach: int
 
     def barred(self, series: Int[Tensor, " n"], starts: Int[Tensor, " n"]) -> Bool[Tensor, "n m"]:
-        """Which normal windows are no neighbours of each of n training windows."""
-        return (self.series == series[:, None]) & ((self.starts - starts[:, None]).abs() < self.reach)
+        """Which normal windows are no neighbours of each of n training windows; none of one that had no other."""
+        near = (self.series == series[:, None]) & ((self.starts - starts[:, None]).abs() < self.reach)
+        return near & ~near.all(1, keepdim=True)
 
 
 def build(model: Reconstructor, data: Iterable[Data], stride: int, size: int) -> Bank:
@@ -163,9 +169,9 @@ def build(model: Reconstructor, data: Iterable[Data], stride: int, size: int) ->
     shelves: dict[str, list[tuple[View, Tensor]]] = {name: [] for name in metrics}
     latents = []
     for batch in x.split(BLOCK):
-        with torch.no_grad():
-            latents.append(model.encode_scaled(model.normalized(batch)[0].nan_to_num(0.0).to(model.device)).cpu())
-        for view, _ in views(model, batch):
+        seen = [view for view, _ in views(model, batch)]
+        latents.append(torch.cat([view.code.flatten(1) for view in seen], dim=1))
+        for view in seen:
             shelves[view.name].append((view, view.code @ metrics[view.name][0]))
     found = {name: shelf(*metrics[name], *zip(*batches, strict=True)) for name, batches in shelves.items()}
     span = int(starts.max() - starts.min()) if series.unique().numel() == 1 else 3 * model.length

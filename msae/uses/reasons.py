@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msae.uses.anomaly import Scorer
-from msae.uses.bank import views
+from msae.uses.bank import parts_of, views
 
 KINDS = ("values", "shape")
 
@@ -72,20 +72,20 @@ def reason(
     if scorer.own is not None and x.ndim == 2:
         barred = known.bank.barred(torch.full((len(starts),), scorer.own), scorer.first + starts)
     far, numbers = known.bank.shelves[scale].distances(view, barred)
-    ratios = far[:, :, channel] / known.usual[list(scorer.lengths).index(scale), :, channel, None]
+    usual = known.usual[scorer.names.index(scale), :, channel]
+    ratios = far[:, :, channel] / usual[:, None]
     best = int(ratios.mean(0).argmax())
     kind = int(ratios[:, best].argmax())
     nearest = int(numbers[kind, best, channel if numbers.shape[2] > 1 else 0])
     z = known.bank.latents[nearest : nearest + 1].to(model.device)
-    made = (model.parts_scaled(z).get(scale, model.decode_scaled(z)))[0, channel, -reach:].cpu()
+    made = parts_of(model, z)[scale][0, channel].cpu()
     own = steps[best, channel]
     size = view.deviation[best, channel] / made.std(correction=0).clamp(min=1e-6) if kind else 1.0
     expected = (made - made.mean()) * size + own.nanmean()
     offset, unit = (level[..., channel, 0].cpu() for level in model.level(windows[best : best + 1].to(model.device)))
     raw = torch.zeros(1, model.channels, reach)
     raw[0, channel] = expected * unit + offset
-    usual = known.usual[list(scorer.lengths).index(scale), kind, channel].sqrt()
-    band = float(usual * unit * (view.deviation[best, channel] if kind else 1.0))
+    band = float(usual[kind].sqrt() * unit * (view.deviation[best, channel] if kind else 1.0))
     start = first + int(starts[best]) + length - reach
     return Reason(
         scale, KINDS[kind], start, start + reach - 1, model.raw(raw)[0, channel], band, nearest, length - reach
