@@ -142,12 +142,10 @@ class Detector:
         """The step at which the score of each step was certain."""
         from msae.uses import events
 
-        length = self.scorer.model.length
         if part.x.ndim == 3:
+            length = part.x.shape[2]
             return (steps // length + 1) * length - 1
-        if self.scorer.causal:
-            return steps
-        return events.certain(steps, part.x.shape[1], length, self.scorer.stride)
+        return events.certain(steps, part.x.shape[1], self.scorer.delay + 1, self.scorer.stride)
 
     def row(self, part: Part, run: Event, reason: Reason | None = None) -> dict[str, Any]:
         """An event as a row of a table."""

@@ -20,8 +20,7 @@ from msae.data.grid import on_grid
 from msae.data.head import INDEX_NAME
 from msae.data.holes import without
 from msae.data.rows import Table
-from msae.data.spool import Spool as Spool  # noqa: PLC0414  (commands take it from here)
-from msae.data.spool import mapped, reordered
+from msae.data.spool import Spool, mapped, reordered
 from msae.data.tables import BLOCK, INDEX, Csv, Format, Parquet
 from msae.errors import InputError, check_utf8, one_line
 from msae.whole import available, size

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import product
+from itertools import groupby, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,17 +117,15 @@ def tops(found: Float[np.ndarray, " n"], low: float, gap: int) -> Float[np.ndarr
     heights = np.array([found[start:stop].max() for start, stop in runs])
     active: list[int] = []  # the runs that are as high, in their order
     events, result = 0, list[float]()
-    order = np.argsort(-heights, kind="stable").tolist()
-    for run, after_it in zip(order, [*order[1:], None], strict=False):
-        i = bisect.bisect(active, run)
-        before, after = active[i - 1 : i], active[i : i + 1]
-        pairs = [*product(before, [run]), *product([run], after)]
-        joins = sum(runs[right][0] - runs[left][1] <= gap for left, right in pairs)
-        events += 1 - joins + sum(runs[right][0] - runs[left][1] <= gap for left, right in product(before, after))
-        active.insert(i, run)
-        tied = after_it is not None and heights[after_it] == heights[run]  # a threshold takes equal peaks together
-        if not tied:
-            result += [heights[run]] * (events - len(result))
+    for height, tied in groupby(np.argsort(-heights, kind="stable").tolist(), key=heights.__getitem__):
+        for run in tied:  # which a threshold takes together
+            i = bisect.bisect(active, run)
+            before, after = active[i - 1 : i], active[i : i + 1]
+            pairs = [*product(before, [run]), *product([run], after)]
+            joins = sum(runs[right][0] - runs[left][1] <= gap for left, right in pairs)
+            events += 1 - joins + sum(runs[right][0] - runs[left][1] <= gap for left, right in product(before, after))
+            active.insert(i, run)
+        result += [float(height)] * (events - len(result))
     return np.array(result)
 
 

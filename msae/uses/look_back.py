@@ -58,9 +58,9 @@ def latent(model: Reconstructor) -> Features:
         >>> latent(NestedAutoEncoder((2, 32), lengths=[8, 32], code_dim=3)).sizes
         {8: 4, 32: 8}
     """
-    if not getattr(model, "separate", False):
+    if not model.separate:
         return Features(partial(whole, model=model), {model.length: model.latent_dim + 1}, alike=False)
-    codes = {int(name): code for name, code in reversed(model.codes.items()) if name != "level"}
+    codes = {int(name): code for name, code in reversed(model.own_codes.items())}
     ends = accumulate((code.stop - code.start) // model.channels for code in codes.values())
     return Features(partial(apart, model=model, codes=[*codes.values()]), dict(zip(codes, ends, strict=True)))
 
