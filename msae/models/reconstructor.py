@@ -216,17 +216,13 @@ class Reconstructor(RawUnits):
         x_hat = nested(parts) if parts else self.decode_scaled(z)
         loss, mse, weight = squared_error(x_hat, scaled, scale / self.unit, present)
         if parts:
-            loss = sum((self._part_error(part, scaled, present) for part in parts), loss.new_zeros(())) / len(parts)
+            loss = torch.stack(
+                [
+                    squared_error(part, scaled[..., -n:], scale, present if present is None else present[..., -n:])[0]
+                    for part, n in ((part, part.shape[2]) for part in parts)
+                ]
+            ).mean()
         return loss, mse if self.unit == 1 else mse.double() * self.unit**2, weight
-
-    @staticmethod
-    def _part_error(part: Tensor, scaled: Tensor, present: Tensor | None) -> Tensor:
-        """The mean squared error of the reconstruction of the last steps of windows."""
-        n = part.shape[2]
-        error = (part - scaled[..., -n:]).square()
-        if present is None:
-            return error.mean()
-        return (error * present[..., -n:]).sum() / present[..., -n:].sum().clamp(min=1)
 
     def regularized(
         self, z: Float[Tensor, "batch latent"], noise: Float[Tensor, "batch latent"] | None = None
