@@ -98,7 +98,7 @@ def measure(x: np.ndarray) -> dict[str, list[float]]:
             rows = torch.cat([rows for _, rows in Scorer(model, normal).rows(series, 1 << 16)], dim=2)
             for kind, rule, score in combinations(rows / normal.usual[:, :, :1].reshape(len(rows), 2, 1)):
                 value = average_precision_score(faults, score.numpy())
-                found.setdefault(f"{code_dim}, {kind}, {rule}", []).append(float(value))
+                found.setdefault(f"{code_dim}, {kind}, {rule}", []).append(round(float(value), 4))
     return found
 
 
