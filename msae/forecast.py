@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.uses.look_back import Features
 
 log = logging.getLogger(__name__)
-USES = ("best", "latent", "raw")
 Last = tuple["Table", str, int, int]
 """The last stretch of a series: its table, the name of the series, the first row, and the row after the last."""
 
@@ -36,11 +35,11 @@ def forecast(cfg: DictConfig) -> Path:
         InputError: a checkpoint, data, horizons or an output that cannot be used.
     """
     model = read.begin(cfg)
-    horizons = sorted(check_ints("horizons", cfg.horizons))
-    check_choice("use", cfg.use, USES)
-    out = write.check_out(cfg, ".png")
     from msae.uses import forecasting
 
+    horizons = sorted(check_ints("horizons", cfg.horizons))
+    check_choice("use", cfg.use, forecasting.USES)
+    out = write.check_out(cfg, ".png")
     forecasting.check_level(cfg.level)
     tables, last, parts = series_of(cfg, model)
     for split, its in parts.items():
@@ -222,6 +221,8 @@ def features_of(model: Reconstructor, seen: Callable[[int], Any]) -> dict[str, F
 
 def table_of(found: dict[int, Forecaster], errors: dict[int, Errors], names: list[str], level: float) -> Iterator[str]:
     """Lines with what the validation split chose, and the test errors of each horizon and channel."""
+    from msae.uses.forecasting import USES
+
     yield "MSE on the validation split, in normalized units (by the training split's deviation), and what is used"
     yield f"horizon  {''.join(f'{name:>8}  ' for name in USES[1:])}used    look-back  regressions          penalty"
     for horizon, its in found.items():

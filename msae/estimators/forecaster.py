@@ -25,7 +25,6 @@ from msae.estimators.training import isolated, train, trainer_options
 from msae.models.nested import NestedAutoEncoder
 from msae.uses import forecasting, look_back
 
-USES = ("best", "latent", "raw")
 LONGEST, PARTS, SHORTEST = 336, 8, 8
 """With `window=None`: the greatest window, how many times the series is as long, and the least window, in steps."""
 
@@ -106,7 +105,7 @@ class MultiScaleForecaster(BaseEstimator):  # type: ignore[misc]
         """Train on a series; `y` is not used."""
         value = {name: plain(value) for name, value in self.get_params(deep=False).items()}
         horizon = check_int("horizon", value["horizon"])
-        check_choice("use", value["use"], USES)
+        check_choice("use", value["use"], forecasting.USES)
         forecasting.check_level(value["level"])
         check_int("n_epochs", value["n_epochs"])
         device = trainer_options(value["device"])

@@ -22,6 +22,7 @@ from msae.errors import InputError, check_choice, check_ints, check_number, repe
 from msae.uses.look_back import Features
 from msae.uses.ridge import Sums, candidates, with_one
 
+USES = ("best", "latent", "raw")
 HORIZONS = (24, 48, 96, 168, 336)
 ALPHAS = tuple(10 ** (i / 2) for i in range(-2, 17))
 """The candidates for the penalty, from 0.1 to 100,000,000."""
