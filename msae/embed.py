@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from msae import cli, read, write
-from msae.errors import InputError
+from msae.errors import InputError, check_choice
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     from jaxtyping import Float
     from torch import Tensor
 
+    from msae.estimators.pooler import MultiScalePooler
     from msae.models.reconstructor import Reconstructor
 
 POINTS = 4000
@@ -33,21 +34,42 @@ def embed(cfg: DictConfig) -> Path:
     out = write.check_out(cfg, ".png")
     if cfg.label is not None and not read.has_files(cfg):
         raise InputError(f"label={cfg.label}: a column of files; expected null, as this data set has its own labels")
+    check_choice("pool", cfg.pool, (True, False))
     import torch
 
     from msae import plots
 
-    pieces = of_files(cfg, model) if read.has_files(cfg) else of_samples(cfg, model)
+    pieces = of_files if read.has_files(cfg) else of_samples
+    pooler = learned(pieces(cfg, model), cfg.seed) if cfg.pool else None
     shown = Shown()
     with write.Writer(out, cfg.escape) as table:
-        for x, about in pieces:
+        for x, about in pieces(cfg, model):
             with torch.no_grad():
                 z = model.encode(x)
-            table.write(about | columns(z, model))
+            named = columns(z, model)
+            if pooler is not None:
+                named |= dict(zip(pooler.get_feature_names_out(), torch.from_numpy(pooler.transform(x)).T, strict=True))
+            table.write(about | named)
             shown.add(z, about)
     write.picture(plots.latents(*shown.points()), out.with_name(f"{out.name}.png"))
-    print(f"{table.rows} rows, {model.latent_dim} values each: {sizes(model)}\n  {out}\n  {out}.png")
+    pooled = "" if pooler is None else f"; {len(pooler.get_feature_names_out())} pooled features"
+    print(f"{table.rows} rows, {model.latent_dim} values each: {sizes(model)}{pooled}\n  {out}\n  {out}.png")
     return out
+
+
+def learned(pieces: Iterator[Piece], seed: int) -> MultiScalePooler:
+    """The pooled features, learned from windows of the files, or of the training split, drawn evenly."""
+    import torch
+
+    from msae.estimators.pooler import MultiScalePooler
+
+    seen = Shown()
+    for x, about in pieces:
+        if about.get("split", ["train"])[0] == "train":
+            seen.add(x, about)
+    if len(seen.z) < 2:
+        raise InputError(f"pool=true: {len(seen.z)} windows to learn from; expected at least 2")
+    return MultiScalePooler(random_state=seed).fit(torch.stack(seen.z))
 
 
 def of_files(cfg: DictConfig, model: Reconstructor) -> Iterator[Piece]:
@@ -100,7 +122,7 @@ def sizes(model: Reconstructor) -> str:
 
 
 class Shown:
-    """Latents for the picture, chosen evenly from a stream: between `POINTS` and twice as many, or all if fewer."""
+    """Latents, or windows, chosen evenly from a stream: between `POINTS` and twice as many, or all if fewer."""
 
     def __init__(self) -> None:
         self.z: list[Tensor] = []

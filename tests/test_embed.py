@@ -12,6 +12,7 @@ from pyarrow import csv, parquet
 
 import msae
 from msae import embed, plots
+from msae.data.digits import digits
 from msae.models.ae import AutoEncoder
 from msae.models.msae import MultiScaleAutoEncoder
 
@@ -89,6 +90,28 @@ def test_samples_of_a_data_set(command: Command) -> None:
     assert table["split"].to_pylist() == ["train"] * 1437 + ["test"] * 360
     assert table["index"].to_pylist() == [*range(1437), *range(360)]
     assert table["label"].to_pylist()[:12] == [*range(10), 0, 1]
+
+
+def test_pooled_features(command: Command) -> None:
+    """They are learned from the training split, and follow the latents."""
+    args = ("ckpt=digits.ckpt", "data=digits", "out=z.parquet", "pool=true")
+    code, out, _ = command(*args, module="embed")
+    assert code == 0
+    table, data = parquet.read_table("z.parquet"), digits()
+    pooler = msae.MultiScalePooler(random_state=0).fit(data.train.x.numpy())
+    names = list(pooler.get_feature_names_out())
+    assert out.startswith(f"1797 rows, 12 values each: whole 12; {len(names)} pooled features\n")
+    assert table.column_names[15:] == names
+    assert table[names[5]].to_numpy()[-360:] == pytest.approx(pooler.transform(data.test.x.numpy())[:, 5], abs=1e-6)
+
+
+def test_pooled_features_of_a_file(command: Command) -> None:
+    write("a.csv")
+    assert run(command, "pool=true", "data.stride=2").code == 0
+    assert csv.read_csv("z.csv").column_names[8].startswith("value_window")
+    csv.write_csv(pa.table({"a": X[:8, 0], "b": X[:8, 1]}), "a.csv")
+    code, _, err = run(command, "pool=true", "overwrite=true")
+    assert (code, err) == (2, "error: pool=true: 1 windows to learn from; expected at least 2\n")
 
 
 def test_labels_are_the_names_of_classes(command: Command) -> None:

@@ -1,8 +1,9 @@
-"""Features of whole series, pooled over windows of several lengths."""
+"""Features of whole series: how often short windows, at several dilations, look like learned shapes."""
 
 import pickle
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -11,16 +12,13 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from msae import InputError, MultiScalePooler, MultiScaleTransformer
-from msae.estimators.pooler import STATISTICS, cut
+from msae import InputError, MultiScalePooler
 
 RNG = np.random.default_rng(0)
-FLAT = FunctionTransformer(lambda x: x.reshape(len(x), -1))
-LINEAR = make_pipeline(FLAT, PCA(2))
-QUICK = MultiScaleTransformer("single", latent_dim=2, n_epochs=1, device="cpu", normalize="none")
+SMALL: dict[str, Any] = {"directions": 6, "thresholds": 3, "random_state": 0}
 
 
 def events(n: int, seed: int = 0) -> tuple[Any, Any]:
@@ -33,100 +31,133 @@ def events(n: int, seed: int = 0) -> tuple[Any, Any]:
     return x, y
 
 
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An epoch is once through the samples."""
-    monkeypatch.setattr("msae.estimators.base.EPOCH_STEPS", 1)
-
-
-@parametrize_with_checks([MultiScalePooler(QUICK, scales=(1, 2), random_state=0)])
+@parametrize_with_checks([MultiScalePooler(**SMALL)])
 def test_scikit_learns_checks(estimator: BaseEstimator, check: Any) -> None:
     check(estimator)
 
 
-@pytest.mark.parametrize("coder", [LINEAR, QUICK])
-def test_events_are_found_wherever_they_are(coder: Any) -> None:
-    """The latent of a whole sample, with as many values, shows little of them."""
+def test_events_are_found_wherever_they_are() -> None:
+    """Principal components of whole samples show little of them."""
     (x, y), (x_test, y_test) = events(60, 1), events(200, 2)
-    pooled = make_pipeline(MultiScalePooler(coder, random_state=0), StandardScaler(), RidgeClassifier()).fit(x, y)
+    pooled = make_pipeline(MultiScalePooler(random_state=0), StandardScaler(), RidgeClassifier()).fit(x, y)
     whole = make_pipeline(PCA(40), StandardScaler(), RidgeClassifier()).fit(x, y)
     assert whole.score(x_test, y_test) < 0.9 < 0.98 < pooled.score(x_test, y_test)
 
 
-def test_features_are_what_their_names_say() -> None:
-    x = RNG.normal(size=(9, 3, 64))
-    fitted = MultiScalePooler(QUICK, scales=(1, 4), parts=(1, 2), random_state=0).set_output(transform="pandas").fit(x)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features_are_what_their_names_say(channels: int) -> None:
+    x = RNG.normal(size=(9, channels, 64)).cumsum(2)
+    fitted = MultiScalePooler(**SMALL, parts=(1, 2)).set_output(transform="pandas").fit(x)
     found = fitted.transform(x)
-    assert list(fitted.coders_) == [64, 16]
-    assert found.shape == (9, 2 * 3 * len(STATISTICS) * 2)
-    windows = np.stack([x[:, :, start : start + 16] for start in range(0, 49, 2)], 1)
-    codes = np.stack([fitted.coders_[16].transform(windows[:, i]) for i in range(25)], 1)
-    assert found["window16_part1of1_mean_1_1"].to_numpy() == pytest.approx(codes[:, :, 1].mean(1))
-    assert found["window16_part1of2_std_1_0"].to_numpy() == pytest.approx(codes[:, :12, 0].std(1))
-    assert found["window16_part2of2_q0.9_1_0"].to_numpy() == pytest.approx(np.quantile(codes[:, 12:, 0], 0.9, 1))
-    whole = fitted.coders_[64].transform(x)
-    assert found["window64_part2of2_q0_1_1"].to_numpy() == pytest.approx(whole[:, 1])
+    assert {its.dilation for its in fitted.scales_} == {1, 2, 4}
+    assert found.shape == (9, 2 * 3 * 6 * 3 * 3)
+    scaled = (x - fitted.mean_[:, None]) / fitted.deviation_[:, None]
+    its = next(its for its in fitted.scales_ if its.differences and its.dilation == 2)
+    windows = np.diff(scaled)[:, its.channels]
+    windows = np.stack([windows[:, :, start : start + 17 : 2].reshape(9, -1) for start in range(63 - 16)], 1)
+    above = windows @ its.weights[0].numpy() > its.thresholds[0, 1].numpy()
+    where = "" if channels == 1 else f"_channel{'+'.join(map(str, its.channels))}"
+    name = f"difference_window17_dilation2{where}_direction0_q0.5"
+    assert found[f"{name}_part1of1"].to_numpy() == pytest.approx(above.mean(1), abs=1e-6)
+    assert found[f"{name}_part2of2"].to_numpy() == pytest.approx(above[:, 23:].mean(1), abs=1e-6)
 
 
-@pytest.mark.parametrize(("time", "lengths"), [(5, [5]), (20, [20, 10, 8]), (512, [512, 256, 128, 64, 32, 16])])
-def test_lengths(time: int, lengths: list[int]) -> None:
-    assert list(MultiScalePooler(LINEAR).fit(RNG.normal(size=(12, time))).coders_) == lengths
-
-
-def test_windows_overlap_and_few_are_shared_by_parts() -> None:
-    x = np.arange(40.0).reshape(1, 1, 40)
-    assert cut(x, 32)[0, :, 0, 0].tolist() == [0, 4, 8]
-    fitted = MultiScalePooler(LINEAR, scales=(2,), parts=(9,)).fit(RNG.normal(size=(8, 10)))
-    assert np.isfinite(fitted.transform(RNG.normal(size=(8, 10)))).all()
+def test_lengths_and_missing_values() -> None:
+    """Padding counts for nothing, and no window with a missing value counts."""
+    x = RNG.normal(size=(12, 50))
+    fitted = MultiScalePooler(**SMALL).fit(x)
+    padded = x[:2].copy()
+    padded[1, 30:] = np.nan
+    np.testing.assert_array_equal(fitted.transform(padded), fitted.transform([x[0], x[1, :30]]))
+    holed = x[:1].copy()
+    holed[0, 25] = np.nan
+    halves = fitted.transform([x[0, :25], x[0, 26:]])
+    names = fitted.get_feature_names_out()
+    plain = [i for i, name in enumerate(names) if name.startswith("value_window9_") and "direction0" in name]
+    weights = np.array([25 - 8, 24 - 8])
+    np.testing.assert_allclose(fitted.transform(holed)[0, plain], weights @ halves[:, plain] / weights.sum(), rtol=1e-5)
+    short = fitted.transform([x[0, :5], x[1, :5]])  # no window of 9 steps: the training mean
+    assert np.isfinite(short).all()
+    longer = RNG.normal(size=(2, 70))
+    np.testing.assert_array_equal(fitted.transform(longer[:, None]), fitted.transform(list(longer)))
+    with pytest.raises(
+        InputError, match="X has 70 features, but MultiScalePooler is expecting 50 features as input; give"
+    ):
+        fitted.transform(longer)
+    unequal = MultiScalePooler(**SMALL).fit([row[: 20 + 2 * i] for i, row in enumerate(x)])
+    assert np.isfinite(unequal.transform(list(x))).all()
 
 
 def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = RNG.normal(size=(20, 64))
-    fitted = MultiScalePooler(QUICK, random_state=0).fit(x)
+    x, before = RNG.normal(size=(20, 64)), torch.get_rng_state().tolist()
+    fitted = MultiScalePooler(**SMALL).fit(x)
     found = fitted.transform(x)
+    assert found.dtype == np.float32
     monkeypatch.setattr("msae.estimators.pooler.BATCH", 100)
-    np.testing.assert_allclose(fitted.transform(x), found, rtol=1e-12)
-    np.testing.assert_allclose(fitted.transform(x[3:4]), found[3:4], rtol=1e-12)
+    np.testing.assert_allclose(fitted.transform(x), found, atol=1e-6)
+    np.testing.assert_allclose(fitted.transform(x[3:4]), found[3:4], atol=1e-6)
     again = pickle.loads(pickle.dumps(clone(fitted).fit(x)))
-    np.testing.assert_array_equal(again.transform(x), found)
+    np.testing.assert_allclose(again.transform(x), found, atol=1e-6)
+    assert torch.get_rng_state().tolist() == before
 
 
-def test_few_windows_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A coder is fitted to different windows, from all samples."""
-    monkeypatch.setattr("msae.estimators.pooler.WINDOWS", 50)
-    seen: list[Any] = []
-    monkeypatch.setattr(PCA, "fit", lambda self, x, *_: seen.append(x) or self)
-    MultiScalePooler(make_pipeline(FLAT, PCA(2)), scales=(4,), random_state=0).fit(np.arange(640.0).reshape(10, 64))
-    assert [x.shape for x in seen] == [(50, 16)]
-    assert len(np.unique(seen[0][:, 0])) == 50
-    assert len(np.unique(seen[0][:, 0] // 64)) == 10
+def test_a_feature_is_explained() -> None:
+    """Series with one shape at places at random: a feature looks for it."""
+    x = 0.01 * RNG.normal(size=(30, 60))
+    shape = np.array([0.0, 0, 0, 4, 0, 0, 0, 0, 0])
+    for row, start in zip(x, RNG.integers(0, 51, 30), strict=True):
+        row[start : start + 9] += shape
+    fitted = MultiScalePooler(**SMALL).fit(x)
+    ax = plt.figure().subplots()
+    name = fitted.get_feature_names_out()[0]
+    told = fitted.explain(name, ax)
+    assert told["steps"].tolist() == list(range(9))
+    assert told["shape"].shape == (1, 9)
+    assert not told["differences"]
+    assert ax.get_title() == name
+    shapes = np.stack(
+        [fitted.explain(f"value_window9_dilation1_direction{i}_q0.5_part1of1")["shape"] for i in range(6)]
+    )
+    peaks = np.abs(shapes[:, 0]).max(1) / np.sqrt((shapes[:, 0] ** 2).mean(1))
+    assert peaks.max() > 2.5  # of 3 for a single step
+    with pytest.raises(InputError, match="feature=none: expected a name of get_feature_names_out"):
+        fitted.explain("none")
 
 
-def test_grid_search_and_torchs_generator() -> None:
+def test_grid_search() -> None:
     x, y = events(24)
-    before = torch.get_rng_state().tolist()
-    pipeline = make_pipeline(MultiScalePooler(QUICK, scales=(8,), random_state=0), StandardScaler(), RidgeClassifier())
-    grid = {"multiscalepooler__parts": [(1,), (1, 2)], "multiscalepooler__coder__latent_dim": [1, 3]}
+    pipeline = make_pipeline(MultiScalePooler(**SMALL), StandardScaler(), RidgeClassifier())
+    grid = {"multiscalepooler__parts": [(1,), (1, 2)], "multiscalepooler__directions": [4, 8]}
     search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(x, y)
     assert set(search.best_params_) == set(grid)
-    assert torch.get_rng_state().tolist() == before
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"scales": ()}, r"scales=\(\): expected a sequence of one or more whole numbers"),
+        ({"dilations": ()}, r"dilations=\(\): expected a sequence of one or more whole numbers"),
         ({"parts": (1, 0)}, "parts=0: expected a whole number, at least 1"),
-        ({"scales": (1, 2.5)}, "scales=2.5: expected a whole number, at least 1"),
-        ({"scales": 4}, "scales=4: expected a sequence of one or more whole numbers"),
+        ({"dilations": (1, 2.5)}, "dilations=2.5: expected a whole number, at least 1"),
+        ({"parts": 4}, "parts=4: expected a sequence of one or more whole numbers"),
+        ({"directions": 0}, "directions=0: expected a whole number, at least 1"),
+        ({"dilations": (9,)}, "X: no window of 9 steps without NaN"),
     ],
 )
 def test_mistakes(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        MultiScalePooler(LINEAR, **given).fit(RNG.normal(size=(8, 20)))
+        MultiScalePooler(**given).fit(RNG.normal(size=(8, 20)))
 
 
-def test_other_samples_than_in_fit() -> None:
-    fitted = MultiScalePooler(LINEAR).fit(RNG.normal(size=(8, 2, 20)))
-    with pytest.raises(InputError, match=r"X of shape \(8, 2, 21\): expected samples of shape \(2, 20\), as in fit"):
-        fitted.transform(RNG.normal(size=(8, 2, 21)))
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((8, 3, 20)), "X: 3 channels; expected 2, as in fit"),
+        (np.full((8, 2, 20), np.nan), "X: no value in sample 0"),
+        ([np.zeros((2, 20)), np.zeros((1, 21))], "X: series with different numbers of channels"),
+        (np.zeros((2, 2, 2, 2)), r"X of shape \(2, 2, 2, 2\): expected \(n, time\) or \(n, channels, time\)"),
+    ],
+)
+def test_other_samples_than_in_fit(x: Any, message: str) -> None:
+    fitted = MultiScalePooler(**SMALL).fit(RNG.normal(size=(8, 2, 20)))
+    with pytest.raises(InputError, match=message):
+        fitted.transform(x)

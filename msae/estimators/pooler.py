@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.cluster import KMeans
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import _check_feature_names, check_is_fitted
 from torch import Tensor
@@ -19,43 +17,19 @@ from torch.nn.functional import pad
 
 from msae.errors import InputError, check_each, check_int
 from msae.estimators.base import plain
+from msae.estimators.directions import Directions, drawn, learn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TAPS = 9
 """The number of values in a window, fewer if all samples are shorter."""
-DRAWN = 2000
-"""The number of training windows, drawn at random, from which the directions of a scale are learned."""
 GROUPS = 8
 """The number of random groups of channels of each scale, where there are several channels."""
-FLOOR = 0.01
-"""What whitening adds to each variance, as a share of their mean."""
 MARGIN = 1e-5
 """What is added to thresholds, so that rounding does not decide where responses equal them, as in flat series."""
 BATCH = 1 << 18
 """The number of responses that are computed at once, but at least those of one sample."""
-
-
-@dataclass(frozen=True, eq=False)
-class Directions:
-    """What is learned for the windows of one dilation, in a group of channels.
-
-    Attributes:
-        differences: whether the windows are of first differences.
-        dilation: the number of steps from one value of a window to the next.
-        channels: the channels that a window contains.
-        weights: `(directions, channels * taps)`; a response is their product with a window in normalized units.
-        shapes: `(directions, channels, taps)`: what each direction looks for, as weights are not what they respond to.
-        thresholds: `(directions, thresholds)`.
-    """
-
-    differences: bool
-    dilation: int
-    channels: list[int]
-    weights: Tensor
-    shapes: NDArray[np.float64]
-    thresholds: Tensor
 
 
 @final
@@ -71,8 +45,9 @@ class MultiScalePooler(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     Windows of first differences have directions of their own. With several channels, directions are learned in 8 random
     groups of channels.
 
-    Series may be of any length, in `transform` too: give a list of arrays `(time,)` or `(channels, time)`, or pad them
-    by NaN at either end. Windows that contain NaN do not count. If none is left, a feature has its mean in training.
+    Series may be of any length, in `transform` too: give a list of arrays `(time,)` or `(channels, time)`, an array
+    `(n, channels, time)`, or pad them by NaN at either end. Windows that contain NaN do not count. If none is left, a
+    feature has its mean in training.
 
     Args:
         directions: the number of directions of each scale, fewer where there are fewer different windows.
@@ -291,7 +266,7 @@ class MultiScalePooler(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
                 raise InputError("X: series with different numbers of channels")
             each = [x[0] for x in arrays]
         else:
-            each = list(self._array(X, reset))
+            each = list(self._array(X, reset, same=not reset and not isinstance(X, (list, tuple))))
             _check_feature_names(self, X, reset=reset)
         channels = len(each[0])
         if reset:
@@ -306,13 +281,18 @@ class MultiScalePooler(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             found.append(x[:, there[0] : there[-1] + 1])
         return found
 
-    def _array(self, X: Any, reset: bool = False) -> NDArray[np.float64]:  # noqa: N803
-        """Samples `(n, channels, time)`."""
+    def _array(self, X: Any, reset: bool = False, same: bool = False) -> NDArray[np.float64]:  # noqa: N803
+        """Samples `(n, channels, time)`; with `same`, columns have to be as many as in fit."""
         least = 2 if reset else 1
         options: dict[str, Any] = {"allow_nd": True, "ensure_all_finite": "allow-nan", "ensure_min_samples": least}
-        values = check_array(X, dtype=np.float64, estimator=self, input_name="X", **options)
+        values: NDArray[np.float64] = check_array(X, dtype=np.float64, estimator=self, input_name="X", **options)
         if values.ndim > 3 or 0 in values.shape:
             raise InputError(f"X of shape {values.shape}: expected (n, time) or (n, channels, time)")
+        if same and values.ndim == 2 and values.shape[1] != self.n_features_in_:
+            raise InputError(
+                f"X has {values.shape[1]} features, but MultiScalePooler is expecting {self.n_features_in_} features "
+                "as input; give series of another length as a list, or as (n, channels, time)"
+            )
         return values[:, None] if values.ndim == 2 else values
 
     def _batches(self, series: list[NDArray[np.float64]]) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
@@ -335,48 +315,3 @@ def bounds(positions: int, parts: Sequence[int]) -> list[tuple[int, int]]:
     """The positions of each part; neighbouring parts share one if there are fewer positions than parts."""
     cuts = [(i * positions // k, (i + 1) * positions // k) for k in parts for i in range(k)]
     return [(start, max(start + 1, stop)) for start, stop in cuts]
-
-
-def drawn(batches: list[Tensor], taps: int, dilation: int, random: np.random.RandomState) -> NDArray[np.float64]:
-    """Windows `(m, channels, taps)` without NaN, drawn from samples `(n, channels, time)`, less their means."""
-    reach = (taps - 1) * dilation
-    counts = [len(x) * max(0, x.shape[2] - reach) for x in batches]
-    chosen = np.sort(random.randint(0, max(1, sum(counts)), min(DRAWN, sum(counts))))
-    found, before = [np.empty((0, batches[0].shape[1], taps))], 0
-    for x, count in zip(batches, counts, strict=True):
-        own = chosen[(chosen >= before) & (chosen < before + count)] - before
-        if len(own):
-            sample, position = np.divmod(own, x.shape[2] - reach)
-            steps = position[:, None] + np.arange(taps) * dilation
-            found.append(x.numpy()[sample[:, None], :, steps].transpose(0, 2, 1).astype(np.float64))
-        before += count
-    windows = np.concatenate(found)
-    windows = windows[~np.isnan(windows).any((1, 2))]
-    return windows - windows.mean(2, keepdims=True)
-
-
-def learn(
-    windows: NDArray[np.float64], count: int, random: np.random.RandomState
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights `(directions, channels * taps)` of length 1 and shapes `(directions, channels, taps)`."""
-    x = windows.reshape(len(windows), -1)
-    variances, axes = np.linalg.eigh(x.T @ x / len(x))
-    kept = variances > 1e-6 * variances[-1]  # not the mean of a window
-    variances, axes = variances[kept], axes[:, kept]
-    spread = np.sqrt(variances + FLOOR * variances.mean()) if len(variances) else variances
-    centres = choose(x @ axes / spread, count, random)
-    weights = (centres / spread) @ axes.T
-    weights /= np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
-    return weights, ((centres * spread) @ axes.T).reshape(-1, *windows.shape[1:])
-
-
-def choose(codes: NDArray[np.float64], count: int, random: np.random.RandomState) -> NDArray[np.float64]:
-    """At most `count` directions `(directions, values)` of length 1: centres of k-means of codes of length 1."""
-    lengths = np.linalg.norm(codes, axis=1)
-    codes = codes[lengths > 1e-6] / lengths[lengths > 1e-6, None]
-    if not len(codes):
-        return np.zeros((1, codes.shape[1]))  # all windows are flat
-    count = min(count, len(np.unique(codes, axis=0)))
-    means = KMeans(count, init="random", n_init=1, max_iter=10, random_state=random).fit(codes).cluster_centers_
-    found: NDArray[np.float64] = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-    return found

@@ -1,4 +1,4 @@
-"""Are there good features to classify series by? A ridge classifier on pooled windows, latents and established features.
+"""What features classify series? A ridge classifier on pooled windows, latents and established features.
 
     python studies/features/features.py ARCHIVE [--out runs/features] [--sets NAME ...] [--methods NAME ...]
 
@@ -39,7 +39,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from msae import MultiScalePooler, MultiScaleTransformer
 from msae.data.ucr import ucr
-from msae.estimators import pooler
+from msae.estimators import directions, pooler
 from msae.runs.comparison import interval, table
 from msae.runs.folder import write_json
 
@@ -72,7 +72,7 @@ def transformer(method: str, size: int, seed: int) -> Any:
         "raw values": lambda: flat,
         "PCA": lambda: make_pipeline(flat, AtMost(size)),
         "catch22": lambda: feature_based.Catch22(replace_nans=True),
-        "QUANT": lambda: interval_based.QUANTTransformer(),
+        "QUANT": interval_based.QUANTTransformer,
         "MiniRocket": lambda: convolution_based.MiniRocket(random_state=seed),
     }.get(
         method,
@@ -96,7 +96,7 @@ def probe() -> Any:
 @contextmanager
 def changed(method: str) -> Iterator[None]:
     """`MultiScalePooler` with random directions, and without whitening."""
-    choose, learn = pooler.choose, pooler.learn
+    choose, learn = directions.choose, pooler.learn
 
     def at_random(codes: Any, count: int, random: Any) -> Any:
         drawn = random.normal(size=(count, codes.shape[1]))
@@ -109,13 +109,13 @@ def changed(method: str) -> Iterator[None]:
         return drawn, drawn.reshape(count, *windows.shape[1:])
 
     if method == "random":
-        pooler.choose = at_random
+        directions.choose = at_random
     if method == "unwhitened":
         pooler.learn = plain
     try:
         yield
     finally:
-        pooler.choose, pooler.learn = choose, learn
+        directions.choose, pooler.learn = choose, learn
 
 
 def computed(method: str, x: Any, x_test: Any, y: Any, size: int, seed: int) -> tuple[Any, Any, float]:
