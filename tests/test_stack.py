@@ -292,7 +292,7 @@ def test_what_cannot_be_stacked_goes_in_turn(model: str, reason: str, command: C
 
 
 def test_compiled_steps_are_not_stacked(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AutoEncoder, "_compiled", lambda self: self.objective)
+    monkeypatch.setattr(torch, "compile", lambda objective, **_: objective)
     code, out, _ = command(*FIFTY, "model=ae", "model.compile=true", "seed=[0,1]")
     assert code == 0
     assert "AutoEncoder cannot be stacked, so runs take turns: its steps are compiled, one run at a time" in out
