@@ -105,7 +105,7 @@ def test_no_step_waits_for_the_host(
     class Profiled(L.Callback):
         def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
             if trainer.current_epoch == 1:
-                self.profile = torch.profiler.profile()
+                self.profile = torch.profiler.profile(acc_events=True)
                 self.profile.__enter__()
 
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:

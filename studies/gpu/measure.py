@@ -171,7 +171,9 @@ def profile() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("msae", "pyramid", "nested"):
         data = digits_of(64 * 256 * 2 if GPU else 64 * 8, 64)
-        profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * GPU)
+        profiler = torch.profiler.profile(
+            activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * GPU, acc_events=True
+        )
         profiled = Profiled(profiler)
         trainer = L.Trainer(accelerator=KIND, devices=1, max_epochs=2, callbacks=[profiled], **QUIET)
         model = MODELS[name]((1, 784))
