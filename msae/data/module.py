@@ -20,7 +20,7 @@ from msae.data.windows import Views
 from msae.errors import InputError, check_choice, check_each, check_int, repeated
 
 NORMALIZATIONS = ("none", "minmax", "standard", "window")
-STEPS_PER_CALL = {"cpu": 32, "cuda": 256}
+STEPS_PER_CALL = {"cpu": 32, "cuda": 128}
 """Number of batches in one call of `training_step`, which makes an optimizer step on each, by the device."""
 CALL_BYTES = 1 << 28
 """The greatest size of a call's batches on a GPU."""

@@ -45,8 +45,10 @@ class Stepper(Protocol):
     Attributes:
         waited: seconds in which the model's run waited for other runs.
         asked: what the run has to do after these steps: `save`, `stop`, which includes it, or nothing.
+        pictures: whether the run draws pictures; one of several runs that differ by their seed is enough.
     """
 
+    pictures: bool
     waited: float
     asked: str
 

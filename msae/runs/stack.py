@@ -27,11 +27,13 @@ class Run(Thread):
     Args:
         name: the name of the run.
         task: trains the run, whose model has this object as its `stack`.
+        pictures: whether the run draws pictures.
     """
 
-    def __init__(self, name: str, task: Callable[[Run], None]) -> None:
+    def __init__(self, name: str, task: Callable[[Run], None], pictures: bool) -> None:
         super().__init__(name=name, daemon=True)
         self.task = task
+        self.pictures = pictures
         self.model: MultiStepModule
         self.batches: list[Tensor] = []
         self.noise: list[Tensor | None] = []
@@ -82,7 +84,7 @@ class Stack:
     def __init__(self, tasks: dict[str, Callable[[Run], None]], seconds: float) -> None:
         self.seconds = seconds
         self._saved = time.monotonic()
-        self.runs = [Run(name, task) for name, task in tasks.items()]
+        self.runs = [Run(name, task, pictures=not number) for number, (name, task) in enumerate(tasks.items())]
         self._asking: list[Run] = []
         self._apart: bool | None = None
         self._stacked: Stacked | None = None

@@ -89,12 +89,12 @@ def speed(model: str, batch: int) -> dict[str, Any]:
     return found
 
 
-def seeds() -> dict[str, Any]:
+def seeds(turns: int) -> dict[str, Any]:
     """Seconds of whole commands in turns: one seed, and many as one run."""
     many, source = (64, "mnist") if GPU else (3, "digits")
     found: dict[str, list[float]] = {"one": [], "many": []}
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(2):
+        for turn in range(turns):
             for name, seed in (("one", "0"), ("many", f"[{','.join(map(str, range(many)))}]")):
                 command = [sys.executable, "-m", "msae.train", "model=msae", f"trainer={'gpu' if GPU else 'cpu'}"]
                 command += [f"data={source}", "trainer.max_epochs=3", f"seed={seed}", f"out={folder}/{name}{turn}"]
@@ -250,12 +250,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", choices=MODELS)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--turns", type=int, default=2)
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options = {"model": given.model, "batch": given.batch} if given.step == "speed" else {}
+    options |= {"turns": given.turns} if given.step == "seeds" else {}
     found = STEPS[given.step](**options)
-    name = "_".join([given.step, *map(str, options.values())])
+    name = "_".join([given.step, *map(str, options.values())] if given.step == "speed" else [given.step])
     (given.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

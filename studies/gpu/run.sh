@@ -29,7 +29,7 @@ for model in msae pyramid; do
     step "speed_${model}_$batch" 60 python3 studies/gpu/measure.py speed --model $model --batch $batch --out "$out"
   done
 done
-step seeds 150 python3 studies/gpu/measure.py seeds --out "$out"
+step seeds 170 python3 studies/gpu/measure.py seeds --turns "${TURNS:-2}" --out "$out"
 step precision 60 python3 studies/gpu/measure.py precision --out "$out"
 step profile 60 python3 studies/gpu/measure.py profile --out "$out"
 step memory 90 python3 studies/gpu/measure.py memory --out "$out"

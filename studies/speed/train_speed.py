@@ -197,8 +197,8 @@ def main() -> None:
             "this project": lambda: project(new(), data, device, Path(folder), epochs),
         }
         if device.type == "cuda":
-            compiled = partial(project, data=data, device=device, folder=Path(folder), epochs=epochs)
-            ways["this project, model.compile=true"] = lambda: compiled(new(compile=True))
+            compiled = new(compile=True)  # the same in all turns: a new one would be compiled again
+            ways["this project, model.compile=true"] = lambda: project(compiled, data, device, Path(folder), epochs)
         else:
             ways["Lightning, torchvision, DataLoader"] = lambda: (
                 lightning(new(), images, size, device, Path(folder)) * epochs
