@@ -20,10 +20,8 @@ from msae.data.windows import Views
 from msae.errors import InputError, check_choice, check_each, check_int, repeated
 
 NORMALIZATIONS = ("none", "minmax", "standard", "window")
-STEPS_PER_CALL = {"cpu": 32, "cuda": 128}
-"""Number of batches in one call of `training_step`, which makes an optimizer step on each, by the device."""
-CALL_BYTES = 1 << 28
-"""The greatest size of a call's batches on a GPU."""
+STEPS_PER_CALL = 32
+"""Number of batches in one call of `training_step`, which makes an optimizer step on each."""
 
 
 @dataclass(frozen=True)
@@ -228,13 +226,9 @@ class DataModule(L.LightningDataModule):
     def steps_per_call(self) -> int:
         """Number of batches in a call of `training_step`: 1 where the Trainer counts batches within an epoch."""
         if self.trainer is None:
-            return STEPS_PER_CALL["cpu"]
+            return STEPS_PER_CALL
         knobs = (self.trainer.limit_train_batches, self.trainer.val_check_interval)
-        if any(not isinstance(knob, float) or knob != 1.0 for knob in knobs):
-            return 1
-        if self.trainer.strategy.root_device.type != "cuda":
-            return STEPS_PER_CALL["cpu"]
-        return max(1, min(STEPS_PER_CALL["cuda"], CALL_BYTES // (4 * self.batch_size * math.prod(self.shape))))
+        return STEPS_PER_CALL if all(isinstance(knob, float) and knob == 1.0 for knob in knobs) else 1
 
     @property
     def processes(self) -> int:
@@ -302,7 +296,7 @@ class DataModule(L.LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, split: str) -> DataLoader[Tensor | list[Tensor]]:
-        size, x = self.batch_size * STEPS_PER_CALL["cpu"], self._at_hand(split)
+        size, x = self.batch_size * STEPS_PER_CALL, self._at_hand(split)
         return DataLoader(Batches(x, size), sampler=InOrder(len(x), size), batch_size=None, generator=torch.Generator())
 
     def _at_hand(self, split: str) -> Float[Tensor, "n channels length"] | Views:

@@ -211,14 +211,15 @@ def main() -> None:
         f"\n{options.rounds} rounds, {options.windows} windows an epoch, {options.threads} thread(s), {options.device}"
     )
     print("| way | samples a second, median | of the first: median (least to greatest) |\n| --- | ---: | ---: |")
-    limit, found = next(iter(ways)), {}
+    limit, rows = next(iter(ways)), []
     for name in ways:
         speed = epochs * options.windows / median(turn[name] for turn in rounds)
         ratios = sorted(turn[limit] / turn[name] for turn in rounds)
-        found[name] = {"speed": round(speed), "ratio": [round(r, 3) for r in (median(ratios), ratios[0], ratios[-1])]}
+        spread = {"median": median(ratios), "least": ratios[0], "greatest": ratios[-1]}
+        rows.append({"way": name, "samples_per_second": round(speed), "of_the_first": spread})
         print(f"| {name} | {speed:,.0f} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps({"n": options.rounds, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
