@@ -50,7 +50,9 @@ class Pictures(Callback):
             return
         last = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
         if last or str(epoch).rstrip("0") in ("1", "2", "5"):
+            pl_module.eval()  # else batch norm would learn from the pictures' windows
             self._reconstructions(trainer, pl_module)
+            pl_module.train()
 
     @torch.no_grad()
     def _reconstructions(self, trainer: L.Trainer, model: L.LightningModule) -> None:
