@@ -18,6 +18,8 @@ KINDS = ("values", "shape")
 class Reason:
     """The window with the highest score among those that contain a step, beside the nearest normal window.
 
+    Where scores are causal it is the window that ends with the step.
+
     Attributes:
         scale: the name of the scale.
         kind: `values`, if the values are further from normal than the shape is, else `shape`.
@@ -63,7 +65,8 @@ def reason(
         number = step // length
         starts, windows, first = torch.tensor([0]), x[number : number + 1], number * length
     else:
-        least, most = (max(0, min(step - length + n, x.shape[1] - length)) for n in (1, reach))
+        last = 1 if scorer.causal else reach  # the first and the last window that the score is made of
+        least, most = (max(0, min(step - length + n, x.shape[1] - length)) for n in (1, last))
         starts, first = torch.arange(least, most + 1), 0
         windows = x[:, least : most + length].unfold(1, length, 1).movedim(1, 0)
     windows = windows.to(model.raw_dtype)

@@ -104,17 +104,35 @@ class Runs:
         return torch.tensor([] if self._open is None else [[self._open, self.done]]).reshape(-1, 2).long()
 
 
+class Watch:
+    """The runs of steps that break a rule, however short, in a series, or windows, that come in pieces."""
+
+    def __init__(self, rules: Rules, channels: int) -> None:
+        self.rules = rules
+        self.every = {pair: Runs() for pair in product(range(len(RULES)), range(channels))}
+        self._before = torch.full((channels, 1), torch.nan)
+
+    def push(
+        self, piece: Shaped[Tensor, "channels time"], length: int | None = None
+    ) -> Iterator[tuple[int, int, Int[Tensor, "runs 2"]]]:
+        """Rule, channel and the runs that have ended; `length` is that of separate windows."""
+        flags = self.rules.flags(piece, self._before, length)
+        self._before = piece[:, -1:]
+        for (rule, channel), one in self.every.items():
+            yield rule, channel, one.push(flags[rule, channel], length)
+
+    def finish(self) -> Iterator[tuple[int, int, Int[Tensor, "runs 2"]]]:
+        """The runs that touch the end, which may go on."""
+        for (rule, channel), one in self.every.items():
+            yield rule, channel, one.finish()
+
+
 def broken(rules: Rules, x: Data) -> Iterator[tuple[int, int, Int[Tensor, "runs 2"]]]:
     """Rule, channel and runs of steps that `Rules.flags` tells, however short, of a series or of windows."""
-    every = {pair: Runs() for pair in product(range(len(RULES)), range(x.shape[-2]))}
-    before = torch.full((x.shape[-2], 1), torch.nan)
+    watch = Watch(rules, x.shape[-2])
     for piece, length in pieces(x):
-        flags = rules.flags(piece, before, length)
-        for (rule, channel), one in every.items():
-            yield rule, channel, one.push(flags[rule, channel], length)
-        before = piece[:, -1:]
-    for (rule, channel), one in every.items():
-        yield rule, channel, one.finish()
+        yield from watch.push(piece, length)
+    yield from watch.finish()
 
 
 def learn(data: Iterable[Data], channels: int) -> Rules:
@@ -164,10 +182,13 @@ def learn(data: Iterable[Data], channels: int) -> Rules:
 
 def events(rules: Rules, x: Data) -> list[Event]:
     """The events of each channel of a series, or of windows, in raw units; the reason is `Event.rule`."""
-    result = []
-    for rule, channel, found in broken(rules, x):
+    return sorted(told(rules, broken(rules, x)), key=lambda event: event.start)
+
+
+def told(rules: Rules, runs: Iterable[tuple[int, int, Int[Tensor, "runs 2"]]]) -> Iterator[Event]:
+    """The events among runs, those that are too long to be normal."""
+    for rule, channel, found in runs:
         longest = float(rules.longest[rule, channel])
         for start, stop in found[found[:, 1] - found[:, 0] > longest].tolist():
             first = start - (rule == 0)  # the value that the others repeat
-            result.append(Event(first, stop - 1, first, float("nan"), -1, channel, start + int(longest), RULES[rule]))
-    return sorted(result, key=lambda event: event.start)
+            yield Event(first, stop - 1, first, float("nan"), -1, channel, start + int(longest), RULES[rule])
