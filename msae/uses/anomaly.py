@@ -66,8 +66,8 @@ class Scorer:
 
     The model sees the same windows in the same blocks however the series is cut into pieces, so the scores are the
     same to the bit. A call returns the scores that later windows can no longer change, up to about a block of windows
-    before the end of its input. `finish` returns the rest. Where scores are causal, `ready` returns those of the steps so
-    far, with the same bits.
+    before the end of its input. `finish` returns the rest. Where scores are causal, `ready` returns those of the steps
+    so far, with the same bits.
 
     Args:
         model: in evaluation mode.
@@ -109,15 +109,15 @@ class Scorer:
         self.lengths = {view.name: view.length for view, _ in views(model, example)}
         self.names = list(self.lengths) if known else []
         self._told: set[str] = set()
-        self._start()
+        self.restart()
 
     @property
     def delay(self) -> int:
         """Time steps after which the score of a step is final."""
         return 0 if self.causal else self.model.length - 1
 
-    def _start(self) -> None:
-        """Start a new series."""
+    def restart(self) -> None:
+        """Start a new series, without the rest of the one before."""
         scales, kinds = (len(self.lengths), 2) if self.known else (1, 1)
         self._x = torch.zeros(self.model.channels, 0, dtype=self.model.raw_dtype)
         self._sums = torch.zeros(scales, kinds * self.model.channels, 0, dtype=torch.float64)
@@ -196,7 +196,7 @@ class Scorer:
         if self._next + n * self.stride - self.stride != time - length:
             self._count(time - length, 1)
         taken = self._take(time)
-        self._start()
+        self.restart()
         return taken
 
     def _windows(self, x: Tensor) -> tuple[Tensor, Tensor]:

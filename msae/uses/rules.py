@@ -83,25 +83,25 @@ class Runs:
 
     def __init__(self) -> None:
         self.done = 0
-        self._open: int | None = None  # the first step of a run that touches the end
+        self.open: int | None = None  # the first step of a run that touches the end
 
     def push(self, flags: Bool[Tensor, " time"], length: int | None = None) -> Int[Tensor, "runs 2"]:
         """The first step, and the one after the last, of each run that has ended; see `events.spans`."""
         found = spans(flags, length) + self.done
-        if self._open is not None:
+        if self.open is not None:
             if not len(found) or found[0, 0] > self.done:
                 found = torch.cat([torch.tensor([[0, self.done]]), found])
-            found[0, 0] = self._open
-            self._open = None
+            found[0, 0] = self.open
+            self.open = None
         self.done += len(flags)
         if length is None and len(found) and found[-1, 1] == self.done:
-            self._open = int(found[-1, 0])
+            self.open = int(found[-1, 0])
             found = found[:-1]
         return found
 
-    def finish(self) -> Int[Tensor, "runs 2"]:
+    def touching(self) -> Int[Tensor, "runs 2"]:
         """The run that touches the end, if there is one."""
-        return torch.tensor([] if self._open is None else [[self._open, self.done]]).reshape(-1, 2).long()
+        return torch.tensor([] if self.open is None else [[self.open, self.done]]).reshape(-1, 2).long()
 
 
 class Watch:
@@ -124,7 +124,7 @@ class Watch:
     def finish(self) -> Iterator[tuple[int, int, Int[Tensor, "runs 2"]]]:
         """The runs that touch the end, which may go on."""
         for (rule, channel), one in self.every.items():
-            yield rule, channel, one.finish()
+            yield rule, channel, one.touching()
 
 
 def broken(rules: Rules, x: Data) -> Iterator[tuple[int, int, Int[Tensor, "runs 2"]]]:
