@@ -38,10 +38,11 @@ REASON = {
     "band": "float64",
     "normal_file": "string",
     "normal_row": "int64",
+    "normal_time": "string",
 }
 """Columns of an event that tell why it is one: the window with the highest score that contains the peak, whether its
 values or its shape differ most from normal, the value at the peak and that of the nearest normal window, give or take
-the usual distance, and where that window is in the training data."""
+the usual distance, and where that window begins in the training data."""
 
 
 @dataclass(frozen=True)
@@ -189,12 +190,12 @@ class Detector:
         assert self.normal is not None
         values: tuple[Any, ...] = (None,) * len(REASON)
         if reason is not None:
-            file, row = self.normal.place(reason.normal)
+            normal = self.normal.place(reason.normal, reason.scale)
             steps = (torch.tensor([step]) for step in (reason.start, reason.end))
             start, end = (int(next(iter(part.place(step).values()))[0]) for step in steps)
             value = (part.x if part.x.ndim == 2 else part.x.movedim(1, 0).flatten(1))[run.channel, run.peak]
             expected = float(reason.expected[run.peak - reason.start])
-            values = (start, end, reason.kind, float(value), expected, reason.band, file, row + reason.offset)
+            values = (start, end, reason.kind, float(value), expected, reason.band, *normal)
         return {name: pa.array([value], kind) for (name, kind), value in zip(REASON.items(), values, strict=True)}
 
     def _keep(self, scored: Scored) -> None:

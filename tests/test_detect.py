@@ -189,7 +189,9 @@ def test_the_reason_of_an_event(run: Any, trained: Path) -> None:
     assert event["value"] == pytest.approx(x[event["peak"], 1], rel=1e-5)
     assert abs(event["value"] - event["expected"]) > 2 * event["band"] > 0
     assert event["normal_file"] == str(trained / "a.csv")
-    normal = pd.read_csv(trained / "a.csv")["1"][event["normal_row"] : event["normal_row"] + 11]
+    training = pd.read_csv(trained / "a.csv")
+    assert event["normal_time"] == training["t"][event["normal_row"]]
+    normal = training["1"][event["normal_row"] : event["normal_row"] + 11]
     clean = waves()[event["from"] : event["to"], 1]
     assert np.corrcoef(normal, clean)[0, 1] > 0.8
 

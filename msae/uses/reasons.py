@@ -28,7 +28,6 @@ class Reason:
             of this window, in raw units.
         band: the usual distance from the nearest normal window, in raw units.
         normal: number of the nearest normal window in the bank.
-        offset: steps from the start of that window to the part that is compared.
     """
 
     scale: str
@@ -38,7 +37,6 @@ class Reason:
     expected: Float[Tensor, " steps"]
     band: float
     normal: int
-    offset: int
 
 
 @torch.no_grad()
@@ -90,6 +88,4 @@ def reason(
     raw[0, channel] = expected * unit + offset
     band = float(usual[kind].sqrt() * unit * (view.deviation[best, channel] if kind else 1.0))
     start = first + int(starts[best]) + length - reach
-    return Reason(
-        scale, KINDS[kind], start, start + reach - 1, model.raw(raw)[0, channel], band, nearest, length - reach
-    )
+    return Reason(scale, KINDS[kind], start, start + reach - 1, model.raw(raw)[0, channel], band, nearest)
