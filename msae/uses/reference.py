@@ -36,7 +36,7 @@ class Reference:
         usual: the quantile `USUAL` of training scores, for each scale, kind (values, shape) and channel.
         totals: `Scores.total` of evenly spread time steps of the training series, then of fresh ones. Each is scored
             without the normal windows that share a step with its own.
-        places: the number of the series, or window, of each of these steps, as the bank counts them, and the step there.
+        places: of each of these steps the number of its series, or window, as the bank counts them, and its own in it.
     """
 
     bank: Bank
