@@ -153,6 +153,11 @@ class Event:
     known: int
     rule: str = ""
 
+    def moved(self, first: int) -> Event:
+        """The event where step 0 is step `first`."""
+        places = {name: getattr(self, name) + first for name in ("start", "end", "peak", "known")}
+        return replace(self, **places)
+
 
 def spans(flags: Bool[Tensor, " time"], length: int | None = None) -> Int[Tensor, "runs 2"]:
     """The first step, and the one after the last, of each run of True; with `length` no run leaves its window.
