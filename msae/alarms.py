@@ -250,8 +250,9 @@ def limits_of(cfg: DictConfig, length: int, part: Part, normal: Normal | None) -
     totals, every = normal.totals
     above, low = cfg.threshold, float(np.nanquantile(totals, events.LEVEL))
     if isinstance(above, str):
-        apart = None if cfg.alarms_per is None else gap // every
-        above = events.threshold(totals, probability * (1 if apart is None else every), above, gap=apart)
+        method, apart = above, None if cfg.alarms_per is None else gap // every
+        above = events.threshold(totals, probability * (1 if apart is None else every), method, gap=apart)
+        above = events.raised(above, normal.steps / length) if method == "evt" else above
     return events.Limits(float(above), min(low, above) if cfg.hysteresis else above, gap)
 
 

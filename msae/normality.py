@@ -43,6 +43,7 @@ class Normal:
         files: the file of each series of the bank, whose steps are then its rows on the grid; empty for a data set
             without files.
         places: for each scale, the row in the file where each window of the bank begins, and its time, if there is one.
+        suspects: texts about what may be a failure in them.
     """
 
     scores: Reference
@@ -50,6 +51,7 @@ class Normal:
     steps: int
     files: list[str]
     places: dict[str, list[tuple[int, str]]]
+    suspects: list[str]
 
     @property
     def totals(self) -> tuple[Float[Tensor, " n"], int]:
@@ -101,28 +103,40 @@ class Normal:
             state["steps"],
             state["files"],
             state["places"],
+            state["suspects"],
         )
 
 
 def find(cfg: DictConfig, model: Reconstructor) -> Normal | None:
     """What is normal in the training split of the run, or in files; None without a reference.
 
-    That of the training split is kept beside the checkpoint, as `best.bank` beside `best.ckpt`. Later calls then need
-    no training data.
+    A line of the log tells what may be a failure there. What is normal in the training split is kept beside the
+    checkpoint, as `best.bank` beside `best.ckpt`, or as `best.causal.bank`. Later calls then need no training data.
     """
     if cfg.reference is None:
         return None
-    if cfg.reference != "training":
-        files = OmegaConf.merge(cfg, {"data": {"path": reference_path(cfg)}})
-        assert isinstance(files, DictConfig)
-        stretches = list(read.stretches(files, model))
-        places = [(stretch.table, stretch.first) for stretch in stretches]
-        return learned(cfg, model, [stretch.x for stretch in stretches], [], places)
+    normal = of_files(cfg, model) if cfg.reference != "training" else of_training(cfg, model)
+    for text in normal.suspects:
+        log.warning("%s; if it is a failure, it hides later ones: leave it out, and train again", text)
+    return normal
+
+
+def of_files(cfg: DictConfig, model: Reconstructor) -> Normal:
+    """What is normal in the files of `cfg.reference`."""
+    files = OmegaConf.merge(cfg, {"data": {"path": reference_path(cfg)}})
+    assert isinstance(files, DictConfig)
+    stretches = list(read.stretches(files, model))
+    places = [(stretch.table, stretch.first) for stretch in stretches]
+    return learned(cfg, model, [stretch.x for stretch in stretches], [], places)
+
+
+def of_training(cfg: DictConfig, model: Reconstructor) -> Normal:
+    """What is normal in the training split; see `find`."""
     from msae.models import archive, checkpoint
     from msae.whole import write_bytes
 
     ckpt = checkpoint.find(cfg.ckpt)
-    file = ckpt.with_suffix(".bank")
+    file = ckpt.with_suffix(".causal.bank" if cfg.causal else ".bank")
     facts = {"checkpoint": hashlib.sha256(ckpt.read_bytes()).hexdigest()}
     facts |= {key: cfg[key] for key in ("stride", "causal", "bank_size")}
     if file.is_file():
@@ -146,7 +160,7 @@ def learned(
     """What is normal in data, and in others that the model was not trained on; see `msae.uses.reference.learn`."""
     import torch
 
-    from msae.uses import anomaly, reference, rules
+    from msae.uses import anomaly, ranges, reference, rules, suspects
 
     both = reference.Joined((data, fresh))
     total, more = (
@@ -156,6 +170,14 @@ def learned(
     with write.Progress("steps") as progress:
         progress.begin("training scores", total + more)
         scores = reference.learn(model, data, cfg.stride, progress.update, cfg.bank_size, cfg.causal, fresh)
+    said = []
+    for one in suspects.suspects(scores, both, model.length, ranges.names(model)):
+        at = f"training sample {one.series}"
+        if places:
+            table, first = places[one.series]
+            [(row, stamp)] = where(table, torch.tensor([first + one.step]))
+            at = ", ".join(filter(None, (f"{table.path}, row {row}", stamp)))
+        said.append(f"{at}: {one.why}")
     files = list(dict.fromkeys(str(table.path) for table, _ in places))
     rows: dict[str, list[tuple[int, str]]] = {}
     if files:  # from series and steps to files and rows
@@ -168,7 +190,7 @@ def learned(
             ]
             rows[name] = list(chain.from_iterable(some))  # the bank is in the order of the series
         scores = replace(scores, bank=replace(bank, series=numbers[bank.series], starts=starts))
-    return Normal(scores, rules.learn(both, model.channels), total + more, files, rows)
+    return Normal(scores, rules.learn(both, model.channels), total + more, files, rows, said)
 
 
 def where(table: Table, rows: Tensor) -> list[tuple[int, str]]:

@@ -1,6 +1,7 @@
 """Outliers behind scikit-learn's interface: among samples, or among the time steps of one series."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,9 @@ from msae.models.nested import NestedAutoEncoder
 from msae.models.reconstructor import Reconstructor
 from msae.uses import anomaly, events, ranges, reference, rules
 from msae.uses.bank import Shelf, views
+from msae.uses.suspects import suspects
 
+log = logging.getLogger(__name__)
 PROBABILITY = 1e-3
 """For `contamination="auto"`: the probability that a normal sample, or time step, is an outlier."""
 FORMS = ("auto", "series", "samples")
@@ -47,8 +50,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     """Outliers among time series, or among the steps of one: what is far from all that `fit` has seen.
 
     A pandas DataFrame or Series is one series: rows are its steps and columns its channels; NaN is a missing value.
-    Rows with a DatetimeIndex are put on a grid as those of files: jitter is absorbed, missing rows are missing values, and
-    no window crosses a gap of more than five rows. Others count as evenly spaced. Results are pandas too, with its
+    Rows with a DatetimeIndex are put on a grid as those of files: jitter is absorbed, missing rows are missing values,
+    and no window crosses a gap of more than five rows. Others count as evenly spaced. Results are pandas too, with its
     index. Arrays `(n, channels, time)` and
     `(n, time)` are n samples, each a series by itself. An array `(time, channels)` is one series with `form="series"`.
 
@@ -125,12 +128,13 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         check_choice("model", plain(self.model), ("auto", *self._models))
         self.form_ = self._form(X)
         if self.form_ == "series":
-            scores, totals, every = self._fit_series(X, y)
+            scores, totals, windows = self._fit_series(X, y)
         else:
             scores = totals = self._fit_samples(X, y)
-            every = 1
+            windows = len(scores)
         with isolated(0):  # few scores are no surprise here
-            above = events.threshold(totals, PROBABILITY * every) if auto else float(np.nanquantile(scores, 1 - share))
+            above = events.threshold(totals, PROBABILITY) if auto else float(np.nanquantile(scores, 1 - share))
+        above = events.raised(above, windows) if auto else above
         low = float(np.nanquantile(totals, events.LEVEL))
         self.limits_ = events.Limits(above, min(low, above), self.model_.length // 2)
         self.offset_ = -above
@@ -163,8 +167,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         self.reference_ = reference.learn(self.model_, [x])
         return self._judged(x)
 
-    def _fit_series(self, X: Any, y: Any) -> tuple[Tensor, Tensor, int]:  # noqa: N803
-        """Train on a series; return its scores, those by which the threshold is set, and how far these are apart."""
+    def _fit_series(self, X: Any, y: Any) -> tuple[Tensor, Tensor, float]:  # noqa: N803
+        """Train on a series; return its scores, those that set the threshold, and its length in windows."""
         given = self._series(X, reset=True)
         check_each("y", range(given.shape[1]) if y is None else np.asarray(y), given.shape[1], "steps")
         steps = steps_of(given, getattr(X, "index", None))
@@ -188,15 +192,18 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         for number in ranges.without_values(x[:, :n]):
             raise InputError(f"X: column {names[number]} has no value in the first {n} rows, which are for training")
         cut = [Windows(Views([rows], [(0, *span) for span in some], window)) for some in (parts, later) if some]
-        held_out = cut[1] if later else None
-        self._train(cut[0], val=held_out, missing=bool(x.isnan().any()), names=list(map(str, names)))
+        self._train(cut[0], val=cut[1] if later else None, missing=bool(x.isnan().any()), names=list(map(str, names)))
         pieces = [[x[:, start:stop] for start, stop in some] for some in (parts, later)]
         self.reference_ = reference.learn(self.model_, pieces[0], fresh=pieces[1])
         self.rules_ = rules.learn([*pieces[0], *pieces[1]], len(x))
         self._places = {self._digest(x): n}
+        first = [start for start, _ in (*parts, *later)]
+        for one in suspects(self.reference_, [*pieces[0], *pieces[1]], self.model_.length, ranges.names(self.model_)):
+            at = steps.labels([first[one.series] + one.step], getattr(X, "index", pd.RangeIndex(time)))[0]
+            log.warning("X at %s: %s; if it is a failure, it hides later ones: leave it out", at, one.why)
         totals = self.reference_.totals
         scores = self._scored(steps).total.double()
-        return scores[steps.place], totals.double(), max(1, round(n / len(totals)))
+        return scores[steps.place], totals.double(), time / self.model_.length
 
     def _series(self, X: Any, reset: bool = False) -> Tensor:  # noqa: N803
         """A series as float64 `(channels, time)`."""

@@ -45,22 +45,20 @@ class Steps:
         first, second = ([span for span in some if span[1] - span[0] >= length] for some in (before, after))
         return first, second
 
+    def labels(self, steps: list[int], index: Any, side: Literal["left", "right"] = "right") -> Any:
+        """The labels of the last rows until steps or, on the left, of the first ones from there."""
+        order = np.argsort(self.place, kind="stable")
+        at = np.searchsorted(self.place[order], np.array(steps, dtype=int), side) - (side == "right")
+        return index.take(order[at.clip(0, len(order) - 1)])
+
     def table(self, runs: Sequence[Event], index: Any, names: Sequence[str], scales: Sequence[str]) -> pd.DataFrame:
         """Events as a table, whose places are labels of the index."""
-        order = np.argsort(self.place, kind="stable")
-        rows = self.place[order]
-
-        def labels(steps: list[int], side: Literal["left", "right"]) -> pd.Index:
-            """Those of the last rows until steps or, on the left, of the first ones from there."""
-            at = np.searchsorted(rows, np.array(steps, dtype=int), side) - (side == "right")
-            return index.take(order[at.clip(0, len(order) - 1)])
-
         return pd.DataFrame(
             {
-                "start": labels([run.start for run in runs], "left"),
-                "end": labels([run.end for run in runs], "right"),
-                "peak": labels([run.peak for run in runs], "right"),
-                "known_at": labels([run.known for run in runs], "right"),
+                "start": self.labels([run.start for run in runs], index, "left"),
+                "end": self.labels([run.end for run in runs], index),
+                "peak": self.labels([run.peak for run in runs], index),
+                "known_at": self.labels([run.known for run in runs], index),
                 "score": np.array([-run.score for run in runs], dtype=float),
                 "channel": np.array([names[run.channel] for run in runs], dtype=object),
                 "scale": np.array([scales[run.scale] if run.scale >= 0 else "" for run in runs], dtype=object),

@@ -28,6 +28,8 @@ PEAKS = 20
 LEVEL = 0.98
 """The quantile of training scores above which their tail begins; an event lasts until scores are below it."""
 METHODS = ("evt", "quantile")
+FEW = 8
+"""A threshold by training scores of so many window lengths is raised to its double, of more to less."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,19 @@ def threshold(
     unit = (peaks - first).mean()
     shape, _, scale = genpareto.fit((peaks - first) / unit, floc=0)
     return first + float(unit) * float(genpareto.isf(expected / len(peaks), shape, scale=scale))
+
+
+def raised(above: float, windows: float) -> float:
+    """A threshold that was learned from training scores, with room for what so few of them do not show.
+
+    The scores of new data are higher than those of training data where these are a few periods long. How much, as
+    against the number of lengths of a window in training, was chosen on synthetic series (`studies/anomalies`).
+
+    Examples:
+        >>> raised(1.0, 16), raised(1.0, 800)
+        (1.5, 1.01)
+    """
+    return above * (1 + FEW / max(1.0, windows))
 
 
 def tops(found: Float[np.ndarray, " n"], low: float, gap: int) -> Float[np.ndarray, " m"]:

@@ -23,6 +23,8 @@ TIMES = 2
 """The longest such run in training, times this, is still normal."""
 TAIL = 0.1
 """The fraction of the training values that is the tail at each end; the range is wider by the width of the tail."""
+FEW = 20
+"""After so many excursions of training values into a tail, the range is wider by twice its width; after more, less."""
 NOISE = 0.01
 """A change of at most this fraction of the median change from step to step is none."""
 SAMPLE = 20_000
@@ -164,10 +166,11 @@ def learn(data: Iterable[Data], channels: int) -> Rules:
     least, most = torch.stack(low).amin(0), torch.stack(high).amax(0)
     ends = torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)
     tails = torch.stack([row.nanquantile(ends) for row in values], dim=1)
+    wider = [1 + FEW / excursions(beyond) for beyond in (values < tails[0][:, None], values > tails[1][:, None])]
     rounding = exact * torch.maximum(least.abs(), most.abs())
     found = Rules(
-        least - (tails[0] - least).nan_to_num(0.0) - rounding,
-        most + (most - tails[1]).nan_to_num(0.0) + rounding,
+        least - wider[0] * (tails[0] - least).nan_to_num(0.0) - rounding,
+        most + wider[1] * (most - tails[1]).nan_to_num(0.0) + rounding,
         NOISE * changes.nanmedian(1).values.nan_to_num(0.0),
         torch.zeros(len(RULES), channels, dtype=torch.float64),
     )
@@ -178,6 +181,12 @@ def learn(data: Iterable[Data], channels: int) -> Rules:
     longest.mul_(TIMES).clamp_(min=LEAST - 1)
     longest[RULES.index("out of range")] = 0
     return found
+
+
+def excursions(beyond: Bool[Tensor, "channels time"]) -> Float64[Tensor, " channels"]:
+    """The number of runs of True of each channel, at least 1."""
+    begins = torch.nn.functional.pad(beyond.int(), (1, 0)).diff(dim=1) > 0
+    return begins.sum(1).clamp(min=1).double()
 
 
 def events(rules: Rules, x: Data) -> list[Event]:
