@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -331,7 +332,7 @@ def test_few_normal_samples_are_outliers(model: str) -> None:
     assert (detector.predict(noise) == -1).mean() > 0.5
     few = MultiScaleDetector(**{**QUICK, "model": model}).fit(x[:200])
     assert (few.predict(new) == -1).mean() < 0.1
-    assert few.labels_.sum() == 1  # the quantile lies just below the greatest score
+    assert few.labels_.sum() == 0  # the threshold lies above the greatest score
 
 
 def test_samples_in_fit_are_not_their_own_neighbours() -> None:
@@ -467,7 +468,7 @@ def test_other_series(kind: str) -> None:
 
 
 def test_time_stamps_are_put_on_a_grid(of_frame: MultiScaleDetector, caplog: pytest.LogCaptureFixture) -> None:
-    """Jitter and repeated stamps change nothing; missing rows are missing values, and a gap begins a new stretch."""
+    """Jitter and repeated stamps change nothing; few missing rows are interpolated, and a gap begins a new stretch."""
     new = FRAME[TRAINED:].copy()
     whole = of_frame.score(new)
     jitter = new.set_axis(new.index + pd.to_timedelta(np.tile([0, 40, -40, 20], 100), "s"))
@@ -500,7 +501,9 @@ def test_fit_to_stamps_with_a_gap(caplog: pytest.LogCaptureFixture) -> None:
     assert detector.reference_.bank.series.unique().tolist() == [0, 1, 2]
     assert detector.reference_.totals.numel() == len(frame)
     np.testing.assert_array_equal(-detector.score(frame), detector.decision_scores_)
-    assert f"X at {frame.index[900]}: heat is -500, where all other values are at least " in caplog.text
+    label = re.search(r"X at (.*): heat is -500, where all other values are at least ", caplog.text)
+    assert label is not None
+    assert frame.index[900] <= pd.Timestamp(label[1]) < frame.index[930]
 
 
 def test_a_few_columns_are_named() -> None:

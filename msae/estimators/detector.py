@@ -50,8 +50,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     """Outliers among time series, or among the steps of one: what is far from all that `fit` has seen.
 
     A pandas DataFrame or Series is one series: rows are its steps and columns its channels; NaN is a missing value.
-    Rows with a DatetimeIndex are put on a grid as those of files: jitter is absorbed, missing rows are missing values,
-    and no window crosses a gap of more than five rows. Others count as evenly spaced. Results are pandas too, with its
+    Rows with a DatetimeIndex are put on a grid as those of files: jitter is absorbed, up to five missing rows are
+    interpolated, and no window crosses a longer gap. Others count as evenly spaced. Results are pandas too, with its
     index. Arrays `(n, channels, time)` and
     `(n, time)` are n samples, each a series by itself. An array `(time, channels)` is one series with `form="series"`.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msae.data.clock import AUTO, Clock
 from msae.data.grid import on_grid
-from msae.data.rows import Table, stretches
+from msae.data.rows import Table, interpolate, stretches
 from msae.data.tables import Format
 from msae.errors import InputError
 from msae.uses.events import Event
@@ -24,10 +24,10 @@ from msae.uses.events import Event
 
 @dataclass(frozen=True)
 class Steps:
-    """A series at even steps, NaN where rows are missing.
+    """A series at even steps.
 
     Attributes:
-        x: the values.
+        x: the values, interpolated in rows that were missing, and NaN where they were.
         spans: the first step and the one after the last of each stretch; no window crosses the gap between two.
         place: the step of each row.
         freq: the length of a step, as `data.freq` takes it; None where rows count as even.
@@ -77,7 +77,7 @@ def steps_of(values: Float[Tensor, "channels time"], index: Any, freq: Any = AUT
         >>> index = pd.to_datetime(["2026-01-01 00:00", "2026-01-01 00:05", "2026-01-01 00:15", "2026-01-01 00:20"])
         >>> steps = steps_of(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), index)
         >>> steps.x.tolist(), steps.place.tolist(), steps.freq
-        ([[1.0, 2.0, nan, 3.0, 4.0]], [0, 1, 3, 4], '5min')
+        ([[1.0, 2.0, 2.5, 3.0, 4.0]], [0, 1, 3, 4], '5min')
     """
     n = values.shape[1]
     if not isinstance(index, pd.DatetimeIndex) or freq is None:
@@ -92,5 +92,8 @@ def steps_of(values: Float[Tensor, "channels time"], index: Any, freq: Any = AUT
     except InputError as error:
         raise InputError(f"{str(error).partition(';')[0]}; expected X.sort_index(), or X.asfreq(...)") from None
     place = np.arange(n) if table.place is None else table.place
-    x = torch.from_numpy(np.array(table.values, order="C")).T
-    return Steps(x, [(start, stop) for _, start, stop in stretches(table)], place, table.freq)
+    x, filled = (np.array(table.values, order="C") for _ in range(2))
+    interpolate(filled)
+    lacking = table.lacking(0, len(x))
+    x[lacking] = filled[lacking]
+    return Steps(torch.from_numpy(x).T, [(start, stop) for _, start, stop in stretches(table)], place, table.freq)
