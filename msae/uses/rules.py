@@ -23,7 +23,7 @@ TIMES = 2
 """The longest such run in training, times this, is still normal."""
 TAIL = 0.1
 """The fraction of the training values that is the tail at each end; the range is wider by the width of the tail."""
-FEW = 20
+FEW = 10
 """After so many excursions of training values into a tail, the range is wider by twice its width; after more, less."""
 NOISE = 0.01
 """A change of at most this fraction of the median change from step to step is none."""

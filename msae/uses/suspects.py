@@ -21,7 +21,7 @@ TIMES = 4.0
 """A score so many times the highest of all others is suspicious."""
 PARTS = 10
 """The parts of training data, each of which is compared with the others, but for a half of one at each side."""
-BEYOND = 1.5
+BEYOND = 1.75
 """A part whose values leave the range of the others by so many times their outer tenth is suspicious."""
 
 
