@@ -205,6 +205,12 @@ def matrix_profile(_: np.ndarray, test: np.ndarray, length: int, __: bool) -> np
     return spread_out(np.nan_to_num(np.mean(profiles, axis=0), posinf=0.0), length)
 
 
+def held_out(train: int, length: int) -> int:
+    """The steps at the end of a training part that choose the epoch; 0 if they hold no window of `length` steps."""
+    steps = round(0.2 * train)
+    return steps if steps >= length else 0
+
+
 def by_model(
     folder: Path, train: np.ndarray, scored: np.ndarray, whole: bool, causal: bool = False
 ) -> dict[str, np.ndarray]:
@@ -217,9 +223,10 @@ def by_model(
     torch.set_num_threads(1)
     model = load(folder)
     series = [torch.from_numpy(x.T.copy()).float() for x in (train, scored)]
-    last = round(0.2 * len(train))  # the steps of the validation split
-    known = reference.learn(model, [series[0][:, :-last]], causal=causal, fresh=[series[0][:, -last:]])
-    places = known.bank.starts + (len(train) - last) * known.bank.series  # in the series as a whole
+    first = len(train) - held_out(len(train), model.length)
+    fresh = [series[0][:, first:]] if first < len(train) else []
+    known = reference.learn(model, [series[0][:, :first]], causal=causal, fresh=fresh)
+    places = known.bank.starts + first * known.bank.series  # in the series as a whole
     known = replace(known, bank=replace(known.bank, starts=places, series=torch.zeros_like(places)))
     scorer = anomaly.Scorer(model, known, own=0 if whole else None, causal=causal)
     found = anomaly.joined(list(anomaly.scores(scorer, series[1])))
@@ -234,10 +241,10 @@ def vus_pr(score: np.ndarray, y: np.ndarray, length: int) -> float:
     return float(range_pr_vus_score(y, score.astype(np.float64), max_buffer_size=length))
 
 
-def train_models(folder: Path, path: Path, period: int, overrides: list[str]) -> None:
-    """Several seeds on the training part of a series."""
+def train_models(folder: Path, path: Path, period: int, share: float, overrides: list[str]) -> None:
+    """Several seeds on the training part of a series, of which a share chooses the epoch."""
     keys = [f"data.path={path}", f"data.test_path={path.with_name('test.npy')}", f"data.window={2 * period}"]
-    keys += ["model=nested", "data=series", "data.val_size=0.2", "trainer=cpu"]
+    keys += ["model=nested", "data=series", f"data.val_size={share}", "trainer=cpu"]
     keys += ["trainer.max_epochs=-1", "trainer.max_steps=1000", f"seed={list(SEEDS)}".replace(" ", ""), *overrides]
     command = [sys.executable, "-m", "msae.train", *keys, f"hydra.run.dir={folder}"]
     command += [f"resume={folder}"] * folder.exists()
@@ -256,7 +263,10 @@ def evaluate(name: str, series: Series, out: Path, overrides: list[str]) -> dict
     (out / name).mkdir(parents=True, exist_ok=True)
     np.save(out / name / "train.npy", scaled[:train])
     np.save(out / name / "test.npy", scaled[train:])  # on which nothing is selected
-    train_models(out / name / "runs", out / name / "train.npy", period, overrides)
+    share = 0.2 if held_out(train, 2 * period) else 0
+    if not share:
+        print(f"{name}: a fifth of its {train} training steps holds no window of {2 * period}: the last epoch is taken")
+    train_models(out / name / "runs", out / name / "train.npy", period, share, overrides)
     scored, labels = (scaled, y) if whole else (scaled[train:], y[train:])
     anomalous = np.flatnonzero(labels)
     found: dict[str, list[float]] = {detector: [] for detector in NAMES}

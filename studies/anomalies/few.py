@@ -14,8 +14,8 @@ of the nine faults of `faults.py` is put at a time. The model is `nested` as it 
   named.
 
 With UCR, and the runs of `anomaly.py`: of each series the share of the normal steps after training that is above the
-threshold, before and after it is raised, for n = 3 seeds; whether the anomaly is; events "out of range" there; and whether
-its training part is suspected. With NAB the suspects in the first 70 % of each of its series.
+threshold, before and after it is raised, for n = 3 seeds; whether the anomaly is; events "out of range" there; and
+whether its training part is suspected. With NAB the suspects in the first 70 % of each of its series.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def series(kind: str, cycles: int, rng: np.random.Generator) -> np.ndarray:
         one = np.einsum("kj,kjn->n", shape + change[cycle][:, None], both)
         parts.append(one * np.exp(0 if amplitude is None else amplitude[cycle]) + level[cycle])
     x = np.concatenate(parts)
-    return x + 0.03 * rng.normal(size=len(x)) + (wander(len(x), 0.9, 0.3, rng) if kind == "noise" else 0)
+    noise = wander(len(x), 0.9, 0.3 * (kind == "noise"), rng)
+    return np.asarray(x + 0.03 * rng.normal(size=len(x)) + noise)
 
 
 def learned(x: Tensor) -> tuple[NestedAutoEncoder, reference.Reference, list[Tensor]]:
@@ -82,9 +84,9 @@ def learned(x: Tensor) -> tuple[NestedAutoEncoder, reference.Reference, list[Ten
     return model, reference.learn(model, parts[:1], fresh=parts[1:]), parts
 
 
-def scored(model: Any, known: reference.Reference, x: Tensor, own: int | None = None) -> np.ndarray:
+def scored(model: Any, known: reference.Reference, x: Tensor) -> np.ndarray:
     """The scores of the steps of a series."""
-    return anomaly.joined(list(anomaly.scores(anomaly.Scorer(model, known, own=own), x))).total.numpy()
+    return np.asarray(anomaly.joined(list(anomaly.scores(anomaly.Scorer(model, known), x))).total)
 
 
 def leaves(parts: list[Tensor], x: Tensor) -> dict[str, int]:
@@ -220,10 +222,10 @@ def main() -> None:
     logging.disable(logging.WARNING)  # few scores are no surprise here
     found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
     found.setdefault("synthetic", [])
-    for kind, cycles, seed in ((kind, cycles, seed) for kind in KINDS for cycles in CYCLES for seed in SEEDS):
+    for kind, cycles, seed in product(KINDS, CYCLES, SEEDS):
         facts = {"kind": kind, "cycles": cycles, "seed": seed}
         if not any(facts.items() <= one.items() for one in found["synthetic"]):
-            found["synthetic"].append(facts | measure(**facts))
+            found["synthetic"].append(facts | measure(kind, cycles, seed))
             write_json(given.out, found)
     if given.ucr:
         found["ucr"] = {path.stem: of_ucr(path, given.runs) for path in sorted(given.ucr.glob("*.csv"))}
