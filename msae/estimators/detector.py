@@ -63,8 +63,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     Args:
         contamination: `auto` for a threshold that a normal sample or step exceeds with a probability of 0.001, as
             `python -m msae.detect` chooses it: by extreme value theory from the scores in `fit`, or, where these are
-            fewer than 1,000, their quantile; times 1 + 8 / n, of n samples or lengths of a window. A number, above 0 and
-            at most 0.5, is the fraction of outliers in `fit`.
+            fewer than 1,000, their quantile; times 1 + 8 / n, of n samples or lengths of a window. A number, above 0
+            and at most 0.5, is the fraction of outliers in `fit`.
         window: of a series, the number of steps of a window; None for twice its dominant period, at least 32.
         form: `series`, `samples`, or `auto`, which takes pandas objects as a series and arrays as samples. It refuses
             an array of at least 500 rows and fewer than 8 columns, which may be either.
