@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 log = logging.getLogger(__name__)
 QUIET = ("msae.data.grid", "msae.data.holes")
 """Loggers that tell of a file each time that it is read."""
+FILLED = ("auto", "interpolate")
+"""Values of `data.missing` with which missing values are filled in."""
 NAP = 0.05
 """Seconds after which a signal is noticed."""
 
@@ -163,11 +165,11 @@ class Live:
             if end == stop < len(table.values):
                 self.over()
         if last >= 0:
-            growing.cut(table, place, last)
+            growing.cut(table, place, last, cfg.data.missing in FILLED)
 
     def _settled(self, table: Table, complete: int) -> int:
         """The number of steps that later rows do not change: after a missing value it is unknown what fills it in."""
-        if self.cfg.data.missing not in ("auto", "interpolate"):
+        if self.cfg.data.missing not in FILLED:
             return complete
         there = ~np.isnan(table.values[:complete])
         until = np.where(there.any(0), complete - there[::-1].argmax(0), 0) if complete else np.zeros(1, int)

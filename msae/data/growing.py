@@ -179,10 +179,11 @@ class Growing:
         self._values, self._times, self.row = self._values[fine], self._times[fine], self.row[fine]
         return self._in_order()
 
-    def cut(self, table: Table, place: np.ndarray, done: int) -> None:
+    def cut(self, table: Table, place: np.ndarray, done: int, fills: bool) -> None:
         """Drop rows that are not needed any more; `done` is the last step of `table` that was used.
 
-        What is kept begins with a row that has all values, where a piece of the grid does.
+        What is kept begins where a piece of the grid does and, if missing values are filled in by the values at both
+        sides, as `fills` tells, with a row that has all values.
         """
         begin = 0 if table.breaks is None else int(table.breaks[np.searchsorted(table.breaks, done, "right") - 1])
         first = int(np.searchsorted(place, begin))
@@ -190,7 +191,8 @@ class Growing:
         for row in [*range(first + (last - first) // TRACKED * TRACKED, first, -TRACKED), first]:
             if row < KEPT:
                 return
-            if row == first or (place[row] > place[row - 1] and not np.isnan(self._values[row]).any()):
+            hole = fills and np.isnan(self._values[row]).any()
+            if row == first or (place[row] > place[row - 1] and not hole):
                 self.cells += int(place[row])
                 self._values, self._times, self.row = self._values[row:], self._times[row:], self.row[row:]
                 return

@@ -157,8 +157,8 @@ def of_ucr(path: Path, runs: Path) -> dict[str, Any]:
 
 def of_nab(folder: Path) -> Iterator[tuple[str, str]]:
     """What is suspected in the values of the series of NAB, and whether it is labelled."""
-    for name in json.loads((folder / "windows.json").read_text()):
-        x, y, _, _ = study.nab(folder / name)
+    for path in sorted(folder.glob("*.csv")):
+        x, y, _, _ = study.nab(path)
         n = round(0.7 * len(x))
         one = suspects.by_values([torch.from_numpy(x[:n].T.copy())], ["value"])
         said = (
@@ -166,7 +166,7 @@ def of_nab(folder: Path) -> Iterator[tuple[str, str]]:
             if one is None
             else f"row {one.step}, {'' if y[one.step] else 'not '}in a labelled failure: {one.why}"
         )
-        yield Path(name).stem, said
+        yield path.stem, said
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -227,6 +227,7 @@ def main() -> None:
         found["ucr"] = {path.stem: of_ucr(path, given.runs) for path in sorted(given.ucr.glob("*.csv"))}
     if given.nab:
         found["nab"] = dict(of_nab(given.nab))
+    write_json(given.out, found)
     for seed, kind, cycles in product(SEEDS, KINDS, CYCLES):
         facts = {"kind": kind, "cycles": cycles, "seed": seed}
         if not any(facts.items() <= one.items() for one in found["synthetic"]):
