@@ -519,12 +519,10 @@ def test_a_checkpoint_runs_no_code_but_ours(trained: Path, command: Command) -> 
 class Grower(threading.Thread):
     """Adds texts to a file, each once the rows before it are scored, and then sends a signal."""
 
-    def __init__(
-        self, pieces: list[tuple[bytes, int]], number: int = signal.SIGINT, wait: float = 20, instead: bytes = b""
-    ) -> None:
+    def __init__(self, pieces: list[tuple[bytes, int]], number: int = signal.SIGINT, instead: bytes = b"") -> None:
         super().__init__()
         self.path, self.out = Path("live.csv").resolve(), Path("live.s.csv").resolve()
-        self.pieces, self.number, self.wait, self.instead = pieces, number, wait, instead
+        self.pieces, self.number, self.instead = pieces, number, instead
         self.seen: list[int] = []
         self.over = threading.Event()
 
@@ -537,7 +535,7 @@ class Grower(threading.Thread):
                 self.path.write_bytes(self.instead)
             with self.path.open("ab") as file:
                 file.write(text)
-            until = monotonic() + self.wait
+            until = monotonic() + 60
             while self.rows() < expected and monotonic() < until and not self.over.is_set():
                 sleep(0.005)
             sleep(0.03)
@@ -677,11 +675,11 @@ def test_what_a_live_file_may_do(run: Any, caplog: pytest.LogCaptureFixture) -> 
     assert "\n41 time steps, 0 events; 2 rows out of order were left out\n" in out
     assert pd.read_csv("live.s.csv")["row"].tolist() == [*range(40), 42]
     again = ("threshold=9", "overwrite=true")
-    (code, _, err), _ = grow(run, [start, (b"2024-01-02 16:00:00,x,1\n", 41)], *again, wait=2)
+    (code, _, err), _ = grow(run, [start, (b"2024-01-02 16:00:00,x,1\n", 41)], *again)
     assert code == 2
     assert err.startswith("error: live.csv, line 42, column 0: 'x' is not a number")
     assert len(pd.read_csv("live.s.csv")) == 40
-    (code, _, err), _ = grow(run, [start, (b"", 41)], *again, wait=2, instead=b"t,0,1\n2024-01-01,1,2\n")
+    (code, _, err), _ = grow(run, [start, (b"", 41)], *again, instead=b"t,0,1\n2024-01-01,1,2\n")
     assert (code, err.count("\n")) == (2, 1)
     assert "live.csv: was cut or replaced after 40 rows were read; start again, with another out\n" in err
     assert len(pd.read_csv("live.s.csv")) == 40
