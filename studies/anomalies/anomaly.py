@@ -330,19 +330,20 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
         some = {name: result for name, result in results.items() if result["ucr"] is group}
         if not some:
             continue
+        names = [name for name in NAMES if any(r["vus_pr"][name] for r in some.values())]
         rows = [
             [name, f"{r['period']}", f"{r['train']}", f"{r['steps']}", f"{r['anomalous']:.1%}"]
-            + [cell(r["vus_pr"][detector]) for detector in NAMES]
+            + [cell(r["vus_pr"][detector]) for detector in names]
             for name, r in some.items()
         ]
-        means = np.array([[fmean(r["vus_pr"][name] or [0.0]) for name in NAMES] for r in some.values()])
+        means = np.array([[fmean(r["vus_pr"][name] or [0.0]) for name in names] for r in some.values()])
         rows.append(["mean", "", "", "", "", *(f"{mean:.3f}" for mean in means.mean(0))])
         ranks = np.array([rankdata(-row) for row in means]).mean(0)
         rows.append(["mean rank", "", "", "", "", *(f"{rank:.2f}" for rank in ranks)])
         if group:
-            hits = [[fmean(r["located"][name] or [0.0]) for name in NAMES] for r in some.values()]
+            hits = [[fmean(r["located"][name] or [0.0]) for name in names] for r in some.values()]
             rows.append([f"located of {len(some)}", "", "", "", "", *(f"{hit:.1f}" for hit in np.sum(hits, axis=0))])
-        header = ["series", "P", "training steps", "scored steps", "anomalous", *NAMES]
+        header = ["series", "P", "training steps", "scored steps", "anomalous", *names]
         texts.append(f"{title}:\n\n{table(header, rows)}")
         if all("causal" in r for r in some.values()):
             mean = fmean(fmean(r["causal"]) for r in some.values())
