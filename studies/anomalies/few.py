@@ -186,7 +186,8 @@ def markdown(found: dict[str, Any]) -> str:
         some = [[one[key] for one in each if one["cycles"] == cycles] for cycles in CYCLES]
         rows.append([title, *(f"{np.mean(row):.0%}" for row in some)])
     n = len(each) // len(CYCLES)
-    texts = [f"Synthetic series, mean of {n} for each number of cycles; alarms, faults found.", table(["training cycles", *map(str, CYCLES)], rows)]
+    title = f"Synthetic series, mean of {n} for each number of cycles; alarms, faults found."
+    texts = [title, table(["training cycles", *map(str, CYCLES)], rows)]
     if "ucr" in found:
         rows = [
             [name, f"{one['windows']:.1f}", *(f"{np.mean(one[key]):.1%}" for key in ("before", "after"))]
