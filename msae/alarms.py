@@ -252,7 +252,8 @@ def limits_of(cfg: DictConfig, length: int, part: Part, normal: Normal | None) -
     if isinstance(above, str):
         method, apart = above, None if cfg.alarms_per is None else gap // every
         above = events.threshold(totals, probability * (1 if apart is None else every), method, gap=apart)
-        above = events.raised(above, normal.steps / length) if method == "evt" else above
+        if method == "evt" and part.x.ndim == 2:
+            above = events.raised(above, normal.steps / length)
     return events.Limits(float(above), min(low, above) if cfg.hysteresis else above, gap)
 
 

@@ -63,8 +63,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     Args:
         contamination: `auto` for a threshold that a normal sample or step exceeds with a probability of 0.001, as
             `python -m msae.detect` chooses it: by extreme value theory from the scores in `fit`, or, where these are
-            fewer than 1,000, their quantile; times 1 + 8 / n, of n samples or lengths of a window. A number, above 0
-            and at most 0.5, is the fraction of outliers in `fit`.
+            fewer than 1,000, their quantile, which is close to the greatest; for a series of n window lengths, times
+            1 + 8 / n. A number, above 0 and at most 0.5, is the fraction of outliers in `fit`.
         window: of a series, the number of steps of a window; None for twice its dominant period, at least 32.
         form: `series`, `samples`, or `auto`, which takes pandas objects as a series and arrays as samples. It refuses
             an array of at least 500 rows and fewer than 8 columns, which may be either.
@@ -131,7 +131,7 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             scores, totals, windows = self._fit_series(X, y)
         else:
             scores = totals = self._fit_samples(X, y)
-            windows = len(scores)
+            windows = math.inf
         with isolated(0):  # few scores are no surprise here
             above = events.threshold(totals, PROBABILITY) if auto else float(np.nanquantile(scores, 1 - share))
         above = events.raised(above, windows) if auto else above
