@@ -1,6 +1,7 @@
 """Scores of whole files as tables, with events and a picture."""
 
 import errno
+import io
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import torch
 from conftest import Command, Result
 from pyarrow import parquet
 
-from msae import MultiScaleDetector, load, write
+from msae import InputError, MultiScaleDetector, load, write
 from msae.alarms import REASON
 from msae.data import growing
 from msae.models import archive
@@ -624,7 +625,7 @@ def test_a_file_that_grows_on_a_grid(run: Any, kind: str, trained: Path) -> None
     """Stamps that jitter, several rows in a step, missing values, and the training file itself."""
     rng = np.random.default_rng(0)
     x = waves(700) if kind == "own" else strange()[:700]
-    args = ["threshold=2"]
+    args = ["alarms_per=50h" if kind == "own" else "threshold=2"]
     if kind == "averaged":
         x, args = np.repeat(x, 3, axis=0)[: 3 * 400], [*args, "data.freq=3h"]
     if kind == "mask":
@@ -659,6 +660,26 @@ def test_a_file_that_grows_on_a_grid(run: Any, kind: str, trained: Path) -> None
         if kind == "own":
             (trained / "a.csv").unlink()
             shutil.move("a.csv", trained / "a.csv")
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path: Path) -> None:
+    """Of a table that grows."""
+
+    class Full(io.FileIO):
+        def write(self, text: Any) -> int:
+            if len(text) < 5:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text[:5])
+
+    path = tmp_path / "a.csv"
+    with write.Appended(path, escape=True) as out:
+        out.write({"row": np.arange(3), "name": ["=A1", "b", "c"]})
+        out._file.close()
+        out._file = Full(path, "r+")
+        out._file.seek(0, io.SEEK_END)
+        with pytest.raises(InputError, match=r"a\.csv: cannot be written: No space left on device"):
+            out.write({"row": np.arange(3, 6), "name": ["d", "e", "f"]})
+    assert path.read_text() == '"row","name"\n0,"\'=A1"\n1,"b"\n2,"c"\n'
 
 
 @pytest.mark.usefixtures("sigint")
