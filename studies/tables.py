@@ -248,6 +248,11 @@ def detectors() -> str:
     return text.partition("\n\n")[2].strip()
 
 
+def few() -> str:
+    """Alarms where there are few training data, and what is suspected in them."""
+    return str(script("anomalies/few.py").markdown(numbers("anomalies/few.json"))).strip()
+
+
 def injected() -> str:
     """Average precision of ways to make one score of several lengths, on faults put into training parts."""
     text = str(script("anomalies/faults.py").markdown(numbers("anomalies/faults.json")))

@@ -26,6 +26,7 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.timeli
     import msae.data.digits
     import msae.data.files
     import msae.data.grid
+    import msae.data.growing
     import msae.data.holes
     import msae.data.mnist
     import msae.data.module
@@ -52,6 +53,7 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.timeli
     import msae.uses.forecasting
     import msae.uses.reference
     import msae.uses.rules
+    import msae.uses.suspects
 
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
 
