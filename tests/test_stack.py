@@ -56,6 +56,7 @@ def weights(path: str) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("model", CLASSES)
 def test_each_seed_is_the_run_that_it_would_be_alone(model: str, command: Command) -> None:
     code, out, _ = command(*FIFTY, f"model={model}", "seed=[3,1]", "hydra.run.dir=both")
