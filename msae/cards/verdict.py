@@ -1,0 +1,101 @@
+"""What to take for a use: the rows are chosen by validation, and the gain is told on test with its interval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from msae.cards.state import Row
+from msae.runs.comparison import interval
+
+MEASURES: dict[str, tuple[str, bool]] = {
+    "reconstruction": ("test error", False),
+    "detection": ("average precision", True),
+    "forecast": ("test error", False),
+    "features": ("accuracy", True),
+    "augmentation": ("accuracy", True),
+}
+"""The measure of each use, and whether more of it is better."""
+OVER = {
+    "reconstruction": "parts of the test split",
+    "detection": "injected faults",
+    "forecast": "parts of the test split",
+    "features": "test samples",
+    "augmentation": "test samples",
+}
+"""What the interval of a use's gain is over."""
+
+
+def gain(use: str, row: Row, base: Row) -> tuple[float, float, float]:
+    """The gain of a row over another on test, and its 95 % t-interval over the parts of the test, paired.
+
+    Of errors it is the share by which the row's is smaller, else the difference.
+
+    Examples:
+        >>> gain("forecast", {"parts": [1.0, 2.0]}, {"parts": [2.0, 4.0]})[0]
+        0.5
+    """
+    ours, theirs = np.asarray(row["parts"]), np.asarray(base["parts"])
+    more = MEASURES[use][1]
+    apart = ours - theirs if more else (theirs - ours) / (theirs.mean() or 1.0)
+    low, high = interval(apart.tolist()) or (float("-inf"), float("inf"))
+    return float(apart.mean()), low, high
+
+
+def best(use: str, rows: list[Row]) -> Row | None:
+    """The best row by validation."""
+    sign = -1 if MEASURES[use][1] else 1
+    return min(rows, key=lambda row: sign * row["val"], default=None)
+
+
+def verdict(use: str, rows: list[Row]) -> dict[str, Any]:
+    """What to take: `take`, the name of a row; `against`; `gain` and `interval`; `sentence`.
+
+    It is the best row by validation where its gain over the best baseline is clear of 0 on test, else that baseline.
+
+    Examples:
+        >>> rows = [{"name": "PCA", "simple": True, "val": 2, "test": [2], "parts": [2, 2.1, 2]}]
+        >>> rows += [{"name": "ae", "simple": False, "val": 1, "test": [1], "parts": [1, 1.1, 1]}]
+        >>> verdict("reconstruction", rows)["take"]
+        'ae'
+    """
+    base, other = best(use, [row for row in rows if row["simple"]]), best(use, [r for r in rows if not r["simple"]])
+    if base is None or other is None:
+        only = base or other
+        sentence = "nothing could be compared" if only is None else f"only {only['name']} could be measured"
+        return {"take": only and only["name"], "sentence": f"{sentence}; see its section"}
+    middle, low, high = gain(use, other, base)
+    measure, more = MEASURES[use]
+    chosen = best(use, [base, other])
+    wins = low > 0 and chosen is other
+    seeds = f"n = {len(other['test'])} seed{'s' * (len(other['test']) > 1)}"
+    n = f"{seeds}; 95 % interval over {len(other['parts'])} {OVER[use]}: {spelled(low, more)} to {spelled(high, more)}"
+    word = ("less", "more") if more else ("above", "below")
+    far = f"{spelled(abs(middle), more)} {word[middle >= 0]}"
+    value = number(float(np.mean(other["test"])), more)
+    against = number(float(np.mean(base["test"])), more)
+    told = f"{measure} {value}, that of {base['name']} {against}: {far} ({n})"
+    if wins:
+        sentence = f"take {other['name']}: {told}"
+    else:
+        reason = "on validation it is at least as good as all else" if chosen is base else "the gain is not clear of 0"
+        sentence = f"take {base['name']}, the simple baseline: {reason}. {other['name']} has {told}"
+    return {
+        "take": other["name"] if wins else base["name"],
+        "best": other["name"],
+        "against": base["name"],
+        "gain": middle,
+        "interval": [low, high],
+        "sentence": sentence,
+    }
+
+
+def spelled(value: float, more: bool) -> str:
+    """A gain: a difference in three digits, or of errors a percentage."""
+    return f"{value:.3f}" if more else f"{100 * value:.1f} %"
+
+
+def number(value: float, more: bool) -> str:
+    """A value in three digits."""
+    return f"{value:.3f}" if more else f"{value:.3g}"
