@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "example"]
 USE = "augmentation"
-NAMES = ("without", "with new samples")
+NAMES = ("no new samples", "new samples")
 EPOCHS, LATENT = 3, 16
 """Of the autoencoder that makes new samples."""
 

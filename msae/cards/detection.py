@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import average_precision_score
@@ -22,24 +23,42 @@ if TYPE_CHECKING:
 
     from msae.data.module import Windows
     from msae.models.reconstructor import Reconstructor
-    from msae.uses.events import Limits
+    from msae.uses.events import Event, Limits
+    from msae.uses.rules import Rules
 
 USE = "detection"
-NAMES = ("raw nearest windows", "bank (nested)", "isolation forest", "error (nested)")
-REPEATS, FEW, LONG = 5, 2, 100.0
-"""Faults of each kind in each part; their number with a budget of fewer seconds than the last."""
-AROUND = 12
+NAMES = ("raw nearest windows", "isolation forest", "bank (nested)", "error (nested)")
+REPEATS, FEW = 5, 2
+"""The greatest number of faults of each kind in each part, and the least, where time is short."""
+AROUND = 8
 """Windows of the stretch into which a fault is put."""
 STEPS, CLEAN = 40_000, 10_000
 """The last steps of the training split that detectors see, and the last of the others that make thresholds and false
 alarms."""
 WINDOWS = 4000
 """Training windows that the nearest of raw ones is looked for in."""
+COST = 5
+"""All detectors take about this many times as long as one seed of the bank."""
 RUNS = "nested_by_default"
 """The folder of the models that detection and forecasts share."""
 PROBABILITY = 1e-3
 """Of an alarm at a normal step, as `python -m msae.detect` has it by default."""
-Detector = Callable[["Float[Tensor, 'channels time']"], "Float[np.ndarray, ' time']"]
+
+
+class Detector(NamedTuple):
+    """A detector that was fitted to the training split.
+
+    Attributes:
+        score: of each step of a series `(channels, time)`, high where it is anomalous.
+        rules: of raw values, whose events are alarms too; None for none.
+    """
+
+    score: Callable[[Float[Tensor, "channels time"]], Float[np.ndarray, " time"]]
+    rules: Rules | None = None
+
+
+Fault = tuple[str, "Tensor", "np.ndarray", int]
+"""The kind, a stretch with the fault, which steps are faulty, and the number of the channel."""
 
 
 class Parts:
@@ -63,8 +82,8 @@ class Parts:
         values = np.concatenate([x.double().numpy() for x in self.train], axis=1)
         self.mean, self.deviation, self.least = values.mean(1), values.std(1), values.min(1)
 
-    def faulty(self, split: str, repeats: int) -> list[tuple[str, Float[Tensor, "channels time"], Any]]:
-        """Stretches of a split with a fault each: its kind, the values, and which steps are faulty."""
+    def faulty(self, split: str, repeats: int) -> list[Fault]:
+        """Stretches of a split with a fault each."""
         import torch
 
         rng = np.random.default_rng(["validation", "test"].index(split))
@@ -75,8 +94,8 @@ class Parts:
             width = min(AROUND * self.length, x.shape[1])
             start = int(rng.integers(x.shape[1] - width + 1))
             own = x[:, start : start + width].double().numpy()
-            made, flags = faults.inject(own, kind, self.period, self.deviation, self.least, rng)
-            found.append((kind, torch.from_numpy(made), flags))
+            made, flags, channel = faults.inject(own, kind, self.period, self.deviation, self.least, rng)
+            found.append((kind, torch.from_numpy(made), flags, channel))
         return found
 
 
@@ -100,14 +119,21 @@ def last(its: Sequence[Tensor], steps: int, least: int) -> list[Tensor]:
 
 def compare(card: Card) -> None:
     """Add the rows."""
-    parts = Parts(card)
-    card.of(USE).setdefault("repeats", REPEATS if card.budget >= LONG else FEW)
-    steps = training.planned(card, USE, "nested", ["model=nested"], card.use_left / 2)
+    from msae import load
+
+    parts, known = Parts(card), card.of(USE)
+    steps = training.planned(card, USE, "nested", ["model=nested"], card.use_left / 3)
+    if "repeats" not in known:
+        bank, fault = of_model(load(nested(card, steps)[0]), parts, bank=True), parts.faulty("test", 1)[0][1]
+        begun = time.monotonic()
+        bank.score(fault)
+        each = 2 * len(faults.KINDS) * (time.monotonic() - begun)
+        known["repeats"] = max(FEW, min(REPEATS, int(card.use_left / (COST * each))))
     for name in NAMES:
         card.row(USE, name, partial(of_detector, card, parts, name, steps), card.use_left > 0)
 
 
-def nested(card: Card, steps: int) -> list[Any]:
+def nested(card: Card, steps: int) -> list[Path]:
     """The folders of the runs of `nested` with its default sizes, which detection and forecasts share."""
     return training.trained(card, RUNS, ["model=nested"], steps)
 
@@ -116,38 +142,41 @@ def of_detector(card: Card, parts: Parts, name: str, steps: int) -> Row:
     """The row of a detector: precision and events over faults of both parts."""
     from msae import load
 
-    more: dict[str, Any] = {"command": card.itself(USE)}
-    simple = name in (NAMES[0], NAMES[2])
-    if name == NAMES[0]:
-        detectors: list[Detector] = [nearest(parts)]
-    elif simple:
-        detectors = [forest(parts, seed) for seed in SEEDS]
-    else:
+    number, runs = NAMES.index(name), list[Path]()
+    if number >= 2:
         runs = nested(card, steps)
-        detectors = [of_model(load(run), parts, name == NAMES[1]) for run in runs]
-        more["command"] = card.command("train", *training.overrides(["model=nested"], steps))
-    repeats, begun = card.of(USE)["repeats"], time.monotonic()
-    judged = [judge(detectors[0], parts, repeats)]
-    each = time.monotonic() - begun
-    judged += [judge(one, parts, repeats) for one in detectors[1:] if each < card.use_left]
+    fits: Sequence[Callable[[], Detector]] = {
+        0: [partial(nearest, parts)],
+        1: [partial(forest, parts, seed) for seed in SEEDS],
+        2: [partial(of_model, load(run), parts, bank=True) for run in runs],
+        3: [partial(of_model, load(run), parts, bank=False) for run in runs],
+    }[number]
+    judged: list[dict[str, Any]] = []
+    took = 0.0
+    for fit in fits:
+        if judged and took > card.use_left:
+            break
+        begun = time.monotonic()
+        judged.append(judge(fit(), parts, card.of(USE)["repeats"]))
+        took = time.monotonic() - begun
     val, test = ([its[split]["precision"] for its in judged] for split in ("validation", "test"))
-    if name == NAMES[1]:
+    more: dict[str, Any] = {"command": card.itself(USE)}
+    if runs:
+        more["command"] = card.command("train", *training.overrides(["model=nested"], steps))
+    if number == 2:
+        more["note"] = "faults found and false alarms are those of its scores and of msae.detect's rules on raw values"
         first = int(np.argmax([np.mean(one) for one in val]))
         more["checkpoint"] = str((runs[first] / "best.ckpt").relative_to(card.folder))
-    kinds = judged[0]["test"]["kinds"]
-    by_kind = {
-        kind: float(np.mean([v for one in test for k, v in zip(kinds, one, strict=True) if k == kind]))
-        for kind in faults.KINDS
-    }
+    kinds = np.array(judged[0]["test"]["kinds"])
     return {
-        "simple": simple,
+        "simple": number < 2,
         "val": float(np.mean(val)),
         "test": [float(np.mean(one)) for one in test],
         "parts": mean_parts(test),
         "found": float(np.mean([its["test"]["found"] for its in judged])),
         "of": len(kinds),
         "false_alarms": float(np.mean([its["false_alarms"] for its in judged])),
-        "kinds": by_kind,
+        "kinds": {kind: float(np.mean(np.array(test)[:, kinds == kind])) for kind in faults.KINDS},
         "share": judged[0]["test"]["share"],
     } | more
 
@@ -158,15 +187,15 @@ def judge(detector: Detector, parts: Parts, repeats: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for split in ("validation", "test"):
         precision, hits, kinds, share = [], 0, [], []
-        for kind, x, flags in parts.faulty(split, repeats):
-            score = detector(x)
+        for kind, x, flags, _ in parts.faulty(split, repeats):
+            score = detector.score(x)
             precision.append(float(f"{average_precision_score(flags, score):.4g}"))
-            hits += any(flags[start : stop + 1].any() for start, stop in alarms(score, limits))
+            hits += any(flags[event.start : event.end + 1].any() for event in alarms(detector, x, score, limits))
             kinds.append(kind)
             share.append(flags.mean())
         found[split] = {"precision": precision, "found": hits, "kinds": kinds, "share": float(np.mean(share))}
     clean = parts.clean["test"]
-    n = sum(len(alarms(detector(x), limits)) for x in clean)
+    n = sum(len(alarms(detector, x, detector.score(x), limits)) for x in clean)
     return found | {"false_alarms": 1000 * n / sum(x.shape[1] for x in clean)}
 
 
@@ -177,26 +206,26 @@ def limits_of(detector: Detector, parts: Parts) -> Limits:
     from msae.estimators.training import isolated
     from msae.uses import events
 
-    scores = torch.from_numpy(np.concatenate([detector(x) for x in parts.clean["validation"]]))
+    scores = torch.from_numpy(np.concatenate([detector.score(x) for x in parts.clean["validation"]]))
     with isolated(0):  # few scores are no surprise here
         above = events.threshold(scores, PROBABILITY)
     return events.Limits(above, min(float(scores.quantile(events.LEVEL)), above), parts.length // 2)
 
 
-def alarms(score: Float[np.ndarray, " time"], limits: Limits) -> list[tuple[int, int]]:
-    """The first and the last step of each event."""
+def alarms(detector: Detector, x: Tensor, score: Float[np.ndarray, " time"], limits: Limits) -> list[Event]:
+    """The events of a series."""
     import torch
 
-    from msae.uses import anomaly, events
+    from msae.uses import anomaly, events, rules
 
     total = torch.from_numpy(score).float()
     found = events.merged(events.events(anomaly.Scores(total, total[None], {}), limits), limits)
-    return [(event.start, event.end) for event in found]
+    return found if detector.rules is None else events.together(found, rules.events(detector.rules, x), limits.gap)
 
 
 def of_model(model: Reconstructor, parts: Parts, bank: bool) -> Detector:
-    """The scores of `python -m msae.detect`: distances from the bank, or with `reference=null` the error."""
-    from msae.uses import anomaly, reference
+    """What `python -m msae.detect` does: distances from the bank, and rules; or with `reference=null` the error."""
+    from msae.uses import anomaly, reference, rules
 
     known = reference.learn(model, parts.train, parts.stride) if bank else None
     scorer = anomaly.Scorer(model, known, parts.stride)
@@ -206,11 +235,11 @@ def of_model(model: Reconstructor, parts: Parts, bank: bool) -> Detector:
         found: Float[np.ndarray, " time"] = total.nan_to_num(0.0).double().numpy()
         return found
 
-    return score
+    return Detector(score, rules.learn([*parts.train, *parts.clean["validation"]], model.channels) if bank else None)
 
 
-def windows_of(parts: Parts, x: Tensor, scaled: bool) -> Float[np.ndarray, "n values"]:
-    """Windows of a series, flat; `scaled`, each by its own mean and deviation, at least a twentieth of the usual."""
+def windows_of(parts: Parts, x: Tensor, scaled: bool) -> Float[np.ndarray, "channels n length"]:
+    """Windows of a series; `scaled`, each by its own mean and deviation, at least a twentieth of the usual one."""
     from msae.data.windows import cut
 
     values = (x.double() - parts.mean[:, None]) / np.maximum(parts.deviation, 1e-12)[:, None]
@@ -218,7 +247,7 @@ def windows_of(parts: Parts, x: Tensor, scaled: bool) -> Float[np.ndarray, "n va
     if scaled:
         found = found - found.mean(2, keepdim=True)
         found = found / found.std(2, keepdim=True).clamp(min=0.05)
-    return found.flatten(1).float().numpy()
+    return found.movedim(0, 1).float().numpy()
 
 
 def spread_out(parts: Parts, per_window: Float[np.ndarray, " n"], steps: int) -> Float[np.ndarray, " time"]:
@@ -233,35 +262,35 @@ def spread_out(parts: Parts, per_window: Float[np.ndarray, " n"], steps: int) ->
 
 
 def nearest(parts: Parts) -> Detector:
-    """The distance of each window, by its own mean and deviation, from the nearest training window."""
+    """The distance of each window, by its own mean and deviation, from the nearest of training; the greatest channel."""
     from sklearn.neighbors import NearestNeighbors
 
-    normal = np.concatenate([windows_of(parts, x, scaled=True) for x in parts.train])
-    at = np.unique(np.linspace(0, len(normal) - 1, WINDOWS).astype(int))
-    fitted = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(normal[at])
+    normal = np.concatenate([windows_of(parts, x, scaled=True) for x in parts.train], axis=1)
+    at = np.unique(np.linspace(0, normal.shape[1] - 1, WINDOWS).astype(int))
+    fitted = [NearestNeighbors(n_neighbors=1, algorithm="brute").fit(channel[at]) for channel in normal]
 
     def score(x: Float[Tensor, "channels time"]) -> Float[np.ndarray, " time"]:
-        far = fitted.kneighbors(windows_of(parts, x, scaled=True))[0][:, 0]
+        pairs = zip(fitted, windows_of(parts, x, scaled=True), strict=True)
+        far = np.max([known.kneighbors(own)[0][:, 0] for known, own in pairs], axis=0)
         return spread_out(parts, far, x.shape[1])
 
-    return score
+    return Detector(score)
 
 
 def forest(parts: Parts, seed: int) -> Detector:
-    """scikit-learn's isolation forest of raw windows."""
+    """scikit-learn's isolation forest of raw windows of all channels."""
     from sklearn.ensemble import IsolationForest
 
-    fitted = IsolationForest(random_state=seed)
-    fitted.fit(np.concatenate([windows_of(parts, x, scaled=False) for x in parts.train]))
+    def flat(x: Tensor) -> Float[np.ndarray, "n values"]:
+        rows = windows_of(parts, x, scaled=False)
+        return rows.swapaxes(0, 1).reshape(rows.shape[1], -1)
 
-    def score(x: Float[Tensor, "channels time"]) -> Float[np.ndarray, " time"]:
-        return spread_out(parts, -fitted.score_samples(windows_of(parts, x, scaled=False)), x.shape[1])
-
-    return score
+    fitted = IsolationForest(random_state=seed).fit(np.concatenate([flat(x) for x in parts.train]))
+    return Detector(lambda x: spread_out(parts, -fitted.score_samples(flat(x)), x.shape[1]))
 
 
 def example(card: Card) -> Figure | None:
-    """A flat line in the test part, and the scores of the bank."""
+    """The fault in the test part that the bank finds with median precision, and its scores."""
     from matplotlib.figure import Figure
 
     from msae import load
@@ -272,16 +301,14 @@ def example(card: Card) -> Figure | None:
     parts = Parts(card)
     detector = of_model(load(card.folder / row["checkpoint"]), parts, bank=True)
     limits = limits_of(detector, parts)
-    kind, x, flags = next(one for one in parts.faulty("test", 1) if one[0] == "flat line")
-    score, at = detector(x), np.flatnonzero(flags)
-    clean = x.numpy()
-    channel = int(np.argmin([np.abs(np.diff(values[at])).sum() for values in clean]))
+    middle = int(np.argsort(row["parts"])[len(row["parts"]) // 2])
+    kind, x, flags, channel = parts.faulty("test", card.of(USE)["repeats"])[middle]
+    score, at = detector.score(x), np.flatnonzero(flags)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     above, below = figure.subplots(2, sharex=True)
-    name = (card.data.names or [])[channel : channel + 1] or [f"channel {channel}"]
-    above.plot(clean[channel], linewidth=0.9, color="0.3")
-    above.set_ylabel(name[0])
-    above.set_title(f"A stretch of the test part with an injected fault ({kind}), and its score", fontsize=9)
+    above.plot(x[channel].numpy(), linewidth=0.9, color="0.3")
+    above.set_ylabel((card.data.names or list(map(str, range(len(x)))))[channel])
+    above.set_title(f"Of the faults in the test part the one of median precision: {kind}", fontsize=9)
     below.plot(score, linewidth=0.9, color="tab:red")
     below.axhline(limits.above, color="0.4", linewidth=0.8, linestyle="--", label="default threshold")
     below.set(ylabel="score of the bank", xlabel="step")

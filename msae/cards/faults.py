@@ -26,7 +26,7 @@ def inject(
     deviation: Float[np.ndarray, " channels"],
     least: Float[np.ndarray, " channels"],
     rng: np.random.Generator,
-) -> tuple[Float[np.ndarray, "channels time"], Bool[np.ndarray, " time"]]:
+) -> tuple[Float[np.ndarray, "channels time"], Bool[np.ndarray, " time"], int]:
     """The series with a fault at a random place of a random channel, a quarter of it away from both ends at least.
 
     Args:
@@ -38,11 +38,11 @@ def inject(
         rng: chooses channel, place, length, size and sign.
 
     Returns:
-        The new series, and which steps are faulty.
+        The new series, which steps are faulty, and the number of the channel.
 
     Examples:
         >>> x = np.sin(np.arange(400) / 8)[None]
-        >>> made, faulty = inject(x, "flat line", 50, x.std(1), x.min(1), np.random.default_rng(0))
+        >>> made, faulty, _ = inject(x, "flat line", 50, x.std(1), x.min(1), np.random.default_rng(0))
         >>> made.shape, bool(25 <= faulty.sum() <= 75), bool((made != x)[0, ~faulty].any())
         ((1, 400), True, False)
     """
@@ -66,4 +66,4 @@ def inject(
     else:
         new = np.interp(start + PACE * np.arange(steps), np.arange(time), x[channel])
     made[channel, start:stop] = new
-    return made, (np.arange(time) >= start) & (np.arange(time) < stop)
+    return made, (np.arange(time) >= start) & (np.arange(time) < stop), channel

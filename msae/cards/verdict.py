@@ -70,17 +70,19 @@ def verdict(use: str, rows: list[Row]) -> dict[str, Any]:
     chosen = best(use, [base, other])
     wins = low > 0 and chosen is other
     seeds = f"n = {len(other['test'])} seed{'s' * (len(other['test']) > 1)}"
-    n = f"{seeds}; 95 % interval over {len(other['parts'])} {OVER[use]}: {spelled(low, more)} to {spelled(high, more)}"
-    word = ("less", "more") if more else ("above", "below")
-    far = f"{spelled(abs(middle), more)} {word[middle >= 0]}"
-    value = number(float(np.mean(other["test"])), more)
-    against = number(float(np.mean(base["test"])), more)
-    told = f"{measure} {value}, that of {base['name']} {against}: {far} ({n})"
+    between = f"{spelled(low, more)} to {spelled(high, more)}"
+    told = (
+        f"{measure} {number(float(np.mean(other['test'])), more)} against {number(float(np.mean(base['test'])), more)}, "
+        f"a gain of {spelled(middle, more)} (95 % interval {between} over {len(other['parts'])} {OVER[use]}; {seeds})"
+    )
     if wins:
-        sentence = f"take {other['name']}: {told}"
+        sentence = f"take {other['name']}, which beats {base['name']}: {told}"
+    elif chosen is base:
+        sentence = (
+            f"take {base['name']}, a simple baseline that no other row beats on validation; {other['name']}: {told}"
+        )
     else:
-        reason = "on validation it is at least as good as all else" if chosen is base else "the gain is not clear of 0"
-        sentence = f"take {base['name']}, the simple baseline: {reason}. {other['name']} has {told}"
+        sentence = f"take {base['name']}, a simple baseline that {other['name']} does not clearly beat: {told}"
     return {
         "take": other["name"] if wins else base["name"],
         "best": other["name"],
