@@ -262,7 +262,7 @@ def spread_out(parts: Parts, per_window: Float[np.ndarray, " n"], steps: int) ->
 
 
 def nearest(parts: Parts) -> Detector:
-    """The distance of each window, by its own mean and deviation, from the nearest of training; the greatest channel."""
+    """The distance of each window, by its own mean and deviation, from the nearest in training, over channels."""
     from sklearn.neighbors import NearestNeighbors
 
     normal = np.concatenate([windows_of(parts, x, scaled=True) for x in parts.train], axis=1)

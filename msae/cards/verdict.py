@@ -71,16 +71,15 @@ def verdict(use: str, rows: list[Row]) -> dict[str, Any]:
     wins = low > 0 and chosen is other
     seeds = f"n = {len(other['test'])} seed{'s' * (len(other['test']) > 1)}"
     between = f"{spelled(low, more)} to {spelled(high, more)}"
+    value, against = (number(float(np.mean(row["test"])), more) for row in (other, base))
     told = (
-        f"{measure} {number(float(np.mean(other['test'])), more)} against {number(float(np.mean(base['test'])), more)}, "
-        f"a gain of {spelled(middle, more)} (95 % interval {between} over {len(other['parts'])} {OVER[use]}; {seeds})"
+        f"{measure} {value} against {against}, a gain of {spelled(middle, more)} (95 % interval {between} over "
+        f"{len(other['parts'])} {OVER[use]}; {seeds})"
     )
     if wins:
         sentence = f"take {other['name']}, which beats {base['name']}: {told}"
     elif chosen is base:
-        sentence = (
-            f"take {base['name']}, a simple baseline that no other row beats on validation; {other['name']}: {told}"
-        )
+        sentence = f"take {base['name']}, a simple baseline that nothing beats on validation; {other['name']}: {told}"
     else:
         sentence = f"take {base['name']}, a simple baseline that {other['name']} does not clearly beat: {told}"
     return {
