@@ -240,10 +240,12 @@ def of_model(model: Reconstructor, parts: Parts, bank: bool) -> Detector:
 
 def windows_of(parts: Parts, x: Tensor, scaled: bool) -> Float[np.ndarray, "channels n length"]:
     """Windows of a series; `scaled`, each by its own mean and deviation, at least a twentieth of the usual one."""
+    import torch
+
     from msae.data.windows import cut
 
-    values = (x.double() - parts.mean[:, None]) / np.maximum(parts.deviation, 1e-12)[:, None]
-    [found] = cut(values, parts.length, parts.stride)
+    mean, deviation = (torch.from_numpy(value)[:, None] for value in (parts.mean, parts.deviation))
+    [found] = cut((x.double() - mean) / deviation.clamp(min=1e-12), parts.length, parts.stride)
     if scaled:
         found = found - found.mean(2, keepdim=True)
         found = found / found.std(2, keepdim=True).clamp(min=0.05)
