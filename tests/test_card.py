@@ -42,6 +42,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(training, "MODELS", ("single",))
         patch.setattr(training, "planned", lambda *_: 20)
         patch.setattr(detection, "REPEATS", 2)
+        for module in (training, detection, reconstruction):
+            patch.setattr(module, "SEEDS", (0, 1))
         patch.setattr(sys, "argv", ["msae.card", *ARGS, "budget=1m"])
         card.main()
     return folder / "card"
@@ -286,6 +288,7 @@ def test_features(labelled: state.Card, monkeypatch: pytest.MonkeyPatch) -> None
 def test_augmentation(labelled: state.Card, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augmentation, "EPOCHS", 1)
     monkeypatch.setattr(augmentation, "SEEDS", (0,))
+    monkeypatch.setattr(augmentation, "FOLDS", 2)
     labelled.begin("augmentation", 0.9)
     augmentation.compare(labelled)
     first, second = labelled.rows("augmentation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from msae.cards.features import FOLDS, Labelled, classifier, example
 from msae.cards.state import SEEDS, Card, Row, mean_parts
+from msae.errors import InputError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -34,8 +36,16 @@ def of_samples(card: Card, samples: Labelled, more: bool) -> Row:
     x, y = samples.x.double().numpy(), samples.y
     x_test = samples.x_test.double().numpy()
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    val = [right(x[a], y[a], x[b], y[b], 0, more).mean() for a, b in folds.split(x, y)]
-    test = [right(x, y, x_test, samples.y_test, seed, more) for seed in (SEEDS if more else SEEDS[:1])]
+    val, test = [], []
+    for number, (a, b) in enumerate(folds.split(x, y)):
+        begun = time.monotonic()
+        val.append(right(x[a], y[a], x[b], y[b], 0, more).mean())
+        took = time.monotonic() - begun
+        if (FOLDS - number) * took > card.use_left:  # the other folds, and one training for the test
+            raise InputError("no time was left for it")
+    for seed in SEEDS if more else SEEDS[:1]:
+        if not test or took < card.use_left:
+            test.append(right(x, y, x_test, samples.y_test, seed, more))
     return {
         "simple": not more,
         "val": float(np.mean(val)),
@@ -57,7 +67,8 @@ def right(
     if more:
         from msae import MultiScaleAugmenter
 
-        augmenter = MultiScaleAugmenter(latent_dim=min(LATENT, x[0].size // 2), n_epochs=EPOCHS, random_state=seed)
+        sizes = {"latent_dim": min(LATENT, x[0].size // 2), "n_epochs": EPOCHS}
+        augmenter = MultiScaleAugmenter(model="single", **sizes, random_state=seed)
         x, y = augmenter.fit_resample(x, y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of matrices that are nearly singular

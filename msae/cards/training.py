@@ -77,6 +77,9 @@ def trained(card: Card, name: str, given: Sequence[str], steps: int) -> list[Pat
     from msae.train import train
 
     place = card.folder / "runs" / name
+    runs = [place / f"seed={seed}" for seed in SEEDS]
+    if all((run / "metrics.json").exists() for run in runs):
+        return runs
     quiet = ["trainer.enable_progress_bar=false", "hydra/job_logging=none", "hydra/hydra_logging=none"]
     own = ["hydra.job.name=train", "hydra.job.num=0", f"threads={card.threads}", *quiet]
     cfg = composed([*own, *card.given, *overrides(given, steps)])
@@ -99,7 +102,6 @@ def trained(card: Card, name: str, given: Sequence[str], steps: int) -> list[Pat
         logger.setLevel(level)
     if isinstance(error, Exception):
         raise error
-    runs = [place / f"seed={seed}" for seed in SEEDS]
     for run in runs:
         if not (run / "metrics.json").exists():
             lines = (run / "error.txt").read_text(encoding="utf-8").splitlines()
