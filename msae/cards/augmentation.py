@@ -36,7 +36,8 @@ def of_samples(card: Card, samples: Labelled, more: bool) -> Row:
     x, y = samples.x.double().numpy(), samples.y
     x_test = samples.x_test.double().numpy()
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    val, test = [], []
+    val: list[float] = []
+    test: list[Float[np.ndarray, " m"]] = []
     for number, (a, b) in enumerate(folds.split(x, y)):
         begun = time.monotonic()
         val.append(right(x[a], y[a], x[b], y[b], 0, more).mean())
