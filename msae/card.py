@@ -50,17 +50,15 @@ def card(cfg: DictConfig) -> Path:
     uses = allowed(cfg, data)
     from msae.cards import page, state
 
-    for key in data.chosen.keys() & cfg.data.keys():
-        cfg.data[key] = data.chosen[key]
     facts = {
         "data": overrides(),
         "shape": list(data.shape),
         "windows": [len(windows) for windows in (data.train, data.val, data.test)],
     }
     with folder.claimed(place):
-        made = state.Card.opened(
-            place, facts, data=data, given=training_overrides(cfg), budget=budget, threads=cfg.threads, started=begun
-        )
+        given = {"given": training_overrides(cfg), "budget": budget, "threads": cfg.threads, "started": begun}
+        given["steps"] = None if cfg.steps == "auto" else cfg.steps
+        made = state.Card.opened(place, facts, data=data, **given)
         print(f"{', '.join(uses)}: {made.left:.0f} s left\n  {place}", flush=True)
         try:
             for use in uses:
@@ -114,6 +112,8 @@ def check(cfg: DictConfig) -> tuple[Path, float]:
         raise InputError(f"out={place}: contains other files; expected a new folder, or that of a card")
     check_threads(cfg.threads)
     check_int("seed", cfg.seed, 0, 2**32 - 1)
+    if cfg.steps != "auto":
+        check_int("steps", cfg.steps)
     if cfg.uses != "auto":
         if not OmegaConf.is_list(cfg.uses) or not len(cfg.uses):
             raise InputError(f"uses={cfg.uses}: expected auto, or a list of {', '.join(USES)}")

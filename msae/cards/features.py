@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def compare(card: Card) -> None:
     flat = [x.flatten(1).double().numpy() for x in (samples.x, samples.x_test)]
     card.row(USE, "raw values", partial(of_features, card, samples, lambda _: (flat[0], flat[1]), simple=True, seeds=1))
     if "reconstruction" in card.content["uses"]:
-        card.row(USE, "latent", partial(of_features, card, samples, partial(latent, card, samples)))
+        card.row(USE, "latent", partial(of_latent, card, samples))
     others = {"pooled": pooled, "MiniRocket": minirocket}
     for name, compute in others.items():
         card.row(USE, name, partial(of_features, card, samples, partial(compute, samples)), card.use_left > 0)
@@ -110,16 +111,22 @@ def of_features(
     }
 
 
-def latent(card: Card, samples: Labelled, seed: int) -> Computed:
-    """Latents of the model that reconstructs validation windows best."""
+def of_latent(card: Card, samples: Labelled) -> Row:
+    """The row of latents of the model that reconstructs validation windows best."""
+    row = best("reconstruction", [row for row in card.rows("reconstruction") if "checkpoint" in row])
+    if row is None:
+        raise InputError("no model was trained for reconstruction")
+    found = of_features(card, samples, partial(latent, card.folder / "runs" / row["name"], samples))
+    return found | {"note": f"of {row['name']}", "command": row["command"]}
+
+
+def latent(runs: Path, samples: Labelled, seed: int) -> Computed:
+    """Latents of a model."""
     import torch
 
     from msae import load
 
-    row = best("reconstruction", [row for row in card.rows("reconstruction") if "checkpoint" in row])
-    if row is None:
-        raise InputError("no model was trained for reconstruction")
-    model = load(card.folder / "runs" / row["name"] / f"seed={seed}")
+    model = load(runs / f"seed={seed}")
     with torch.no_grad():
         z, z_test = (model.encode(x.to(model.raw_dtype)).double().numpy() for x in (samples.x, samples.x_test))
     return z, z_test

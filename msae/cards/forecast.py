@@ -89,12 +89,12 @@ def compare(card: Card) -> None:
     splits = Splits(card, models[0])
     card.of(USE)["horizon"] = splits.horizon
     for name in NAIVE:
-        card.row(USE, name, partial(of_rule, card, splits, name))
+        card.row(USE, name, partial(of_rule, card, splits, name, steps))
     for name, use in RIDGE.items():
         card.row(USE, name, partial(of_ridge, card, splits, models, use, steps))
 
 
-def of_rule(card: Card, splits: Splits, name: str) -> Row:
+def of_rule(card: Card, splits: Splits, name: str, steps: int) -> Row:
     """The row of a rule without a fit; a period is half a window, which is also the horizon."""
 
     def change(x: Tensor) -> Tensor:
@@ -103,17 +103,16 @@ def of_rule(card: Card, splits: Splits, name: str) -> Row:
         return x[..., -splits.horizon :] - x[..., -1:]
 
     val, test = (splits.naive(split, change) for split in ("validation", "test"))
-    return row_of([val.mean()], [test.mean()], [parts_of(test)], simple=True, command=card.itself(USE))
+    return row_of([val.mean()], [test.mean()], [parts_of(test)], simple=True, command=card.itself(USE, steps))
 
 
 def of_ridge(card: Card, splits: Splits, models: list[Reconstructor], use: str, steps: int) -> Row:
     """The row of regressions on raw values, or on the codes of each model."""
     found = [splits.fitted(model, use) for model in (models if use == "latent" else models[:1])]
     test = [splits.errors(forecaster) for forecaster in found]
-    more: dict[str, Any] = {"command": card.itself(USE)}
+    more: dict[str, Any] = {"command": card.itself(USE, steps)}
     val = [forecaster.errors[use] for forecaster in found]
     if use == "latent":
-        more["command"] = card.command("train", *training.overrides(["model=nested"], steps))
         more["checkpoint"] = f"runs/{detection.RUNS}/seed={SEEDS[int(np.argmin(val))]}/best.ckpt"
     look_back = [forecaster.look_back for forecaster in found]
     more["note"] = f"looks back {min(look_back)}" + f" to {max(look_back)}" * (len(set(look_back)) > 1) + " steps"

@@ -47,10 +47,11 @@ UNITS = {
 }
 APPLY = {
     "reconstruction": "reconstruct ckpt={ckpt} data.path=new.csv",
+    "latents": "embed ckpt={ckpt} out=latents.csv",
     "detection": "detect ckpt={ckpt} data.path=new.csv out=alarms.csv",
     "forecast": "forecast ckpt={ckpt} out=forecast.csv horizons=[{horizon}]",
 }
-"""How the best model is used, as a command."""
+"""How the best model of a use is used, as a command; `latents` is that of data sets without files."""
 METHOD = (
     "Rows are chosen by the validation split and told on the test split. n is the number of seeds, ± their standard "
     "deviation. A gain is that over the best simple baseline (grey), paired over parts of the test, with a 95 % "
@@ -122,7 +123,8 @@ def section(card: Card, use: str) -> str:
     if shown.is_file():
         found.append(image(shown.read_bytes(), f"An example of {use}"))
     if (card.folder / f"{use}.ckpt").is_file() and use in APPLY:
-        line = APPLY[use].format(ckpt=card.folder / f"{use}.ckpt", horizon=known.get("horizon"))
+        files = any(text.startswith("data.path=") for text in card.content["facts"]["data"])
+        line = APPLY[use if files else "latents"].format(ckpt=card.folder / f"{use}.ckpt", horizon=known.get("horizon"))
         found.append(f"<p>To use the best model:</p><pre>python -m msae.{escape(line)}</pre>")
     commands = dict.fromkeys(row["command"] for row in rows)
     names = {command: [row["name"] for row in rows if row["command"] == command] for command in commands}

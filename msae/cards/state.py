@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ class Card:
         data: what is compared.
         given: overrides of the command line that choose the data.
         budget: seconds for everything.
+        steps: of each training; None for as many as the budget allows.
         threads: of torch.
         content: of card.json.
     """
@@ -44,6 +46,7 @@ class Card:
     data: DataModule
     given: list[str]
     budget: float
+    steps: int | None
     threads: int
     content: dict[str, Any]
     started: float = field(default_factory=time.monotonic)
@@ -79,7 +82,7 @@ class Card:
 
     def begin(self, use: str, share: float, **about: Any) -> None:
         """Begin a use, or go on with it, that may take a share of the time that is left."""
-        self.until = time.monotonic() + max(0.0, share * self.left)
+        self.until = math.inf if self.steps else time.monotonic() + max(0.0, share * self.left)
         self.content["uses"].setdefault(use, {"rows": []}).update(about)
 
     def of(self, use: str) -> dict[str, Any]:
@@ -125,9 +128,9 @@ class Card:
         """A command on the card's data."""
         return shlex.join(["python", "-m", f"msae.{module}", *self.given, *texts])
 
-    def itself(self, use: str) -> str:
-        """The command that computes the rows of a use alone."""
-        return self.command("card", f"uses=[{use}]", f"out={self.folder}_{use}")
+    def itself(self, use: str, steps: int | None = None) -> str:
+        """The command that computes the rows of a use alone, with models trained for so many steps."""
+        return self.command("card", f"uses=[{use}]", f"out={self.folder}_{use}", *[f"steps={steps}"] * bool(steps))
 
 
 def parts_of(values: Any) -> list[float]:

@@ -120,6 +120,8 @@ def planned(card: Card, use: str, name: str, given: Sequence[str], seconds: floa
         seconds: that it may take, the small piece included.
     """
     known: dict[str, int] = card.of(use).setdefault("steps", {})
+    if card.steps is not None:
+        known.setdefault(name, card.steps)
     if name not in known:
         begun = time.monotonic()
         runs = trained(card, f"probe_{name}", given, PROBE)
