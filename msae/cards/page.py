@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -87,17 +88,29 @@ def write(card: Card, uses: list[str]) -> None:
     about = (
         f"{train:,} windows for training, {val:,} for validation and {test:,} for the test; {channels} "
         f"channel{'s' * (channels > 1)}, {length} steps a window. Computed in {card.content['seconds']:.0f} s of a "
-        f"budget of {card.budget:.0f} s."
+        f"budget of {card.budget:.0f} s, {card.threads} thread{'s' * (card.threads > 1)}, msae {version('msae')}: "
+        f"{' '.join(facts['data'])}"
     )
     items = [f"<li>{bold(text)}</li>" for text in card.content["sentences"]]
     page = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"What to use on {' '.join(facts['data'])}"),
+        title=escape(f"What to use on {name_of(facts['data'])}"),
         about=escape(about),
         sentences="\n".join(items),
         sections="\n".join(section(card, use) for use in there),
         method=escape(METHOD),
     )
     write_text(card.folder / "card.html", page)
+
+
+def name_of(given: list[str]) -> str:
+    """The name of data by the overrides that choose them.
+
+    Examples:
+        >>> name_of(["data=series", "data.path=plant/readings.csv"]), name_of(["data=digits"])
+        ('readings.csv', 'digits')
+    """
+    values = dict(text.lstrip("+").split("=", 1) for text in given if "=" in text)
+    return values.get("data.name") or Path(values.get("data.path", values["data"]).strip("'\"")).name
 
 
 def bold(text: str) -> str:
