@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import contextlib
 import importlib
+import logging
 import shutil
 import sys
 import time
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
     from msae.cards.state import Card
     from msae.data.module import DataModule
 
-USES = {"reconstruction": 0.5, "detection": 0.6, "forecast": 0.8, "features": 0.6, "augmentation": 0.9}
+USES = {"reconstruction": 0.4, "detection": 0.7, "forecast": 0.8, "features": 0.6, "augmentation": 0.9}
 """The uses, in their order, and the share of the time left that each may take."""
 LEAST = 5.0
 """Seconds of the shortest budget."""
@@ -47,18 +48,19 @@ def card(cfg: DictConfig) -> Path:
 
     torch.set_num_threads(cfg.threads)
     data = data_of(cfg)
-    uses = allowed(cfg, data)
+    uses, labels = allowed(cfg, data), labels_of(cfg, data)
     from msae.cards import page, state
 
     facts = {
         "data": overrides(),
         "shape": list(data.shape),
+        "label": cfg.label,
         "windows": [len(windows) for windows in (data.train, data.val, data.test)],
     }
     with folder.claimed(place):
         given = {"given": training_overrides(cfg), "budget": budget, "threads": cfg.threads, "started": begun}
         given["steps"] = None if cfg.steps == "auto" else cfg.steps
-        made = state.Card.opened(place, facts, data=data, **given)
+        made = state.Card.opened(place, facts, data=data, labels=labels, **given)
         print(f"{', '.join(uses)}: {made.left:.0f} s left\n  {place}", flush=True)
         try:
             for use in uses:
@@ -160,6 +162,37 @@ def allowed(cfg: DictConfig, data: DataModule) -> list[str]:
         if lacking.get(use):
             raise InputError(f"uses: {use} needs {lacking[use]}")
     return [use for use in USES if (not lacking.get(use) if cfg.uses == "auto" else use in cfg.uses)]
+
+
+def labels_of(cfg: DictConfig, data: DataModule) -> DataModule | None:
+    """The column `label` as series, cut as the data are; None without one.
+
+    Raises:
+        InputError: data without files, a label that is a channel too, other stretches, or no anomaly in the test part.
+    """
+    if cfg.label is None:
+        return None
+    from hydra.utils import instantiate
+
+    from msae.cards.splits import stretches
+
+    if "columns" not in cfg.data:
+        raise InputError(f"label={cfg.label}: a column of files; expected null, as this data set has none")
+    if str(cfg.label) in (data.names or []):
+        others = ",".join(name for name in data.names or [] if name != str(cfg.label))
+        raise InputError(f"label={cfg.label}: is a channel too; data.columns=[{others}] leaves it out")
+    logger = logging.getLogger("msae")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it was said when the channels were read
+    try:
+        found: DataModule = instantiate(cfg.data, columns=[cfg.label], window=data.shape[1], normalize="none")
+    finally:
+        logger.setLevel(level)
+    if [x.shape[1] for x in stretches(found.test)] != [x.shape[1] for x in stretches(data.test)]:
+        raise InputError(f"label={cfg.label}: is missing where the channels are not; expected a label in each row")
+    if not any((x > 0).any() for x in stretches(found.test)):
+        raise InputError(f"label={cfg.label}: no anomaly in the test part; expected one, or a larger data.test_size")
+    return found
 
 
 def overrides() -> list[str]:

@@ -16,12 +16,14 @@ from test_docs import STATE, browser
 
 import msae
 from msae import card
-from msae.cards import augmentation, detection, features, page, reconstruction, state, training
+from msae.cards import augmentation, detection, features, page, reconstruction, splits, state, training
 from msae.cards.faults import KINDS, inject
 from msae.cards.verdict import verdict
 from msae.data.module import DataModule, Windows
+from msae.data.series import series
 
 __all__ = ["browser"]
+LABELS = {"flow": "standard", "faulty": "none"}
 ARGS = ("data=series", "data.path=a.csv", "data.window=32", "out=card")
 
 
@@ -30,6 +32,13 @@ def write_series(folder: Path) -> None:
     t, rng = np.arange(1000)[:, None], np.random.default_rng(0)
     x = np.sin(2 * np.pi * t / np.array([16, 32])) + 0.1 * rng.normal(size=(1000, 2))
     np.savetxt(folder / "a.csv", x, delimiter=",", header="flow,heat", comments="")
+
+
+def write_labelled(folder: Path, first: int = 900, last: int = 920) -> None:
+    """A wave, and a column that is 1 at some steps."""
+    t = np.arange(1000)
+    x = np.stack([np.sin(t / 3), (t >= first) & (t <= last)], 1)
+    np.savetxt(folder / "labelled.csv", x, delimiter=",", header="flow,faulty", comments="")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +88,6 @@ def test_every_use_has_its_rows(made: Path, content: dict[str, Any]) -> None:
 def test_rows_are_what_their_commands_say(made: Path, content: dict[str, Any]) -> None:
     """The error of the kept checkpoint is that of its seed's row, and PCA's is that of a report."""
     from msae import baselines
-    from msae.data.series import series
 
     data = series(str(made.parent / "a.csv"), window=32)
     rows = {row["name"]: row for row in content["uses"]["reconstruction"]["rows"]}
@@ -118,6 +126,7 @@ def test_the_page_in_a_browser(made: Path, request: pytest.FixtureRequest) -> No
 def copied(made: Path) -> None:
     shutil.copytree(made, "card")
     write_series(Path())
+    write_labelled(Path(), 100, 120)
 
 
 def test_a_finished_card_is_only_written_again(made: Path, command: Command) -> None:
@@ -169,6 +178,12 @@ def test_interrupted_it_goes_on(command: Command, monkeypatch: pytest.MonkeyPatc
         (("budget=5",), "budget=5: expected a time of at least 5s, such as 90s, 5m or 1h"),
         (("steps=0",), "steps=0: expected a whole number, at least 1"),
         (("budget=soon",), "budget=soon: expected a time of at least 5s, such as 90s, 5m or 1h"),
+        (("label=heat",), "label=heat: is a channel too; data.columns=[flow] leaves it out"),
+        (
+            ("data.path=labelled.csv", "data.columns=[flow]", "label=faulty"),
+            "label=faulty: no anomaly in the test part; expected one, or a larger data.test_size",
+        ),
+        (("data=digits", "label=y"), "label=y: a column of files; expected null, as this data set has none"),
         (("uses=forecast",), "uses=forecast: expected auto, or a list of reconstruction, detection, forecast,"),
         (("uses=[forecasts]",), "uses=forecasts: expected one of reconstruction, detection, forecast, features,"),
         (("uses=[features]",), "uses: features needs samples with labels, as of data=ucr"),
@@ -215,6 +230,21 @@ def test_faults_change_only_their_steps(kind: str) -> None:
         assert np.flatnonzero(faulty)[-1] < 300
 
 
+def test_labels_of_the_test_part_are_its_anomalies(tmp_path: Path) -> None:
+    write_labelled(tmp_path)
+    path = str(tmp_path / "labelled.csv")
+    data, labels = (series(path, window=32, columns=[name], normalize=how) for name, how in LABELS.items())
+    found = state.Card(tmp_path, data, labels, [], 60.0, None, 1, {})
+    parts = splits.Parts(found)
+    [(kind, x, faulty, channel)] = parts.faulty("test", repeats=3)
+    assert (kind, channel, faulty.sum()) == (splits.LABELLED, 0, 21)
+    assert x.shape == (1, len(faulty))
+    start = int(np.flatnonzero(faulty)[0])
+    assert torch.equal(x[0, start : start + 21].float(), torch.sin(torch.arange(900, 921).double() / 3).float())
+    assert sum(labelled.sum() for labelled in parts.labelled) == 21
+    assert len(parts.faulty("validation", repeats=3)) == 3 * len(KINDS)
+
+
 def row(name: str, val: float, parts: list[float], simple: bool = False) -> state.Row:
     return {"name": name, "simple": simple, "val": val, "test": [float(np.mean(parts))], "parts": parts}
 
@@ -259,7 +289,9 @@ def labelled(tmp_path: Path) -> state.Card:
     x = np.sin(np.arange(32) * np.where(y, 0.5, 0.9)[:, None] + rng.uniform(0, 6, (80, 1)))
     windows = Windows(torch.from_numpy(x).float()[:, None], torch.from_numpy(y))
     data = DataModule(windows[:50], windows[50:], val_size=10)
-    found = state.Card.opened(tmp_path, {}, data=data, given=["data=mine"], budget=60.0, steps=None, threads=1)
+    found = state.Card.opened(
+        tmp_path, {}, data=data, given=["data=mine"], labels=None, budget=60.0, steps=None, threads=1
+    )
     found.content["facts"] = {"data": ["data=mine"], "shape": data.shape, "windows": [40, 10, 30]}
     return found
 

@@ -1,11 +1,10 @@
-"""Detection: faults put into the validation part choose the detector, others in the test part tell how good it is."""
+"""Detection: faults put into the validation part choose the detector, others in the test part, or labels, judge it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,15 +12,14 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from msae.cards import faults, training
+from msae.cards.splits import Parts
 from msae.cards.state import SEEDS, Card, Row, mean_parts
-from msae.errors import InputError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from msae.data.module import Windows
     from msae.models.reconstructor import Reconstructor
     from msae.uses.events import Event, Limits
     from msae.uses.rules import Rules
@@ -30,11 +28,6 @@ USE = "detection"
 NAMES = ("raw nearest windows", "isolation forest", "bank (nested)", "error (nested)")
 REPEATS, FEW = 5, 2
 """The greatest number of faults of each kind in each part, and the least, where time is short."""
-AROUND = 8
-"""Windows of the stretch into which a fault is put."""
-STEPS, CLEAN = 40_000, 10_000
-"""The last steps of the training split that detectors see, and the last of the others that make thresholds and false
-alarms."""
 WINDOWS = 4000
 """Training windows that the nearest of raw ones is looked for in."""
 COST = 5
@@ -57,74 +50,15 @@ class Detector(NamedTuple):
     rules: Rules | None = None
 
 
-Fault = tuple[str, "Tensor", "np.ndarray", int]
-"""The kind, a stretch with the fault, which steps are faulty, and the number of the channel."""
-
-
-class Parts:
-    """The series of the splits, and what faults and detectors need to know of the training split."""
-
-    def __init__(self, card: Card) -> None:
-        data = card.data
-        self.length = data.shape[1]
-        self.period = max(2, self.length // 2)
-        self.stride = max(1, self.length // 32)
-        self.train, self.val, self.test = (stretches(windows) for windows in (data.train, data.val, data.test))
-        self.train, self.clean = last(self.train, STEPS, self.length), {}
-        for split, its in (("validation", self.val), ("test", self.test)):
-            longest = max(x.shape[1] for x in its)
-            if longest < 3 * self.length:
-                raise InputError(
-                    f"the {split} part has stretches of at most {longest} steps; expected three windows, "
-                    f"{3 * self.length}, to put faults into"
-                )
-            self.clean[split] = last(its, CLEAN, self.length)
-        values = np.concatenate([x.double().numpy() for x in self.train], axis=1)
-        self.mean, self.deviation, self.least = values.mean(1), values.std(1), values.min(1)
-
-    def faulty(self, split: str, repeats: int) -> list[Fault]:
-        """Stretches of a split with a fault each."""
-        import torch
-
-        rng = np.random.default_rng(["validation", "test"].index(split))
-        its = [x for x in (self.val if split == "validation" else self.test) if x.shape[1] >= 3 * self.length]
-        found = []
-        for _, kind in product(range(repeats), faults.KINDS):
-            x = its[int(rng.choice(len(its), p=np.array([y.shape[1] for y in its]) / sum(y.shape[1] for y in its)))]
-            width = min(AROUND * self.length, x.shape[1])
-            start = int(rng.integers(x.shape[1] - width + 1))
-            own = x[:, start : start + width].double().numpy()
-            made, flags, channel = faults.inject(own, kind, self.period, self.deviation, self.least, rng)
-            found.append((kind, torch.from_numpy(made), flags, channel))
-        return found
-
-
-def stretches(windows: Windows) -> list[Float[Tensor, "channels time"]]:
-    """The series that windows are cut from."""
-    from msae.data.windows import Views
-
-    assert isinstance(windows.x, Views)
-    return [windows.x.blocks[number][start:stop].T for number, start, stop in windows.x.spans]
-
-
-def last(its: Sequence[Tensor], steps: int, least: int) -> list[Tensor]:
-    """The last steps of stretches, in pieces of at least a window."""
-    found: list[Tensor] = []
-    for x in reversed(its):
-        if min(steps, x.shape[1]) >= least:
-            found.insert(0, x[:, -steps:])
-            steps -= found[0].shape[1]
-    return found
-
-
 def compare(card: Card) -> None:
     """Add the rows."""
     from msae import load
 
     parts, known = Parts(card), card.of(USE)
+    known["labelled"] = card.labels is not None
     steps = training.planned(card, USE, "nested", ["model=nested"], card.use_left / 3)
     if "repeats" not in known:
-        bank, fault = of_model(load(nested(card, steps)[0]), parts, bank=True), parts.faulty("test", 1)[0][1]
+        bank, fault = of_model(load(nested(card, steps)[0]), parts, bank=True), parts.faulty("validation", 1)[0][1]
         begun = time.monotonic()
         bank.score(fault)
         each = 2 * len(faults.KINDS) * (time.monotonic() - begun)
@@ -162,8 +96,10 @@ def of_detector(card: Card, parts: Parts, name: str, steps: int) -> Row:
     val, test = ([its[split]["precision"] for its in judged] for split in ("validation", "test"))
     more: dict[str, Any] = {"command": card.itself(USE, steps)}
     if number == 2:
-        more["note"] = "faults found and false alarms are those of its scores and of msae.detect's rules on raw values"
+        more["note"] = "what it finds and its false alarms are those of its scores and of the rules of msae.detect"
+    if runs:
         first = int(np.argmax([np.mean(one) for one in val]))
+        more["threshold"] = judged[first]["threshold"]
         more["checkpoint"] = str((runs[first] / "best.ckpt").relative_to(card.folder))
     kinds = np.array(judged[0]["test"]["kinds"])
     return {
@@ -174,7 +110,7 @@ def of_detector(card: Card, parts: Parts, name: str, steps: int) -> Row:
         "found": float(np.mean([its["test"]["found"] for its in judged])),
         "of": len(kinds),
         "false_alarms": float(np.mean([its["false_alarms"] for its in judged])),
-        "kinds": {kind: float(np.mean(np.array(test)[:, kinds == kind])) for kind in faults.KINDS},
+        "kinds": {kind: float(np.mean(np.array(test)[:, kinds == kind])) for kind in dict.fromkeys(kinds.tolist())},
         "share": judged[0]["test"]["share"],
     } | more
 
@@ -182,7 +118,7 @@ def of_detector(card: Card, parts: Parts, name: str, steps: int) -> Row:
 def judge(detector: Detector, parts: Parts, repeats: int) -> dict[str, Any]:
     """Average precision of the steps of each fault, the number of faults found, and false alarms in 1,000 steps."""
     limits = limits_of(detector, parts)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"threshold": limits.above}
     for split in ("validation", "test"):
         precision, hits, kinds, share = [], 0, [], []
         for kind, x, flags, _ in parts.faulty(split, repeats):
@@ -192,8 +128,10 @@ def judge(detector: Detector, parts: Parts, repeats: int) -> dict[str, Any]:
             kinds.append(kind)
             share.append(flags.mean())
         found[split] = {"precision": precision, "found": hits, "kinds": kinds, "share": float(np.mean(share))}
-    clean = parts.clean["test"]
-    n = sum(len(alarms(detector, x, detector.score(x), limits)) for x in clean)
+    clean, n = parts.clean["test"], 0
+    for x, labelled in zip(clean, parts.labelled, strict=True):
+        events = alarms(detector, x, detector.score(x), limits)
+        n += sum(not labelled[event.start : event.end + 1].any() for event in events)
     return found | {"false_alarms": 1000 * n / sum(x.shape[1] for x in clean)}
 
 
@@ -290,12 +228,12 @@ def forest(parts: Parts, seed: int) -> Detector:
 
 
 def example(card: Card) -> Figure | None:
-    """The fault in the test part that the bank finds with median precision, and its scores."""
+    """The anomaly in the test part that the bank finds with median precision, and its scores."""
     from matplotlib.figure import Figure
 
     from msae import load
 
-    row = next((row for row in card.rows(USE) if "checkpoint" in row), None)
+    row = next((row for row in card.rows(USE) if row["name"] == NAMES[2]), None)
     if row is None or not (card.folder / row["checkpoint"]).is_file():
         return None
     parts = Parts(card)
@@ -308,7 +246,7 @@ def example(card: Card) -> Figure | None:
     above, below = figure.subplots(2, sharex=True)
     above.plot(x[channel].numpy(), linewidth=0.9, color="0.3")
     above.set_ylabel((card.data.names or list(map(str, range(len(x)))))[channel])
-    above.set_title(f"Of the faults in the test part the one of median precision: {kind}", fontsize=9)
+    above.set_title(f"Of the anomalies in the test part the one of median precision: {kind}", fontsize=9)
     below.plot(score, linewidth=0.9, color="tab:red")
     below.axhline(limits.above, color="0.4", linewidth=0.8, linestyle="--", label="default threshold")
     below.set(ylabel="score of the bank", xlabel="step")

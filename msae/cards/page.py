@@ -33,7 +33,7 @@ NEEDS = {"detection": SERIES, "forecast": SERIES, "features": LABELS, "augmentat
 """Why a use is not compared, unless the command left it out."""
 COLUMNS = {
     "reconstruction": {"latent": "latent", "steps": "steps"},
-    "detection": {"found": "faults found", "false_alarms": "false alarms in 1,000 steps"},
+    "detection": {"found": "anomalies found", "false_alarms": "false alarms in 1,000 steps"},
     "forecast": {},
     "features": {"features": "features"},
     "augmentation": {},
@@ -138,6 +138,9 @@ def section(card: Card, use: str) -> str:
     if (card.folder / f"{use}.ckpt").is_file() and use in APPLY:
         files = any(text.startswith("data.path=") for text in card.content["facts"]["data"])
         line = APPLY[use if files else "latents"].format(ckpt=card.folder / f"{use}.ckpt", horizon=known.get("horizon"))
+        row = best(use, [row for row in rows if "checkpoint" in row])
+        if row is not None and row["name"] == "error (nested)":
+            line += f" reference=null threshold={row['threshold']:.4g}"
         found.append(f"<p>To use the best model:</p><pre>python -m msae.{escape(line)}</pre>")
     commands = dict.fromkeys(row["command"] for row in rows)
     names = {command: [row["name"] for row in rows if row["command"] == command] for command in commands}
@@ -151,7 +154,8 @@ def told(known: dict[str, Any], use: str) -> str:
     """What was compared, and what was cut."""
     texts = {
         "reconstruction": f"Windows are coded by about {known.get('latent')} values and decoded again.",
-        "detection": f"{known.get('repeats')} faults of each kind, put into stretches of each part.",
+        "detection": f"{known.get('repeats')} faults of each kind, put into stretches of "
+        + ("the validation part; in the test part your labels." if known.get("labelled") else "each part."),
         "forecast": f"The next {known.get('horizon')} steps of each channel, from a window before them.",
         "features": "A ridge classifier, chosen by four-fold cross-validation on training and validation samples.",
         "augmentation": "The same classifier of raw values, with and without a new sample for each old one.",
@@ -203,10 +207,11 @@ def of_kinds(rows: list[Row]) -> str:
     """The average precision of each kind of fault, and the sizes of the faults."""
     head = "".join(f"<th>{escape(text)}</th>" for text in ("fault", *(row["name"] for row in rows), "size"))
     lines = [f"<tr>{head}</tr>"]
-    for kind, size in faults.KINDS.items():
+    for kind in rows[0]["kinds"]:
+        size = faults.KINDS.get(kind, "the anomalies that you labelled")
         cells = "".join(f"<td>{row['kinds'][kind]:.2f}</td>" for row in rows)
         lines.append(f'<tr><td>{escape(kind)}</td>{cells}<td class="text">{escape(size)}</td></tr>')
-    share = f"Average precision on test by kind of fault. Random scores have about {rows[0]['share']:.2f}."
+    share = f"Average precision on test by kind of anomaly. Random scores have about {rows[0]['share']:.2f}."
     return f'<p>{share}</p><div class="wide"><table>{"".join(lines)}</table></div>'
 
 

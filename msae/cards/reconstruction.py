@@ -57,7 +57,9 @@ def of_pca(card: Card, latent: int) -> Row:
     """The row of PCA, whose output is clipped to the range of data that have one."""
     val, test = pca_errors(card.data, latent, card.data.val), pca_errors(card.data, latent, card.data.test)
     note = "clipped to the range of the data" if card.data.bounded else ""
-    report = training.overrides(training.sizes(card.data, latent)["single"], training.PROBE)  # which has a row of PCA
+    report = training.overrides(
+        training.sizes(card.data, latent)[training.MODELS[0]], training.PROBE
+    )  # which has a row of PCA
     more = {"latent": latent, "note": note, "command": card.command("train", *report)}
     return row_of([val.mean()], [test.mean()], [parts_of(test)], simple=True, **more)
 

@@ -35,6 +35,7 @@ class Card:
     Attributes:
         folder: of the card.
         data: what is compared.
+        labels: the labels of the steps of series, as their one channel; None without labels.
         given: overrides of the command line that choose the data.
         budget: seconds for everything.
         steps: of each training; None for as many as the budget allows.
@@ -44,6 +45,7 @@ class Card:
 
     folder: Path
     data: DataModule
+    labels: DataModule | None
     given: list[str]
     budget: float
     steps: int | None

@@ -19,7 +19,7 @@ MEASURES: dict[str, tuple[str, bool]] = {
 """The measure of each use, and whether more of it is better."""
 OVER = {
     "reconstruction": "parts of the test split",
-    "detection": "injected faults",
+    "detection": "anomalies",
     "forecast": "parts of the test split",
     "features": "test samples",
     "augmentation": "test samples",
@@ -70,7 +70,8 @@ def verdict(use: str, rows: list[Row]) -> dict[str, Any]:
     chosen = best(use, [base, other])
     wins = low > 0 and chosen is other
     seeds = f"n = {len(other['test'])} seed{'s' * (len(other['test']) > 1)}"
-    between = f"{spelled(low, more)} to {spelled(high, more)}"
+    few = len(other["parts"]) < 2
+    between = "none" if few else f"{spelled(low, more)} to {spelled(high, more)}"
     value, against = (number(float(np.mean(row["test"])), more) for row in (other, base))
     told = (
         f"{measure} {value} against {against}, a gain of {spelled(middle, more)} (95 % interval {between} over "
