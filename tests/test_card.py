@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(training, "MODELS", ("single",))
-        patch.setattr(training, "planned", lambda *_: 20)
+        patch.setattr(training, "planned", lambda *given: (20, given[3]))
         patch.setattr(detection, "REPEATS", 2)
         for module in (training, detection, reconstruction):
             patch.setattr(module, "SEEDS", (0, 1))

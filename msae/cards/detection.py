@@ -56,7 +56,7 @@ def compare(card: Card) -> None:
 
     parts, known = Parts(card), card.of(USE)
     known["labelled"] = card.labels is not None
-    steps = training.planned(card, USE, "nested", ["model=nested"], card.use_left / 3)
+    steps, _ = training.planned(card, USE, "nested", ["model=nested"], card.use_left / 3)
     if "repeats" not in known:
         bank, fault = of_model(load(nested(card, steps)[0]), parts, bank=True), parts.faulty("validation", 1)[0][1]
         begun = time.monotonic()

@@ -84,7 +84,7 @@ def compare(card: Card) -> None:
     from msae import load
 
     use = detection.USE if "steps" in card.content["uses"].get(detection.USE, {}) else USE
-    steps = training.planned(card, use, "nested", ["model=nested"], card.use_left / 2)
+    steps, _ = training.planned(card, use, "nested", ["model=nested"], card.use_left / 2)
     models = [load(run) for run in detection.nested(card, steps)]
     splits = Splits(card, models[0])
     card.of(USE)["horizon"] = splits.horizon

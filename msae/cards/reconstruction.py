@@ -37,7 +37,7 @@ def of_model(card: Card, name: str, given: list[str], seconds: float) -> Row:
     """The row of a model that may take so many seconds."""
     from msae import load
 
-    steps = training.planned(card, USE, name, given, seconds)
+    steps, given = training.planned(card, USE, name, given, seconds)
     models = [load(run) for run in training.trained(card, name, given, steps)]
     val, test = ([training.errors(model, windows) for model in models] for windows in (card.data.val, card.data.test))
     first = int(np.argmin([errors.mean() for errors in val]))

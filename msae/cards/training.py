@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ PROBE, MOST = 20, 2000
 """Optimizer steps of the small piece that is measured, the least that are planned, and the most."""
 WINDOWS = 10_000
 """Windows of a split on which errors are measured, evenly spread."""
+BEGIN = 5.0
+"""Seconds before the first step, at most, of a model whose code is chosen already."""
 SLACK = 0.8
 """The share of the time that is planned; the rest is for what the small piece does not show."""
 
@@ -61,14 +64,13 @@ def sizes(data: DataModule, latent: int) -> dict[str, list[str]]:
     return found
 
 
-def overrides(given: Sequence[str], steps: int) -> list[str]:
+def overrides(given: Sequence[str], steps: int, seeds: Sequence[int] = SEEDS) -> list[str]:
     """The overrides of a training."""
-    seeds = f"seed=[{','.join(map(str, SEEDS))}]"
-    return [*given, seeds, "trainer.max_epochs=-1", f"trainer.max_steps={steps}"]
+    return [*given, f"seed=[{','.join(map(str, seeds))}]", "trainer.max_epochs=-1", f"trainer.max_steps={steps}"]
 
 
-def trained(card: Card, name: str, given: Sequence[str], steps: int) -> list[Path]:
-    """Train the seeds of a model, or go on with it; return the folders of its runs.
+def trained(card: Card, name: str, given: Sequence[str], steps: int, seeds: Sequence[int] | None = None) -> list[Path]:
+    """Train the seeds of a model, `SEEDS` by default, or go on with it; return the folders of its runs.
 
     Raises:
         InputError: a run that failed.
@@ -77,12 +79,13 @@ def trained(card: Card, name: str, given: Sequence[str], steps: int) -> list[Pat
     from msae.train import train
 
     place = card.folder / "runs" / name
-    runs = [place / f"seed={seed}" for seed in SEEDS]
+    seeds = seeds or SEEDS
+    runs = [place / f"seed={seed}" for seed in seeds]
     if all((run / "metrics.json").exists() for run in runs):
         return runs
     quiet = ["trainer.enable_progress_bar=false", "hydra/job_logging=none", "hydra/hydra_logging=none"]
     own = ["hydra.job.name=train", "hydra.job.num=0", f"threads={card.threads}", *quiet]
-    cfg = composed([*own, *card.given, *overrides(given, steps)])
+    cfg = composed([*own, *card.given, *overrides(given, steps, seeds)])
     cfg.hydra.sweep.dir, cfg.hydra.sweep.subdir, cfg.hydra.mode = str(place.parent), name, RunMode.MULTIRUN
     cfg.resume = str(place) if any(saved(place)) else None
 
@@ -109,8 +112,11 @@ def trained(card: Card, name: str, given: Sequence[str], steps: int) -> list[Pat
     return runs
 
 
-def planned(card: Card, use: str, name: str, given: Sequence[str], seconds: float) -> int:
-    """Optimizer steps for which a model is trained, by the time that a small piece takes.
+def planned(card: Card, use: str, name: str, given: Sequence[str], seconds: float) -> tuple[int, list[str]]:
+    """Optimizer steps for which a model is trained, by the time that a small piece takes, and its overrides.
+
+    What the small piece chose by the training windows, as `pyramid` does at its start, is among the overrides, as to
+    choose it again would take as long for each seed.
 
     Args:
         card: which keeps the plan.
@@ -120,19 +126,24 @@ def planned(card: Card, use: str, name: str, given: Sequence[str], seconds: floa
         seconds: that it may take, the small piece included.
     """
     known: dict[str, int] = card.of(use).setdefault("steps", {})
+    chosen: dict[str, list[int]] = card.of(use).setdefault("code_dims", {})
     if card.steps is not None:
         known.setdefault(name, card.steps)
     if name not in known:
+        from msae.models.checkpoint import read_checkpoint
+
         begun = time.monotonic()
-        runs = trained(card, f"probe_{name}", given, PROBE)
-        step = sum(read_run(run)["seconds"] for run in runs) / PROBE
-        shutil.rmtree(runs[0].parent)
-        wall = time.monotonic() - begun
-        once = max(0.0, wall - step * PROBE)
-        steps = int((SLACK * (seconds - wall) - once) / max(step, 1e-9))
+        [run] = trained(card, f"probe_{name}", given, PROBE, SEEDS[:1])
+        wall, step = time.monotonic() - begun, read_run(run)["seconds"] / PROBE
+        if dims := read_checkpoint(run)["hyper_parameters"].get("code_dims"):
+            chosen[name] = dims
+        shutil.rmtree(run.parent)
+        once = min(max(0.0, wall - step * PROBE), BEGIN if name in chosen else math.inf)
+        steps = int((SLACK * (seconds - wall) - once) / max(len(SEEDS) * step, 1e-9))
         known[name] = min(MOST, max(steps, PROBE))
         card.keep()
-    return known[name]
+    dims = [f"model.code_dims=[{','.join(map(str, chosen[name]))}]"] if name in chosen else []
+    return known[name], [*given, *dims]
 
 
 def errors(model: Reconstructor, windows: Windows) -> Float[np.ndarray, " n"]:
