@@ -146,7 +146,7 @@ def test_a_finished_card_is_only_written_again(made: Path, command: Command) -> 
 def test_interrupted_it_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     write_series(Path())
     args = (*ARGS, "budget=1m", "uses=[reconstruction]")
-    monkeypatch.setattr(training, "MODELS", ("ae",))
+    monkeypatch.setattr(training, "MODELS", ("pyramid",))
     monkeypatch.setattr(training, "MOST", 30)
     for module in (training, reconstruction):
         monkeypatch.setattr(module, "SEEDS", (0, 1))
@@ -164,11 +164,12 @@ def test_interrupted_it_goes_on(command: Command, monkeypatch: pytest.MonkeyPatc
     assert out.endswith("\ninterrupted: the same command goes on from the rows that are done\n")
     before = json.loads(Path("card/card.json").read_text())["uses"]["reconstruction"]["rows"]
     code, _, err = command(*args, module="card")
-    assert (code, err, done) == (0, "", ["ae", "ae"])
+    assert (code, err, done) == (0, "", ["pyramid", "pyramid"])
     rows = json.loads(Path("card/card.json").read_text())["uses"]["reconstruction"]["rows"]
-    assert [row["name"] for row in rows] == ["PCA", "ae"]
+    assert [row["name"] for row in rows] == ["PCA", "pyramid"]
     assert rows[:1] == before
     assert 20 <= rows[1]["steps"] <= 30
+    assert "model.code_dims=[" in rows[1]["command"]  # chosen by the small piece
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def bars(use: str, rows: list[Row], known: dict[str, Any]) -> Figure:
 
     more, taken = MEASURES[use][1], known["verdict"].get("take")
     rows = sorted(rows, key=lambda row: float(np.mean(row["test"])), reverse=not more)
-    figure = Figure(figsize=(7, 0.9 + 0.36 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(5.2, 0.9 + 0.32 * len(rows)), layout="constrained")
     axis = figure.subplots()
     for i, row in enumerate(rows):
         color = "#2e8b57" if row["name"] == taken else "0.7" if row["simple"] else "#7ea6d8"
@@ -238,7 +238,7 @@ def bars(use: str, rows: list[Row], known: dict[str, Any]) -> Figure:
 def picture(figure: Figure, text: str) -> str:
     """A figure as an element of the page."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    figure.savefig(file, format="png", dpi=140)
     return image(file.getvalue(), text)
 
 
