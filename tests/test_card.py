@@ -50,7 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setattr(training, "MODELS", ("single",))
         patch.setattr(training, "planned", lambda *given: (20, given[3]))
-        patch.setattr(detection, "REPEATS", 2)
+        patch.setattr(detection, "REPEATS", 1)
+        patch.setattr(detection, "FEW", 1)
         for module in (training, detection, reconstruction):
             patch.setattr(module, "SEEDS", (0, 1))
         patch.setattr(sys, "argv", ["msae.card", *ARGS, "budget=1m"])
@@ -146,7 +147,7 @@ def test_a_finished_card_is_only_written_again(made: Path, command: Command) -> 
 def test_interrupted_it_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     write_series(Path())
     args = (*ARGS, "budget=1m", "uses=[reconstruction]")
-    monkeypatch.setattr(training, "MODELS", ("pyramid",))
+    monkeypatch.setattr(training, "MODELS", ("single",))
     monkeypatch.setattr(training, "MOST", 30)
     for module in (training, reconstruction):
         monkeypatch.setattr(module, "SEEDS", (0, 1))
@@ -164,9 +165,9 @@ def test_interrupted_it_goes_on(command: Command, monkeypatch: pytest.MonkeyPatc
     assert out.endswith("\ninterrupted: the same command goes on from the rows that are done\n")
     before = json.loads(Path("card/card.json").read_text())["uses"]["reconstruction"]["rows"]
     code, _, err = command(*args, module="card")
-    assert (code, err, done) == (0, "", ["pyramid", "pyramid"])
+    assert (code, err, done) == (0, "", ["single", "single"])
     rows = json.loads(Path("card/card.json").read_text())["uses"]["reconstruction"]["rows"]
-    assert [row["name"] for row in rows] == ["PCA", "pyramid"]
+    assert [row["name"] for row in rows] == ["PCA", "single"]
     assert rows[:1] == before
     assert 20 <= rows[1]["steps"] <= 30
     assert "model.code_dims=[" in rows[1]["command"]  # chosen by the small piece
