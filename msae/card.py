@@ -61,7 +61,7 @@ def card(cfg: DictConfig) -> Path:
         given = {"given": training_overrides(cfg), "budget": budget, "threads": cfg.threads, "started": begun}
         given["steps"] = None if cfg.steps == "auto" else cfg.steps
         made = state.Card.opened(place, facts, data=data, labels=labels, **given)
-        print(f"{', '.join(uses)}: {made.left:.0f} s left\n  {place}", flush=True)
+        print(f"{', '.join(uses)}: {max(0.0, made.left):.0f} s left\n  {place}", flush=True)
         try:
             for use in uses:
                 compare(made, use, explicit=cfg.uses != "auto")

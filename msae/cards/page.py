@@ -15,7 +15,7 @@ import numpy as np
 from msae.cards import faults
 from msae.cards.state import Card, Row
 from msae.cards.training import MOST
-from msae.cards.verdict import MEASURES, best, gain, number, spelled, verdict
+from msae.cards.verdict import MEASURES, best, gain, interval_of, number, spelled, verdict
 from msae.whole import write_text
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def write(card: Card, uses: list[str]) -> None:
     for use in there:
         card.of(use)["verdict"] = verdict(use, card.rows(use))
     card.content["sentences"] = sentences(card, uses)
-    card.keep()
+    card.keep(timed=False)
     facts = card.content["facts"]
     channels, length = facts["shape"]
     train, val, test = facts["windows"]
@@ -177,11 +177,12 @@ def table(use: str, rows: list[Row], known: dict[str, Any]) -> str:
     head = ["", "n", "validation", "test", "gain (95 % interval)", *COLUMNS[use].values(), "seconds"]
     lines = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"]
     for row in rows:
-        spread = f" ± {np.std(row['test'], ddof=1):.2g}" if len(row["test"]) > 1 else ""
+        deviation = float(np.std(row["test"], ddof=1)) if len(row["test"]) > 1 else 0.0
+        spread = f" ± {deviation if deviation > 1e-9 else 0:.2g}" * (len(row["test"]) > 1)
         against = ""
         if base is not None and row is not base:
             middle, low, high = gain(use, row, base)
-            against = f"{spelled(middle, more)} ({spelled(low, more)} to {spelled(high, more)})"
+            against = f"{spelled(middle, more)} ({interval_of(low, high, more)})"
         further = [extra(row, key) for key in COLUMNS[use]]
         cells = [
             row["name"],
@@ -239,9 +240,10 @@ def picture(figure: Figure, text: str) -> str:
     """A figure as an element of the page."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=140)
-    return image(file.getvalue(), text)
+    return image(file.getvalue(), text, "bars")
 
 
-def image(content: bytes, text: str) -> str:
+def image(content: bytes, text: str, kind: str = "example") -> str:
     """A PNG file as an element of the page."""
-    return f'<p><img alt="{escape(text)}" src="data:image/png;base64,{base64.b64encode(content).decode()}"></p>'
+    code = base64.b64encode(content).decode()
+    return f'<p><img class="{kind}" alt="{escape(text)}" src="data:image/png;base64,{code}"></p>'

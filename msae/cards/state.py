@@ -119,10 +119,11 @@ class Card:
         print(f"  {name:<22} {told}, {row['seconds']:.0f} s", flush=True)
         self.keep()
 
-    def keep(self) -> None:
-        """Write card.json."""
+    def keep(self, timed: bool = True) -> None:
+        """Write card.json, and count the time since the last call, which may only have written a page again."""
         now = time.monotonic()
-        self.content["seconds"] = round(float(self.content["seconds"]) + now - self.started, 1)
+        if timed:
+            self.content["seconds"] = round(float(self.content["seconds"]) + now - self.started, 1)
         self.started = now
         write_json(self.folder / "card.json", self.content)
 

@@ -70,8 +70,7 @@ def verdict(use: str, rows: list[Row]) -> dict[str, Any]:
     chosen = best(use, [base, other])
     wins = low > 0 and chosen is other
     seeds = f"n = {len(other['test'])} seed{'s' * (len(other['test']) > 1)}"
-    few = len(other["parts"]) < 2
-    between = "none" if few else f"{spelled(low, more)} to {spelled(high, more)}"
+    between = "none" if len(other["parts"]) < 2 else interval_of(low, high, more)
     value, against = (number(float(np.mean(row["test"])), more) for row in (other, base))
     told = (
         f"{measure} {value} against {against}, a gain of {spelled(middle, more)} (95 % interval {between} over "
@@ -95,7 +94,17 @@ def verdict(use: str, rows: list[Row]) -> dict[str, Any]:
 
 def spelled(value: float, more: bool) -> str:
     """A gain: a difference in three digits, or of errors a percentage."""
-    return f"{value:.3f}" if more else f"{100 * value:.1f} %"
+    return f"{round(value, 3) + 0.0:.3f}" if more else f"{round(100 * value, 1) + 0.0:.1f} %"  # without -0
+
+
+def interval_of(low: float, high: float, more: bool) -> str:
+    """The ends of an interval of gains.
+
+    Examples:
+        >>> interval_of(-0.0001, 0.034, more=False)
+        '0.0 to 3.4 %'
+    """
+    return f"{spelled(low, more).removesuffix(' %')} to {spelled(high, more)}"
 
 
 def number(value: float, more: bool) -> str:
