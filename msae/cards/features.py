@@ -144,11 +144,15 @@ def minirocket(samples: Labelled, seed: int) -> Computed:
     """MiniRocket of aeon, where this is installed."""
     if find_spec("aeon") is None:
         raise InputError("it needs aeon: pip install aeon (or msae's extra [ucr])")
+    import torch
     from aeon.transformations.collection.convolution_based import MiniRocket
 
     x, x_test = (x.float().numpy() for x in (samples.x, samples.x_test))
+    threads = torch.get_num_threads()
     rocket = MiniRocket(random_state=seed).fit(x)
-    return np.asarray(rocket.transform(x)), np.asarray(rocket.transform(x_test))
+    z, z_test = (np.asarray(rocket.transform(some)) for some in (x, x_test))
+    torch.set_num_threads(threads)  # numba changes those of torch too, which then wait for each other
+    return z, z_test
 
 
 def example(_: Card) -> Figure | None:
