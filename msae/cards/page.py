@@ -40,9 +40,9 @@ COLUMNS = {
 }
 """Further columns of a use."""
 UNITS = {
-    "reconstruction": "mean squared error, normalized units",
+    "reconstruction": "MSE in normalized units",
     "detection": "average precision of the steps",
-    "forecast": "mean squared error, in squared deviations",
+    "forecast": "MSE in squared deviations",
     "features": "accuracy",
     "augmentation": "accuracy",
 }
