@@ -78,7 +78,7 @@ def test_the_first_two_commands_do_all_set_up() -> None:
 
 def test_no_command_is_left_out() -> None:
     tested = {f"python -m msae.train {line}" for line in (*TRAIN, *RESUMED, *NEW)} | {*CLUSTER, *USES, FOLLOW, *PYTEST}
-    tested |= {f"python -m msae.{name} {line}" for name in ("report", "search", "export") for line in of(name)}
+    tested |= {f"python -m msae.{name} {line}" for name in ("report", "search", "export", "card") for line in of(name)}
     assert set(LINES) - tested == ELSEWHERE | {"tensorboard --logdir runs"}
 
 
@@ -192,6 +192,14 @@ def test_sweeps_reports_and_resuming(at: Command) -> None:
         code, out, err = at(*args)
         assert code == 0, err
         assert "runs/compare" not in line or out.count("finished before") == 2
+
+
+@pytest.mark.parametrize("line", of("card"))
+def test_cards_compose(line: str, command: Command) -> None:
+    """`test_card.py` makes cards."""
+    code, out, err = command(*shlex.split(line), "--cfg", "job", module="card")
+    assert (code, err) == (0, "")
+    assert "budget: 5m" in out
 
 
 def test_searches(at: Command) -> None:
