@@ -149,7 +149,7 @@ def test_an_interrupted_stack_goes_on(command: Command, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("sigint")
 def test_a_signal_within_an_epoch(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """All seeds save at the same step, and resume to the bits of an uninterrupted stack."""
-    few = ("data.val_size=1037", "data.batch_size=4", "trainer.max_epochs=2")  # epochs of 100 steps, in four calls
+    few = ("data.val_size=837", "data.batch_size=4", "trainer.max_epochs=2")  # epochs of 150 steps, in five calls
     args = ("data=digits", *few, "trainer=cpu", "model=ae", "seed=[0,1]")
     assert command(*args, "out=whole").code == 0
     with monkeypatch.context() as patch:
@@ -158,7 +158,7 @@ def test_a_signal_within_an_epoch(command: Command, monkeypatch: pytest.MonkeyPa
     assert (code, err) == (143, "")
     assert out.endswith("\ninterrupted. To resume: python -m msae.train resume=part\n")
     steps = [torch.load(f"part/seed={seed}/last.ckpt", weights_only=True)["global_step"] for seed in (0, 1)]
-    assert steps == [96, 96]
+    assert steps == [128, 128]
     assert command("resume=part").code == 0
     for seed in (0, 1):
         one, other = weights(f"part/seed={seed}/last.ckpt"), weights(f"whole/seed={seed}/last.ckpt")
