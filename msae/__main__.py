@@ -9,7 +9,7 @@ import sys
 
 from msae.help import PACKAGE
 
-COMMANDS = ("train", "report", "search", "detect", "embed", "augment", "forecast", "reconstruct", "export")
+COMMANDS = ("train", "report", "search", "card", "detect", "embed", "augment", "forecast", "reconstruct", "export")
 
 
 def overview() -> str:

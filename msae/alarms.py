@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import DictConfig
+
 from msae import write
-from msae.parts import Part
+from msae.parts import Part, steps_of
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
     import numpy as np
@@ -19,7 +21,7 @@ if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch
 
     from msae.normality import Normal
     from msae.timeline import Stretch
-    from msae.uses.anomaly import Scorer
+    from msae.uses.anomaly import Scorer, Scores
     from msae.uses.events import Event, Limits
     from msae.uses.reasons import Reason
     from msae.uses.rules import Rules
@@ -36,10 +38,11 @@ REASON = {
     "band": "float64",
     "normal_file": "string",
     "normal_row": "int64",
+    "normal_time": "string",
 }
 """Columns of an event that tell why it is one: the window with the highest score that contains the peak, whether its
 values or its shape differ most from normal, the value at the peak and that of the nearest normal window, give or take
-the usual distance, and where that window is in the training data."""
+the usual distance, and where that window begins in the training data."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +101,14 @@ class Detector:
         runs: list[Event] = []
         with Spool(np.float32) as totals, Spool(np.float32, len(self.scorer.names)) as ratios:
             for found in filter(len, anomaly.scores(self.scorer, part.x)):
-                strangest = found.strangest()
-                steps = torch.arange(done, done + len(found))
-                table = part.owner(steps) | part.place(steps) | {"score": found.total}
-                table |= {f"score_{name}": row for name, row in zip(part.channels, found.channels, strict=True)}
                 if found.scales:
                     ratios.append(torch.stack(list(found.scales.values()), dim=1).numpy())
-                    table |= {f"scale_{name}": row for name, row in found.scales.items()}
-                    table["strangest"] = write.texts(self.scorer.names, strangest)
-                table["alarm"] = found.total > self.limits.above
-                yield table | named(part, "known_at", self._certain(part, steps))
-                runs += events.events(found, self.limits, strangest, done, length)
+                yield self.columns(part, found, done)
+                runs += events.events(found, self.limits, found.strangest(), done, length)
                 totals.append(found.total.numpy())
                 done += len(found)
             runs = self._found(part, runs, length)
-            reasons = [self._reason(part, run) for run in runs]
+            reasons = [self.reason(part, run) for run in runs]
             self.events += [self.row(part, run, reason) for run, reason in zip(runs, reasons, strict=True)]
             self._keep(
                 Scored(
@@ -123,6 +119,19 @@ class Detector:
                     reasons,
                 )
             )
+
+    def columns(self, part: Part, found: Scores, done: int) -> dict[str, Any]:
+        """The rows of the table of scores, of the steps that follow the first `done` ones of a part."""
+        import torch
+
+        steps = torch.arange(done, done + len(found))
+        table = part.owner(steps) | part.place(steps) | {"score": found.total}
+        table |= {f"score_{name}": row for name, row in zip(part.channels, found.channels, strict=True)}
+        if found.scales:
+            table |= {f"scale_{name}": row for name, row in found.scales.items()}
+            table["strangest"] = write.texts(self.scorer.names, found.strangest())
+        table["alarm"] = found.total > self.limits.above
+        return table | named(part, "known_at", self._certain(part, steps))
 
     def _found(self, part: Part, runs: list[Event], length: int | None) -> list[Event]:
         """The events of a part: those of its scores, which are known when these are certain, and those of the rules."""
@@ -165,7 +174,7 @@ class Detector:
         found["channel"] = [part.channels[run.channel]]
         return found | self._why(part, run, reason) if self.normal else found
 
-    def _reason(self, part: Part, run: Event) -> Reason | None:
+    def reason(self, part: Part, run: Event) -> Reason | None:
         """Why an event is one; None for an event of a rule alone, and without a reference."""
         from msae.uses import reasons
 
@@ -181,12 +190,12 @@ class Detector:
         assert self.normal is not None
         values: tuple[Any, ...] = (None,) * len(REASON)
         if reason is not None:
-            file, row = self.normal.place(reason.normal)
+            normal = self.normal.place(reason.normal, reason.scale)
             steps = (torch.tensor([step]) for step in (reason.start, reason.end))
             start, end = (int(next(iter(part.place(step).values()))[0]) for step in steps)
             value = (part.x if part.x.ndim == 2 else part.x.movedim(1, 0).flatten(1))[run.channel, run.peak]
             expected = float(reason.expected[run.peak - reason.start])
-            values = (start, end, reason.kind, float(value), expected, reason.band, file, row + reason.offset)
+            values = (start, end, reason.kind, float(value), expected, reason.band, *normal)
         return {name: pa.array([value], kind) for (name, kind), value in zip(REASON.items(), values, strict=True)}
 
     def _keep(self, scored: Scored) -> None:
@@ -221,6 +230,31 @@ class Detector:
         figure = timeline.anomalies(stretches, part.channels, self.scorer.names, self.limits.above, clock, zone, unit)
         figure.suptitle(name, fontsize=9)
         return figure
+
+
+def limits_of(cfg: DictConfig, length: int, part: Part, normal: Normal | None) -> Limits:
+    """What makes a run of scores an event: the thresholds, and what lies between two events.
+
+    By default events end where the scores are no longer in the tail of the training scores, and those less than half
+    a window apart, which most windows that contain one of them share, are one. A budget of alarms is counted in steps
+    of a part.
+    """
+    import numpy as np
+
+    from msae.uses import events
+
+    probability = cfg.probability if cfg.alarms_per is None else 1 / steps_of(cfg.alarms_per, part)
+    gap = length // 2 if cfg.merge == "auto" else cfg.merge
+    if normal is None:
+        return events.Limits(float(cfg.threshold), float(cfg.threshold), gap)
+    totals, every = normal.totals
+    above, low = cfg.threshold, float(np.nanquantile(totals, events.LEVEL))
+    if isinstance(above, str):
+        method, apart = above, None if cfg.alarms_per is None else gap // every
+        above = events.threshold(totals, probability * (1 if apart is None else every), method, gap=apart)
+        if method == "evt" and part.x.ndim == 2:
+            above = events.raised(above, normal.steps / length)
+    return events.Limits(float(above), min(low, above) if cfg.hysteresis else above, gap)
 
 
 def stretch(scored: Scored, window: int | None) -> Stretch:

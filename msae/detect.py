@@ -8,18 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from msae import cli, normality, read, write
-from msae.alarms import Detector
+from msae.alarms import Detector, limits_of
 from msae.errors import InputError, check_choice, check_int, check_number
 from msae.parts import Part, series, steps_of
-
-if TYPE_CHECKING:  # imported where they are used: `--help` answers before torch is loaded
-    from msae.normality import Normal
-    from msae.uses.events import Limits
 
 
 def detect(cfg: DictConfig) -> Path:
@@ -28,18 +23,24 @@ def detect(cfg: DictConfig) -> Path:
     Raises:
         InputError: a checkpoint, data, a reference or an output that cannot be used.
     """
-    model = read.begin(cfg, files=False)
-    out = write.check_out(cfg, ".events.csv", ".png")
+    model = read.begin(cfg, files=cfg.follow is True)
+    out = write.check_out(cfg, ".events.csv", *[] if cfg.follow is True else [".png"])
     check(cfg)
     check_int("stride", cfg.stride, 1, model.length)
     from msae.uses import anomaly, events, rules
 
+    if cfg.follow:
+        from msae import follow
+
+        follow.follow(cfg, model, out)
+        return out
     parts: Iterator[Part] = series(cfg, model)
     first = next(parts)  # an error in it is reported before the training scores are computed
-    probability = cfg.probability if cfg.alarms_per is None else 1 / steps_of(cfg.alarms_per, first)
+    if cfg.alarms_per is not None:
+        steps_of(cfg.alarms_per, first)
     normal = normality.find(cfg, model)
     known = None if normal is None else normal.scores
-    limits = limits_of(cfg, model.length, probability, normal)
+    limits = limits_of(cfg, model.length, first, normal)
     scorer = anomaly.Scorer(model, known, cfg.stride, causal=cfg.causal)
     watched = None if not cfg.rules else normal.rules if normal else rules.unknown(model.channels)
     detector = Detector(scorer, limits, watched, normal)
@@ -68,8 +69,10 @@ def check(cfg: DictConfig) -> None:
     """Raise InputError for values that cannot be used, before anything is loaded."""
     if cfg.merge != "auto":
         check_int("merge", cfg.merge, 0)
-    for key in ("hysteresis", "rules", "causal"):
+    for key in ("hysteresis", "rules", "causal", "follow"):
         check_choice(key, cfg[key], (True, False))
+    if not check_number("poll", cfg.poll):
+        raise InputError("poll=0: expected a number of seconds above 0")
     check_int("bank_size", cfg.bank_size, 2)
     check_int("stride", cfg.stride)
     if isinstance(cfg.threshold, (int, float)):
@@ -92,27 +95,6 @@ def check(cfg: DictConfig) -> None:
             raise InputError(
                 f"reference={cfg.reference}: files, but data is a data set of samples; expected training or null"
             )
-
-
-def limits_of(cfg: DictConfig, length: int, probability: float, normal: Normal | None) -> Limits:
-    """What makes a run of scores an event: the thresholds, and what lies between two events.
-
-    By default events end where the scores are no longer in the tail of the training scores, and those less than half
-    a window apart, which most windows that contain one of them share, are one.
-    """
-    import numpy as np
-
-    from msae.uses import events
-
-    gap = length // 2 if cfg.merge == "auto" else cfg.merge
-    if normal is None:
-        return events.Limits(float(cfg.threshold), float(cfg.threshold), gap)
-    totals, every = normal.totals
-    above, low = cfg.threshold, float(np.nanquantile(totals, events.LEVEL))
-    if isinstance(above, str):
-        apart = None if cfg.alarms_per is None else gap // every
-        above = events.threshold(totals, probability * (1 if apart is None else every), above, gap=apart)
-    return events.Limits(float(above), min(low, above) if cfg.hysteresis else above, gap)
 
 
 def main() -> None:

@@ -67,7 +67,8 @@ def train(
             (run / "metrics.json").unlink(missing_ok=True)  # of a shorter run, which this one makes longer
             folder.keep(run, cfg)
 
-    trainer, history, checkpoint, board = of_run.trainer_of(cfg, run, name, bar, data, renewed)
+    pictures = stack is None or stack.pictures
+    trainer, history, checkpoint, board = of_run.trainer_of(cfg, run, name, bar, data, renewed, pictures)
     processes.check_processes(cfg, trainer)
     kept = "best.ckpt" if len(data.val) else "last.ckpt"
     model = of_model.built(cfg, data, ckpt, run / kept)

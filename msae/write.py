@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,22 +88,17 @@ class Writer:
         """Add rows: arrays, tensors or lists of one length, by column name. Do not change them afterwards."""
         import pyarrow as pa
 
-        from msae.data.tables import inert
-
         csv = self.path.suffix.lower() == ".csv"
-        arrays, names = [column(values, csv) for values in columns.values()], pa.array(columns, pa.string())
-        if csv and self.escape:
-            names, *arrays = (inert(one) if pa.types.is_string(one.type) else one for one in (names, *arrays))
-        batch = pa.RecordBatch.from_arrays(arrays, names.to_pylist())
+        rows = batch(columns, csv, self.escape)
         with told(self.path):
             if self._schema is None:
-                self._schema = batch.schema
+                self._schema = rows.schema
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._out = self._open(csv, self._file.enter_context(part(self.path)))
-            self._held.append(pa.Table.from_batches([batch]).cast(self._schema))
+            self._held.append(pa.Table.from_batches([rows]).cast(self._schema))
             if sum(map(len, self._held)) * len(columns) >= PIECE:
                 self._flush()
-        self.rows += len(batch)
+        self.rows += len(rows)
 
     def _flush(self) -> None:
         import pyarrow as pa
@@ -130,6 +126,70 @@ class Writer:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 self._out.close()
             self._file.__exit__(kind, *error)
+
+
+class Appended:
+    """A .csv to which rows are added; whole rows are on the disk after each `write`, so that others can read them.
+
+    Raises:
+        InputError: the file cannot be written; it ends with the last whole row.
+    """
+
+    def __init__(self, path: Path, escape: bool) -> None:
+        self.path = path
+        self.escape = escape
+        self.rows = 0
+        self._schema: Any = None
+
+    def __enter__(self) -> Appended:
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("wb", buffering=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {os.strerror(error.errno or 0)}") from None
+
+    def write(self, columns: Mapping[str, Any]) -> None:
+        """Add rows, as `Writer` does; the first ones, of which there may be none, determine columns and types."""
+        import pyarrow as pa
+        from pyarrow import csv
+
+        found = batch(columns, True, self.escape)
+        first = self._schema is None
+        if first:
+            self._schema = found.schema
+        text = io.BytesIO()
+        rows = pa.Table.from_batches([found]).cast(self._schema)
+        csv.write_csv(rows, text, csv.WriteOptions(include_header=first))
+        size, left = self._file.tell(), text.getbuffer()
+        with self._told():
+            try:
+                while left:
+                    left = left[self._file.write(left) or 0 :]
+            except OSError:
+                self._file.truncate(size)
+                raise
+        self.rows += len(found)
+
+
+def batch(columns: Mapping[str, Any], csv: bool, escape: bool) -> pa.RecordBatch:
+    """Columns as rows of a .csv, whose texts `escape` makes inert, or of a .parquet; see `Writer`."""
+    import pyarrow as pa
+
+    from msae.data.tables import inert
+
+    arrays, names = [column(values, csv) for values in columns.values()], pa.array(columns, pa.string())
+    if csv and escape:
+        names, *arrays = (inert(one) if pa.types.is_string(one.type) else one for one in (names, *arrays))
+    return pa.RecordBatch.from_arrays(arrays, names.to_pylist())
 
 
 def column(values: Any, text: bool) -> pa.Array:

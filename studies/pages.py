@@ -27,6 +27,7 @@ ORDER = (
     "augmentation",
     "forecasts",
     "speed",
+    "gpu",
     "faults",
 )
 MARKER = re.compile(r"^\[Table: (\w+)\]\((\S+\.json)\)$", re.MULTILINE)

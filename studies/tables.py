@@ -248,6 +248,11 @@ def detectors() -> str:
     return text.partition("\n\n")[2].strip()
 
 
+def few() -> str:
+    """Alarms where there are few training data, and what is suspected in them."""
+    return str(script("anomalies/few.py").markdown(numbers("anomalies/few.json"))).strip()
+
+
 def injected() -> str:
     """Average precision of ways to make one score of several lengths, on faults put into training parts."""
     text = str(script("anomalies/faults.py").markdown(numbers("anomalies/faults.json")))
@@ -336,9 +341,27 @@ def exchange_rate() -> str:
 def train_speed() -> str:
     """Samples a second of four ways to train."""
     found = numbers("speed/train_speed.json")
-    rows = [[r["way"], f"{r['samples_per_second']:,}", spread(r["of_bare_loop"])] for r in found["rows"]]
+    rows = [[r["way"], f"{r['samples_per_second']:,}", spread(r["of_the_first"])] for r in found["rows"]]
     header = ["way", "samples a second, median"]
     return grid([*header, f"of the bare loop: median (least to greatest), {found['n']} rounds"], rows)
+
+
+def gpu_speed() -> str:
+    """Training on a GPU against a loop of CUDA graphs, by the number of batches in a call."""
+    turns = numbers("gpu/gpu.json")["speed"]["turns"]
+    calls = [key for key in turns[0] if key != "graph"]
+    rows = [[f"{n}", *(short(turn["graph"] / turn[call], 2) for call in calls)] for n, turn in enumerate(turns, 1)]
+    return grid(["turn", *(f"{call} batches a call" for call in calls)], rows)
+
+
+def gpu_precision() -> str:
+    """bf16-mixed against 32-true."""
+    rows = []
+    for r in numbers("gpu/gpu.json")["precision"]["rows"]:
+        mean, least, greatest = np.mean(r["speed"]), min(r["speed"]), max(r["speed"])
+        errors = [f"{short(np.mean(e), 6)} ± {short(np.std(e, ddof=1), 6)}" for e in r["mse"].values()]
+        rows.append([r["model"], f"{r['batch']}", f"{mean:.2f} ({least:.2f} to {greatest:.2f})", *errors])
+    return grid(["model", "batch", "speed", "test MSE, 32-true", "test MSE, bf16-mixed"], rows)
 
 
 def stack_speed() -> str:

@@ -26,6 +26,7 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.timeli
     import msae.data.digits
     import msae.data.files
     import msae.data.grid
+    import msae.data.growing
     import msae.data.holes
     import msae.data.mnist
     import msae.data.module
@@ -52,6 +53,7 @@ with install_import_hook(["msae.models", "msae.data", "msae.plots", "msae.timeli
     import msae.uses.forecasting
     import msae.uses.reference
     import msae.uses.rules
+    import msae.uses.suspects
 
 FAST = ("data=digits", "trainer=cpu", "trainer.max_epochs=2")
 
@@ -85,10 +87,22 @@ COMPOSED = Hydra.get_mode
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def pictures() -> None:
+    """The runs of a test that names this fixture draw TensorBoard's pictures, a third of a small run's time."""
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> Command:
     """Runs `python -m msae.train ARGS`, or another command, in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Hydra, "get_mode", get_mode)
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("msae.runs.pictures.Pictures._reconstructions", lambda *_: None)
 
     def run(*args: str, module: str = "train", traceback: bool = False) -> Result:
         monkeypatch.setenv("HYDRA_FULL_ERROR", str(int(traceback)))

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -466,6 +467,45 @@ def test_other_series(kind: str) -> None:
     np.testing.assert_array_equal(again.score(new), scores)
 
 
+def test_time_stamps_are_put_on_a_grid(of_frame: MultiScaleDetector, caplog: pytest.LogCaptureFixture) -> None:
+    """Jitter and repeated stamps change nothing; few missing rows are interpolated, and a gap begins a new stretch."""
+    new = FRAME[TRAINED:].copy()
+    whole = of_frame.score(new)
+    jitter = new.set_axis(new.index + pd.to_timedelta(np.tile([0, 40, -40, 20], 100), "s"))
+    np.testing.assert_array_equal(of_frame.score(jitter), whole)
+    twice = new.iloc[[*range(100), 99, *range(100, 400)]]
+    np.testing.assert_allclose(of_frame.score(twice), whole.iloc[[*range(100), 99, *range(100, 400)]], rtol=1e-4)
+    assert "rows averaged with the one before, in the same step: 1" in caplog.text
+    apart = new.drop(new.index[150:250])
+    found = of_frame.score(apart)
+    assert found.index.equals(apart.index)
+    first, second = (of_frame.score(part) for part in (new[:150], new[250:]))
+    np.testing.assert_allclose(found, np.concatenate([first, second]), rtol=1e-4)
+    assert of_frame.score(new.drop(new.index[170:250]).drop(new.index[:150])).iloc[:20].isna().all()
+    few = new.drop(new.index[200:203]).copy()
+    few.iloc[300:306, 0] += 3
+    found = of_frame.score(few)
+    assert found.notna().all()
+    np.testing.assert_allclose(found[:100], whole[:100], rtol=1e-4)
+    [event] = of_frame.events(few).to_dict("records")
+    assert event["start"] <= few.index[303] <= event["end"] < few.index[-1]
+    assert event["start"] in few.index
+    assert event["peak"] == found.idxmin()
+
+
+def test_fit_to_stamps_with_a_gap(caplog: pytest.LogCaptureFixture) -> None:
+    """No window crosses it, what was in `fit` is known again, and a failure in it is told by its label."""
+    frame = FRAME.drop(FRAME.index[500:700]).copy()
+    frame.iloc[900:930, 1] = -500
+    detector = MultiScaleDetector(**QUICK).fit(frame)
+    assert detector.reference_.bank.series.unique().tolist() == [0, 1, 2]
+    assert detector.reference_.totals.numel() == len(frame)
+    np.testing.assert_array_equal(-detector.score(frame), detector.decision_scores_)
+    label = re.search(r"X at (.*): heat is -500, where all other values are at least ", caplog.text)
+    assert label is not None
+    assert frame.index[900] <= pd.Timestamp(label[1]) < frame.index[930]
+
+
 def test_a_few_columns_are_named() -> None:
     rows = FRAME.to_numpy()
     message = (
@@ -482,8 +522,8 @@ def test_a_few_columns_are_named() -> None:
     ("change", "options", "message"),
     [
         (lambda x: x.assign(kind="on"), {}, "X: column kind of .*; expected numbers, and times as the index"),
-        (lambda x: x[::-1], {}, "X: its time stamps do not increase; expected X.sort_index"),
-        (lambda x: x.iloc[[0, *range(1000)]], {}, "X: its time stamps do not increase"),
+        (lambda x: x[::-1], {}, "X, row 1: time .* goes back from .* of the row before; expected X.sort_index"),
+        (lambda x: x.iloc[np.arange(1000) // 2], {}, "X, row 1: time .* repeats .* of the row before; expected X"),
         (lambda x: x.set_axis(["a", "a"], axis=1), {}, "Expected unique column names"),
         (lambda x: x.assign(empty=np.nan), {}, "X: column empty has no value in the first 1440 rows"),
         (lambda x: x.assign(flow=np.inf), {}, "Input X contains infinity"),

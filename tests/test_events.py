@@ -13,9 +13,11 @@ from torch import Tensor
 
 from msae.errors import InputError
 from msae.models.ae import AutoEncoder
-from msae.uses import anomaly, events, rules
+from msae.uses import anomaly, events, rules, suspects
 from msae.uses.anomaly import Scores
+from msae.uses.bank import Bank
 from msae.uses.events import Event, Limits
+from msae.uses.reference import Reference
 
 
 def test_threshold_by_quantile() -> None:
@@ -318,3 +320,60 @@ def test_events_of_rules_and_scores_together() -> None:
     assert events.together([spike], [still], 2) == [Event(8, 30, 10, 5.0, 1, 0, 18, "stands still")]
     assert events.together([], [still, out], 2) == [Event(10, 30, 10, nan, -1, 0, 10, "out of range, stands still")]
     assert events.together([spike], [still, out], 2) == [Event(8, 30, 10, 5.0, 1, 0, 10, "out of range, stands still")]
+
+
+def test_a_threshold_of_few_scores_is_raised() -> None:
+    assert [events.raised(2.0, windows) for windows in (0.5, 8, 80)] == [18.0, 4.0, pytest.approx(2.2)]
+
+
+@pytest.mark.parametrize(("cycles", "wider"), [(5, 3.0), (20, 1.5), (100, 1.1)])
+def test_the_range_of_few_cycles_is_wider(cycles: int, wider: float) -> None:
+    """The outer tenth is added twice to a range of ten cycles, and once to that of many."""
+    x = torch.sin(torch.arange(cycles * 40) * np.pi / 20 + 0.01).double()[None]
+    known = rules.learn([x], 1)
+    tail = 1 - float(x.quantile(0.9))
+    assert float(known.high[0]) == pytest.approx(1 + wider * tail, rel=0.01)
+    assert float(known.low[0]) == pytest.approx(-1 - wider * tail, rel=0.01)
+
+
+def reference_of(totals: Tensor) -> Reference:
+    """What is normal, of which only the scores count; two series."""
+    n = len(totals) // 2
+    places = torch.stack([torch.arange(2 * n) // n, torch.arange(2 * n) % n], dim=1)
+    bank = Bank(torch.zeros(1, 1), {}, places[:1, 0], places[:1, 1], 1)
+    return Reference(bank, torch.ones(1, 2, 1), totals.float(), places)
+
+
+def test_suspects_by_scores() -> None:
+    """A score that stands alone is told with its place; one with another as high elsewhere is not."""
+    totals = torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    assert suspects.by_scores(reference_of(totals), 50) is None
+    totals[1300:1340] = 6
+    found = suspects.by_scores(reference_of(totals), 50)
+    assert found is not None
+    assert (found.series, found.step, found.why) == (1, 300, "its score is 6 times the highest of all others")
+    totals[100] = 2
+    assert suspects.by_scores(reference_of(totals), 50) is None
+
+
+@pytest.mark.parametrize("place", [0, 777, 1999])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_suspects_by_values(place: int, sign: int) -> None:
+    """A failure of two windows at any place of two series and channels; clean series are not suspected."""
+    x = torch.stack([noisy(2000)[0], noisy(2000, seed=5)[0] * 10 + 3])
+    data = [x[:, :1000], x[:, 1000:]]
+    assert suspects.by_values(data, ["a", "b"]) is None
+    x[1, max(0, place - 30) : place + 30] = 3 + 60 * sign
+    found = suspects.by_values(data, ["a", "b"])
+    assert found is not None
+    assert abs(1000 * found.series + found.step - place) <= 30
+    limit = "most" if sign > 0 else "least"
+    assert found.why.startswith(f"b is {3 + 60 * sign}, where all other values are at {limit} ")
+    assert suspects.by_values([torch.full((1, 100), torch.nan)], ["a"]) is None
+    assert suspects.by_values([torch.rand(30, 1, 12)], ["a"]) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clean_series_are_rarely_suspected(seed: int) -> None:
+    x = torch.from_numpy(np.random.default_rng(seed).normal(size=(2, 20_000)))
+    assert suspects.by_values([x], ["a", "b"]) is None

@@ -1,10 +1,14 @@
 """Every command, example and link of README.md, CONTRIBUTING.md and the guide works."""
 
 import json
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import types
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import FAST, Command
 from hydra.utils import instantiate
@@ -55,7 +60,11 @@ RESUMED = [line for line in of("train") if "resume=" in line]
 NEW = [line for line in of("train") if re.search("=(halves|waves)", line)]
 TRAIN = [line for line in of("train") if not {line, f"python -m msae.train {line}"} & {*RESUMED, *NEW, *CLUSTER}]
 USES = [line for line in LINES if re.match(r"python -m msae\.(embed|detect|augment|forecast|reconstruct) ", line)]
+[FOLLOW] = [line for line in USES if "follow=true" in line]
+USES.remove(FOLLOW)
 PYTHON = list(dict.fromkeys(block for page, kind, block in BLOCKS if kind == "python" and page != "docs/developing.md"))
+[FILES] = [block for block in PYTHON if "good.csv" in block and "msae" not in block]
+PYTHON.remove(FILES)
 PYTEST = [line for line in LINES if line.startswith("pytest ")]
 
 
@@ -68,8 +77,8 @@ def test_the_first_two_commands_do_all_set_up() -> None:
 
 
 def test_no_command_is_left_out() -> None:
-    tested = {f"python -m msae.train {line}" for line in (*TRAIN, *RESUMED, *NEW)} | {*CLUSTER, *USES, *PYTEST}
-    tested |= {f"python -m msae.{name} {line}" for name in ("report", "search", "export") for line in of(name)}
+    tested = {f"python -m msae.train {line}" for line in (*TRAIN, *RESUMED, *NEW)} | {*CLUSTER, *USES, FOLLOW, *PYTEST}
+    tested |= {f"python -m msae.{name} {line}" for name in ("report", "search", "export", "card") for line in of(name)}
     assert set(LINES) - tested == ELSEWHERE | {"tensorboard --logdir runs"}
 
 
@@ -134,6 +143,35 @@ def test_uses(line: str, at: Command) -> None:
         assert Path(f"{out}.png").exists()
 
 
+def test_a_file_is_followed(at: Command) -> None:
+    """Until SIGTERM, which comes once its rows are scored."""
+    shutil.copy("new.csv", "live.csv")
+
+    def end() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and "\n" not in Path("alarms.csv").read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Path("alarms.csv").write_text("")
+    thread = threading.Thread(target=end)
+    thread.start()
+    code, _, err = at(*shlex.split(FOLLOW)[3:], "overwrite=true", module="detect")
+    thread.join()
+    assert (code, err) == (143, "")
+    assert Path("alarms.csv").read_text().count("\n") == 3001
+
+
+def test_the_files_of_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have the days that the page names, of a file with the stamps of the original."""
+    monkeypatch.chdir(tmp_path)
+    stamps = pd.date_range("2013-12-02 21:15", "2014-02-19 15:25", freq="5min").strftime("%Y-%m-%d %H:%M:%S")
+    table = pd.DataFrame({"timestamp": stamps, "value": 80.0})
+    table.to_csv("machine_temperature_system_failure.csv", index=False)
+    exec(FILES)
+    assert [len(pd.read_csv(name)) for name in ("good.csv", "new.csv")] == [5760, 12282]
+
+
 def test_events_have_the_columns_that_readme_shows(at: Command) -> None:
     [line] = [line for line in USES if line.endswith("out=alarms.csv")]
     assert at(*shlex.split(line)[3:], "overwrite=true", module="detect").code == 0
@@ -154,6 +192,14 @@ def test_sweeps_reports_and_resuming(at: Command) -> None:
         code, out, err = at(*args)
         assert code == 0, err
         assert "runs/compare" not in line or out.count("finished before") == 2
+
+
+@pytest.mark.parametrize("line", of("card"))
+def test_cards_compose(line: str, command: Command) -> None:
+    """`test_card.py` makes cards."""
+    code, out, err = command(*shlex.split(line), "--cfg", "job", module="card")
+    assert (code, err) == (0, "")
+    assert "budget: 5m" in out
 
 
 def test_searches(at: Command) -> None:

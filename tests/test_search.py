@@ -112,7 +112,6 @@ def test_its_folder_is_that_of_the_command(quick: list[Result], command: Command
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.usefixtures("quick")
 def test_any_sign_in_its_folder(command: Command) -> None:
     folder = "it's [a], é=1?b#%20{c}"
     assert command(*SEARCH, "n_trials=1", f"out={folder}", module="search").code == 0
@@ -122,6 +121,7 @@ def test_any_sign_in_its_folder(command: Command) -> None:
     assert "1 of 2 trials are done" in out
 
 
+@pytest.mark.usefixtures("quick")
 def test_options_ranges_and_yaml(command: Command) -> None:
     """The command line overrides an experiment's `hydra.sweeper.params`."""
     args = ("experiment=fair_search", "data=digits", "model=single,pyramid", "model.segments=[1],[1,4]", "out=s")
@@ -203,7 +203,7 @@ def test_an_interruption(
 
 def test_several_processes_and_one_that_is_killed(tmp_path: Path) -> None:
     """Together they run `n_trials` trials; the trial of a killed process is resumed."""
-    search = [*SEARCH[:2], "trainer.max_epochs=30", *SEARCH[3:]]
+    search = [*SEARCH[:2], "trainer.max_epochs=10", *SEARCH[3:]]
     args = [sys.executable, "-m", "msae.search", *search, "n_trials=4", "out=s"]
     first = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300

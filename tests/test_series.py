@@ -649,6 +649,7 @@ def test_constant_channels_and_many(tmp_path: Path) -> None:
         assert torch.equal((data.test.x[:] - data.offset) / data.scale, torch.full((9, 1000, 4), expected))
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_thousand_channels_and_values_that_are_missing(command: Command) -> None:
     """They work from file to pictures, even if the last test windows have no values."""
     x = np.random.default_rng(0).normal(size=(200, 1000)).astype(np.float32)

@@ -25,7 +25,11 @@ class Batches(Dataset[Tensor | list[Tensor]]):
         return len(self.x)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor | list[Tensor]:
-        return self.x[index] if isinstance(index, slice) else list(self.x[index].split(self.batch_size))
+        if isinstance(index, slice):
+            return self.x[index]
+        if isinstance(self.x, Tensor):
+            index = index.to(self.x.device, non_blocking=True)  # else the host waits for the GPU
+        return list(self.x[index].split(self.batch_size))
 
 
 class InOrder(Sampler[slice]):

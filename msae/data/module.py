@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from msae.data.batches import Batches, InOrder, Shuffled, spread
+from msae.data.rows import Table
 from msae.data.statistics import channel_statistics
 from msae.data.windows import Views
 from msae.errors import InputError, check_choice, check_each, check_int, repeated
@@ -124,6 +125,7 @@ class DataModule(L.LightningDataModule):
         base: what models subtract from windows in float64, `(channels, 1)`; None if float32 holds the windows as they
             are. Windows, and batches, are float64 where there is a base, else float32.
         chosen: options of the data set that its files chose, by name, such as `window`; a run keeps them.
+        tables: the files of a user's series, with their times; the blocks of `Views` are their values.
 
     Raises:
         InputError: an argument out of range, or windows that are not floats, finite and of one shape.
@@ -161,6 +163,7 @@ class DataModule(L.LightningDataModule):
         self.seed = check_int("seed", seed, 0, 2**32 - 1)
         self._resident: dict[str, Tensor | Views] = {}
         self.chosen: dict[str, Any] = {}
+        self.tables: list[Table] = []
         if val is None:
             train, val = self._without_validation(train, val_size, val_seed)
         self.epoch_steps = check_int("epoch_steps", epoch_steps)

@@ -138,6 +138,7 @@ def series(
         names=names,
         **loader,
     )
+    data.tables = tables
     data.chosen = {"window": window}
     for key, given, found in (
         ("time_column", time_column, {table.clock for table in tables}),

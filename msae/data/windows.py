@@ -87,6 +87,7 @@ class Views:
         span = torch.searchsorted(self.ends, index, right=True)
         row = self.start[span] + (index - self.first[span]) * self.stride
         if len(self.blocks) == 1:
+            row = row.to(self.blocks[0].device, non_blocking=True)  # else the host waits for the GPU
             return self.views[0][row].to(self.dtype)
         block = self.block[span]
         x = torch.empty(len(index), *self.shape[1:], dtype=self.dtype, device=self.blocks[0].device)

@@ -1,6 +1,7 @@
 """Outliers behind scikit-learn's interface: among samples, or among the time steps of one series."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +23,15 @@ from msae.data.rows import Table
 from msae.data.windows import Views
 from msae.errors import InputError, check_choice, check_each, check_int, check_number
 from msae.estimators.base import BATCH, MODELS, Estimator, plain
+from msae.estimators.steps import Steps, steps_of
 from msae.estimators.training import isolated
 from msae.models.nested import NestedAutoEncoder
 from msae.models.reconstructor import Reconstructor
 from msae.uses import anomaly, events, ranges, reference, rules
 from msae.uses.bank import Shelf, views
+from msae.uses.suspects import suspects
 
+log = logging.getLogger(__name__)
 PROBABILITY = 1e-3
 """For `contamination="auto"`: the probability that a normal sample, or time step, is an outlier."""
 FORMS = ("auto", "series", "samples")
@@ -45,8 +49,10 @@ def _nested(shape: Sequence[int], latent_dim: int, lr: float) -> Reconstructor:
 class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     """Outliers among time series, or among the steps of one: what is far from all that `fit` has seen.
 
-    A pandas DataFrame or Series is one series: rows are its steps, which count as evenly spaced, and columns its
-    channels; NaN is a missing value. Results are pandas too, with its index. Arrays `(n, channels, time)` and
+    A pandas DataFrame or Series is one series: rows are its steps and columns its channels; NaN is a missing value.
+    Rows with a DatetimeIndex are put on a grid as those of files: jitter is absorbed, up to five missing rows are
+    interpolated, and no window crosses a longer gap. Others count as evenly spaced. Results are pandas too, with its
+    index. Arrays `(n, channels, time)` and
     `(n, time)` are n samples, each a series by itself. An array `(time, channels)` is one series with `form="series"`.
 
     A score is the distance from the nearest normal window and the error of the reconstruction, relative to what is
@@ -57,8 +63,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
     Args:
         contamination: `auto` for a threshold that a normal sample or step exceeds with a probability of 0.001, as
             `python -m msae.detect` chooses it: by extreme value theory from the scores in `fit`, or, where these are
-            fewer than 1,000, their quantile, which is close to the greatest. A number, above 0 and at most 0.5, is the
-            fraction of outliers in `fit`.
+            fewer than 1,000, their quantile, which is close to the greatest; for a series of n window lengths, times
+            1 + 8 / n. A number, above 0 and at most 0.5, is the fraction of outliers in `fit`.
         window: of a series, the number of steps of a window; None for twice its dominant period, at least 32.
         form: `series`, `samples`, or `auto`, which takes pandas objects as a series and arrays as samples. It refuses
             an array of at least 500 rows and fewer than 8 columns, which may be either.
@@ -122,12 +128,13 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         check_choice("model", plain(self.model), ("auto", *self._models))
         self.form_ = self._form(X)
         if self.form_ == "series":
-            scores, totals, every = self._fit_series(X, y)
+            scores, totals, windows = self._fit_series(X, y)
         else:
             scores = totals = self._fit_samples(X, y)
-            every = 1
+            windows = math.inf
         with isolated(0):  # few scores are no surprise here
-            above = events.threshold(totals, PROBABILITY * every) if auto else float(np.nanquantile(scores, 1 - share))
+            above = events.threshold(totals, PROBABILITY) if auto else float(np.nanquantile(scores, 1 - share))
+        above = events.raised(above, windows) if auto else above
         low = float(np.nanquantile(totals, events.LEVEL))
         self.limits_ = events.Limits(above, min(low, above), self.model_.length // 2)
         self.offset_ = -above
@@ -160,33 +167,43 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         self.reference_ = reference.learn(self.model_, [x])
         return self._judged(x)
 
-    def _fit_series(self, X: Any, y: Any) -> tuple[Tensor, Tensor, int]:  # noqa: N803
-        """Train on a series; return its scores, those by which the threshold is set, and how far these are apart."""
-        x = self._series(X, reset=True)
+    def _fit_series(self, X: Any, y: Any) -> tuple[Tensor, Tensor, float]:  # noqa: N803
+        """Train on a series; return its scores, those that set the threshold, and its length in windows."""
+        given = self._series(X, reset=True)
+        check_each("y", range(given.shape[1]) if y is None else np.asarray(y), given.shape[1], "steps")
+        steps = steps_of(given, getattr(X, "index", None))
+        x, self._freq = steps.x, steps.freq
         time = x.shape[1]
-        check_each("y", range(time) if y is None else np.asarray(y), time, "steps")
         rows, window = x.T.contiguous(), plain(self.window)
         if window is None:
-            window = window_of([Table(Path(), [], rows.numpy())], {"training": [(0, 0, time)]})
+            window = window_of([Table(Path(), [], rows.numpy())], {"training": [(0, *span) for span in steps.spans]})
         window = check_int("window", window, 2)
         held = round(check_number("validation_fraction", plain(self.validation_fraction), 0.5) * time)
         held = max(held, min(2 * window, time // 4)) if held else 0
-        n = time - held if held >= window else time  # a part that holds no window cannot validate
-        if n <= window:
-            raise InputError(f"X: {n} steps to train on; expected more than the window's {window}")
-        parts = {0: n, n: time} if n < time else {0: n}
-        cut = [Windows(Views([rows], [(0, *part)], window)) for part in parts.items()]
+        parts, later = steps.parted(time - held, window)
+        if not later:  # a part that holds no window cannot validate
+            held = 0
+            parts, later = steps.parted(time, window)
+        n = time - held
+        longest = max((stop - start for start, stop in parts), default=0)
+        if longest <= window:
+            raise InputError(f"X: {longest or n} steps to train on; expected more than the window's {window}")
         names = getattr(self, "feature_names_in_", getattr(X, "columns", range(len(x))))
         for number in ranges.without_values(x[:, :n]):
             raise InputError(f"X: column {names[number]} has no value in the first {n} rows, which are for training")
-        held_out = cut[1] if len(cut) > 1 else None
-        self._train(cut[0], val=held_out, missing=bool(x.isnan().any()), names=list(map(str, names)))
-        pieces = [x[:, start:stop] for start, stop in parts.items()]
-        self.reference_ = reference.learn(self.model_, pieces[:1], fresh=pieces[1:])
-        self.rules_ = rules.learn(pieces, len(x))
+        cut = [Windows(Views([rows], [(0, *span) for span in some], window)) for some in (parts, later) if some]
+        self._train(cut[0], val=cut[1] if later else None, missing=bool(x.isnan().any()), names=list(map(str, names)))
+        pieces = [[x[:, start:stop] for start, stop in some] for some in (parts, later)]
+        self.reference_ = reference.learn(self.model_, pieces[0], fresh=pieces[1])
+        self.rules_ = rules.learn([*pieces[0], *pieces[1]], len(x))
         self._places = {self._digest(x): n}
+        first = [start for start, _ in (*parts, *later)]
+        for one in suspects(self.reference_, [*pieces[0], *pieces[1]], self.model_.length, ranges.names(self.model_)):
+            at = steps.labels([first[one.series] + one.step], getattr(X, "index", pd.RangeIndex(time)))[0]
+            log.warning("X at %s: %s; if it is a failure, it hides later ones: leave it out", at, one.why)
         totals = self.reference_.totals
-        return self._scored(x).total.double(), totals.double(), max(1, round(n / len(totals)))
+        scores = self._scored(steps).total.double()
+        return scores[steps.place], totals.double(), time / self.model_.length
 
     def _series(self, X: Any, reset: bool = False) -> Tensor:  # noqa: N803
         """A series as float64 `(channels, time)`."""
@@ -195,8 +212,6 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         if isinstance(X, pd.DataFrame):
             for name, kind in X.select_dtypes(exclude=["number", "bool"]).dtypes.items():
                 raise InputError(f"X: column {name} of {kind}; expected numbers, and times as the index")
-            if isinstance(X.index, pd.DatetimeIndex) and not (X.index.is_monotonic_increasing and X.index.is_unique):
-                raise InputError("X: its time stamps do not increase; expected X.sort_index(), each time stamp once")
         values = X[:, None] if isinstance(X, np.ndarray) and X.ndim == 1 else X
         found = check_array(
             values,
@@ -241,15 +256,25 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             found.append(scorer.compared(batch[:, :, -1].T, rows).total)
         return torch.cat(found).double()
 
-    def _scored(self, x: Tensor) -> anomaly.Scores:
-        """The scores of the steps of a series, high where it is anomalous."""
+    def _steps(self, X: Any) -> Steps:  # noqa: N803
+        """The steps of a series, with the length that they had in `fit`."""
+        return steps_of(self._series(X), getattr(X, "index", None), self._freq)
+
+    def _scored(self, steps: Steps) -> anomaly.Scores:
+        """The scores of the steps of a series, high where it is anomalous; NaN in stretches shorter than a window."""
+        x, length = steps.x, self.model_.length
         n = self._places.get(self._digest(x))
-        parts = [x] if n is None else list(filter(lambda part: part.shape[1], (x[:, :n], x[:, n:])))
-        found: list[anomaly.Scores] = []
-        for number, part in enumerate(parts):
+        parts = [span for some in steps.parted(x.shape[1] if n is None else n, length) for span in some]
+        if not parts:
+            raise InputError(f"series of {x.shape[1]} steps: expected at least {length}, the length of a window")
+        names = list(self.model_.own_codes)
+        total, channels, scales = (torch.full((m, x.shape[1]), torch.nan) for m in (1, len(x), len(names)))
+        for number, (start, stop) in enumerate(parts):
             scorer = anomaly.Scorer(self.model_, self.reference_, own=None if n is None else number)
-            found += anomaly.scores(scorer, part)
-        return anomaly.joined(found)
+            found = anomaly.joined(list(anomaly.scores(scorer, x[:, start:stop])))
+            total[:, start:stop], channels[:, start:stop] = found.total, found.channels
+            scales[:, start:stop] = torch.stack([found.scales[name] for name in names])
+        return anomaly.Scores(total[0], channels, dict(zip(names, scales, strict=True)))
 
     def score_samples(self, X: Any) -> Any:  # noqa: N803
         """The score of each sample, or of each step of a series, `(n,)`, low for outliers.
@@ -259,7 +284,8 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
         check_is_fitted(self, "offset_")
         if self.form_ == "samples":
             return -self._judged(self._windows(X)).numpy()
-        return _like(X, -self._scored(self._series(X)).total.double().numpy())
+        steps = self._steps(X)
+        return _like(X, -self._scored(steps).total.double().numpy()[steps.place])
 
     def score(self, X: Any, y: Any = None) -> Any:  # noqa: N803
         """`score_samples`; `y` is not used."""
@@ -290,25 +316,18 @@ class MultiScaleDetector(OutlierMixin, Estimator):  # type: ignore[misc]
             raise InputError(
                 "events: fitted to samples; expected a detector of a series, by fit(frame) or form='series'"
             )
-        x = self._series(X)
-        found = self._scored(x)
-        runs = events.merged(events.events(found, self.limits_, found.strangest()), self.limits_)
-        known = events.certain(torch.tensor([run.known for run in runs]).long(), x.shape[1], self.model_.length)
-        runs = [replace(run, known=step) for run, step in zip(runs, known.tolist(), strict=True)]
-        runs = events.together(runs, rules.events(self.rules_, x), self.limits_.gap)
-        index = X.index if isinstance(X, (pd.DataFrame, pd.Series)) else pd.RangeIndex(x.shape[1])
-        steps = torch.tensor([(run.start, run.end, run.peak, run.known) for run in runs]).long().reshape(-1, 4)
-        places = zip(("start", "end", "peak", "known_at"), steps.T.numpy(), strict=True)
-        names, scales = ranges.names(self.model_), list(found.scales)
-        return pd.DataFrame(
-            {name: index.take(at) for name, at in places}
-            | {
-                "score": np.array([-run.score for run in runs], dtype=float),
-                "channel": np.array([names[run.channel] for run in runs], dtype=object),
-                "scale": np.array([scales[run.scale] if run.scale >= 0 else "" for run in runs], dtype=object),
-                "rule": np.array([run.rule for run in runs], dtype=object),
-            }
-        )
+        steps, length = self._steps(X), self.model_.length
+        found, limits = self._scored(steps), self.limits_
+        strangest, runs = found.strangest(), list[events.Event]()
+        for start, stop in (span for span in steps.spans if span[1] - span[0] >= length):
+            part = anomaly.Scores(found.total[start:stop], found.channels[:, start:stop], {})
+            some = events.merged(events.events(part, limits, strangest[start:stop]), limits)
+            known = events.certain(torch.tensor([run.known for run in some]).long(), stop - start, length)
+            some = [replace(run, known=step) for run, step in zip(some, known.tolist(), strict=True)]
+            some = events.together(some, rules.events(self.rules_, steps.x[:, start:stop]), limits.gap)
+            runs += [run.moved(start) for run in some]
+        index = X.index if isinstance(X, (pd.DataFrame, pd.Series)) else pd.RangeIndex(len(steps.place))
+        return steps.table(runs, index, ranges.names(self.model_), list(found.scales))
 
     def score_series(self, series: ArrayLike) -> NDArray[np.float64]:
         """The score of each time step of one series, low where it is anomalous; for a detector fitted to samples.

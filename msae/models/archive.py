@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 
 from msae.errors import InputError, one_line
 from msae.whole import write_bytes
@@ -50,11 +51,17 @@ class WholeCheckpoints(TorchCheckpointIO):
 def packed(content: Any) -> bytearray:
     """The bytes of a checkpoint's file."""
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(apply_to_collection(content, torch.Tensor, alone), buffer)
     found = bytearray(buffer.getbuffer())
     found[-2:] = (len(MARK) + DIGEST).to_bytes(2, "little")  # the length of the comment, 0 as torch writes it
     found += MARK
     return found + hashlib.sha256(found).hexdigest().encode()
+
+
+def alone(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor; a copy of one that is a part of a larger one, all of which torch would save."""
+    part = tensor.untyped_storage().nbytes() > tensor.nbytes
+    return tensor.clone(memory_format=torch.contiguous_format) if part else tensor
 
 
 def read(path: Path, map_location: Any = "cpu") -> Any:

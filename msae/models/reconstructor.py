@@ -41,7 +41,7 @@ class Reconstructor(RawUnits):
             in a window, so that beta is twice the variance of a Gaussian observation model.
         free_bits: nats below which `kl` does not reduce the divergence of a latent value (arXiv 1606.04934).
         anneal: share of the run's steps in which the weight rises linearly from 0 to `beta`.
-        compile: whether training steps go through `torch.compile`, on a GPU with CUDA graphs; not saved in checkpoints.
+        compile: whether the loss of training steps goes through `torch.compile`; not saved in checkpoints.
 
     Attributes:
         separate: whether each code consists of equal parts, one for each channel, in order.
@@ -288,33 +288,36 @@ class Reconstructor(RawUnits):
             noise = [torch.randn(len(x), size, device=self.device) for x in batches]
         terms = self.stack.make_steps(self, batches, noise) if self.stack else self.make_steps(batches, noise)
         means, weight = self.means(terms)
-        self._log("train", means.pop("loss"), means.pop("mse"), weight)
+        known = not self.missing and self.trainer.world_size == 1  # else the host has to wait for the GPU
+        size = sum(map(len, batches)) if known else int(weight)
+        self._log("train", means.pop("loss"), means.pop("mse"), weight, size)
         for name, mean in means.items():
             if name != "penalty" or self.regularizer != "none":
-                self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=int(weight), sync_dist=True)
+                self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
 
     def validation_step(self, x: Tensor, batch_idx: int) -> None:
         """Log the metrics of a batch of the validation split, in raw units."""
-        self._log("val", *self.judged(x))
+        loss, mse, weight = self.judged(x)
+        self._log("val", loss, mse, weight, int(weight))
 
     def test_step(self, x: Tensor, batch_idx: int) -> None:
         """Log the metrics of a batch of the test split, in raw units."""
-        self._log("test", *self.errors(x))
+        loss, mse, weight = self.errors(x)
+        self._log("test", loss, mse, weight, int(weight))
 
     def predict_step(self, x: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """`(x_hat, z)` of a batch in raw units."""
         x_hat, z = self(x)
         return x_hat, z
 
-    def _log(self, split: str, loss: Tensor, mse: Tensor, weight: Tensor) -> None:
+    def _log(self, split: str, loss: Tensor, mse: Tensor, weight: Tensor, size: int) -> None:
         psnr = self.psnr[f"{split}/psnr"]
         assert isinstance(psnr, MeanPSNR)
         psnr.update(mse, weight, self.value_range[1] - self.value_range[0])
         values: dict[str, Metric | Tensor | float] = {f"{split}/loss": loss, f"{split}/mse": mse, f"{split}/psnr": psnr}
-        size = int(weight)
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         # "step" sets the x axis of the loggers, which would otherwise count calls of training_step
-        step = torch.tensor(float(self.global_step))
+        step = torch.full((), float(self.global_step), device=self.device)  # on a GPU without waiting for it
         self.log("step", step, on_step=False, on_epoch=True, batch_size=size, reduce_fx="max", sync_dist=True)
 
     # What a checkpoint holds; see msae/models/checkpoint.py

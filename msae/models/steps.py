@@ -10,12 +10,13 @@ This is Lightning's "manual optimization", in which the module has to do what Li
 count steps, step the schedulers, and weight the gradients of several processes. That, and nothing about autoencoders,
 is in this file.
 
-Two things hook in here:
+Three things hook in here:
 
 - Seeds as one: `MultiStepModule.stack` is a `Stepper` that collects the batches of several runs, which differ by their
   seed alone, and makes the steps of all of them at once with `torch.vmap` (`msae/runs/stack.py`). It calls
   `objective`, `penalty_weights` and `count_step`.
-- `compile=True`: `objective` goes through `torch.compile`. On a GPU its kernels are replayed as one CUDA graph.
+- `compile=True`: `objective` goes through `torch.compile`.
+- On a GPU, a step is recorded once and then replayed as one CUDA graph (`msae/models/recording.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import lightning as L
@@ -31,6 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msae.errors import InputError, check_choice, check_number, check_positive
+from msae.models.recording import Recorder
 
 Terms = dict[str, Tensor]
 """The terms of a loss by their names, and as `weight` what the batch counts in a mean over batches."""
@@ -42,8 +45,10 @@ class Stepper(Protocol):
     Attributes:
         waited: seconds in which the model's run waited for other runs.
         asked: what the run has to do after these steps: `save`, `stop`, which includes it, or nothing.
+        pictures: whether the run draws pictures; one of several runs that differ by their seed is enough.
     """
 
+    pictures: bool
     waited: float
     asked: str
 
@@ -92,6 +97,8 @@ class MultiStepModule(L.LightningModule, ABC):
         self.missing = False
         self.stack: Stepper | None = None
         self.automatic_optimization = False
+        self._recorder: Recorder | None = None
+        self._share: Tensor | None = None
 
     @abstractmethod
     def objective(self, x: Tensor, noise: Tensor | None, weight: float | Tensor) -> tuple[Float[Tensor, ""], Terms]:
@@ -108,19 +115,35 @@ class MultiStepModule(L.LightningModule, ABC):
         # Lightning's wrapped optimizer runs the hooks of all callbacks at every step, the bare one does not
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
-        objective, found = self._compiled() if self.compiles else self.objective, []
+        if self._recorder is None or self._recorder.optimizer is not optimizer:
+            objective = torch.compile(self.objective, dynamic=False) if self.compiles else self.objective
+            step = partial(self._step, optimizer, objective)
+            self._recorder = Recorder(step, optimizer, record=self.trainer.world_size == 1)
+        found = []
         weights = self.penalty_weights(len(batches))
         for x, drawn, weight, share in zip(batches, noise, weights, self._shares(batches), strict=True):
-            optimizer.zero_grad()  # before the forward: gradients may lie in memory of the CUDA graph that it replays
-            loss, terms = objective(x, drawn, weight)
-            self.manual_backward(loss if share is None else loss * share)
-            if self.gradient_clip_val is not None:
-                self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
-            optimizer.step()
+            self._share = share
+            names, terms = self._recorder(x, drawn, weight)
             self.count_step()
-            found.append(torch.stack(list(terms.values())).detach())
+            found.append(terms)
         optimizer.zero_grad()
-        return dict(zip(terms, torch.stack(found, dim=1), strict=True))
+        return dict(zip(names, torch.stack(found, dim=1), strict=True))
+
+    def _step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        objective: Callable[..., tuple[Tensor, Terms]],
+        x: Tensor,
+        noise: Tensor | None,
+        weight: float | Tensor,
+    ) -> Terms:
+        optimizer.zero_grad()
+        loss, terms = objective(x, noise, weight)
+        self.manual_backward(loss if self._share is None else loss * self._share)
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val, "norm")
+        optimizer.step()
+        return {name: term.detach() for name, term in terms.items()}
 
     def means(
         self, terms: dict[str, Float[Tensor, " steps"]]
@@ -153,6 +176,10 @@ class MultiStepModule(L.LightningModule, ABC):
         """Step the schedulers that count epochs."""
         self._step_schedulers("epoch", self.current_epoch + 1)
 
+    def on_train_end(self) -> None:
+        """Let go of the recorded step, whose memory is that of training."""
+        self._recorder = None
+
     def configure_optimizers(self) -> Any:
         """Adam (paper III-C), all parameters in one fused update where the device supports it, and the schedule."""
         if self.trainer.precision == "16-mixed":
@@ -168,15 +195,6 @@ class MultiStepModule(L.LightningModule, ABC):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _compiled(self) -> Callable[..., tuple[Tensor, Terms]]:
-        """`objective`, compiled at the first call."""
-        if "_objective" not in self.__dict__:
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
-            # not dynamic: else the smaller last batch of an epoch would make the kernels of all batches general ones
-            self.__dict__["_objective"] = torch.compile(self.objective, mode=mode, dynamic=False)
-        compiled: Callable[..., tuple[Tensor, Terms]] = self.__dict__["_objective"]
-        return compiled
 
     def _shares(self, batches: list[Tensor]) -> Sequence[Tensor | None]:
         """What each batch's gradient is multiplied by before the mean over processes; 1 on average.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from msae import plots
@@ -31,13 +32,17 @@ class Pictures(Callback):
 
     The reconstructions come with two numbers for each scale, `mse_up_to_scale/...` and `explained_by_scale/...`, which
     `TAGS` describes; TensorBoard shows that description under "Text".
+
+    Args:
+        data: whose test windows are shown.
+        draw: whether pictures are drawn; without them there are the numbers alone.
     """
 
     shown = 8
     embedded = 500
 
-    def __init__(self, data: DataModule) -> None:
-        self.data = data
+    def __init__(self, data: DataModule, draw: bool = True) -> None:
+        self.data, self.draw = data, draw
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
@@ -45,11 +50,25 @@ class Pictures(Callback):
             return
         last = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
         if last or str(epoch).rstrip("0") in ("1", "2", "5"):
+            pl_module.eval()  # else batch norm would learn from the pictures' windows
             self._reconstructions(trainer, pl_module)
+            pl_module.train()
 
     @torch.no_grad()
     def _reconstructions(self, trainer: L.Trainer, model: L.LightningModule) -> None:
         assert isinstance(model, Reconstructor)
+        x = self.data.shown(self.embedded)[0].to(model.device)
+        z = model.encode(x)
+        values = {f"explained_by_scale/{name}": share for name, share in code_shares(model, x, z).items()}
+        values |= {f"mse_up_to_scale/{name}": float(squared_error(x_hat, x)) for name, x_hat in model.stages(z).items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, trainer.global_step)
+            if isinstance(logger, TensorBoardLogger) and self.draw:
+                logger.experiment.add_figure("reconstructions", self._figure(trainer, model), trainer.global_step)
+                if trainer.current_epoch == 0:
+                    logger.experiment.add_text("tags", TAGS)
+
+    def _figure(self, trainer: L.Trainer, model: Reconstructor) -> Figure:
         x, _ = self.data.shown(self.shown)
         stages = {name: x_hat.cpu() for name, x_hat in model.stages(model.encode(x.to(model.device))).items()}
         outputs = {f"up to {name}": x_hat for name, x_hat in stages.items()}
@@ -57,22 +76,12 @@ class Pictures(Callback):
             outputs = {"reconstruction": stages.popitem()[1]}
         title = f"epoch {trainer.current_epoch + 1}: {len(x)} test windows"
         title += ", reconstructed from the coarsest scale up to each scale" if len(outputs) > 1 else ""
-        figure = plots.reconstructions(x, outputs, self.data.image_shape, model.names, title)
-        x = self.data.shown(self.embedded)[0].to(model.device)
-        z = model.encode(x)
-        values = {f"explained_by_scale/{name}": share for name, share in code_shares(model, x, z).items()}
-        values |= {f"mse_up_to_scale/{name}": float(squared_error(x_hat, x)) for name, x_hat in model.stages(z).items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, trainer.global_step)
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("reconstructions", figure, trainer.global_step)
-                if trainer.current_epoch == 0:
-                    logger.experiment.add_text("tags", TAGS)
+        return plots.reconstructions(x, outputs, self.data.image_shape, model.names, title)
 
     @torch.no_grad()
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Reconstructor)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not self.draw:
             return
         x, y = self.data.shown(self.embedded)
         z = pl_module.encode(x.to(pl_module.device)).cpu()

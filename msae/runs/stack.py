@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from msae.errors import one_line
+from msae.models.recording import Recorder
 from msae.models.steps import MultiStepModule
 from msae.runs import signals
 
@@ -26,11 +27,13 @@ class Run(Thread):
     Args:
         name: the name of the run.
         task: trains the run, whose model has this object as its `stack`.
+        pictures: whether the run draws pictures.
     """
 
-    def __init__(self, name: str, task: Callable[[Run], None]) -> None:
+    def __init__(self, name: str, task: Callable[[Run], None], pictures: bool) -> None:
         super().__init__(name=name, daemon=True)
         self.task = task
+        self.pictures = pictures
         self.model: MultiStepModule
         self.batches: list[Tensor] = []
         self.noise: list[Tensor | None] = []
@@ -81,9 +84,10 @@ class Stack:
     def __init__(self, tasks: dict[str, Callable[[Run], None]], seconds: float) -> None:
         self.seconds = seconds
         self._saved = time.monotonic()
-        self.runs = [Run(name, task) for name, task in tasks.items()]
+        self.runs = [Run(name, task, pictures=not number) for number, (name, task) in enumerate(tasks.items())]
         self._asking: list[Run] = []
         self._apart: bool | None = None
+        self._stacked: Stacked | None = None
         self._interrupted = False
 
     def run(self) -> None:
@@ -142,8 +146,10 @@ class Stack:
             if self._apart:
                 return alone
             started = time.perf_counter()
-            stacked = Stacked([run.model for run in group])
-            answers = stacked.make_steps([run.batches for run in group], [run.noise for run in group])
+            models = [run.model for run in group]
+            if self._stacked is None or self._stacked.models != models:
+                self._stacked = Stacked(models)
+            answers = self._stacked.make_steps([run.batches for run in group], [run.noise for run in group])
         except KeyboardInterrupt:
             self._interrupted = True
             return alone
@@ -168,7 +174,8 @@ def refused(runs: Sequence[Run]) -> str | None:
         stacked = Stacked([run.model for run in runs])
         versions = [buffer._version for buffer in stacked.buffers.values()]  # noqa: SLF001  (autograd's own count)
         [weight] = stacked.models[0].penalty_weights(1)
-        loss, _ = stacked.losses([run.batches[0] for run in runs], [run.noise[0] for run in runs], weight)
+        x = torch.stack([run.batches[0] for run in runs])
+        loss, _ = stacked.losses(x, joined([run.noise[0] for run in runs]), weight)
         torch.autograd.grad(loss.sum(), [*stacked.params.values()], allow_unused=True)
     except Exception as error:  # noqa: BLE001  (each run raises an error of the model itself again)
         return one_line(error)[:200]
@@ -176,8 +183,16 @@ def refused(runs: Sequence[Run]) -> str | None:
     return "its buffers change in training" if changed else None
 
 
+def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The noise of all copies, `(copies, ...)`; None where they have none."""
+    found = [part for part in parts if part is not None]
+    return torch.stack(found) if found else None
+
+
 class Stacked:
     """The stacked parameters of copies of a model, and one Adam for all.
+
+    From the first steps on, the copies' parameters and the state of their optimizers are parts of the stacked ones.
 
     Args:
         models: models in their `training_step`, all at the same step of the same schedule.
@@ -200,13 +215,11 @@ class Stacked:
                     key: value.clone() if key == "step" else torch.stack([state[key] for state in states])
                     for key, value in states[0].items()
                 }
+        self.recorder = Recorder(self.step, self.optimizer)
+        self._shared = False
 
-    def losses(
-        self, batches: Sequence[Tensor], noise: Sequence[Tensor | None], weight: float | Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, x: Tensor, noise: Tensor | None, weight: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each copy on its batch, `(copies,)`, and the terms to log, each `(copies,)`."""
-        x = torch.stack(list(batches))
-        drawn = torch.stack([one for one in noise if one is not None]) if noise[0] is not None else None
 
         def of_one(
             params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, drawn: Tensor | None
@@ -217,8 +230,8 @@ class Stacked:
             return found
 
         with self.models[0].trainer.precision_plugin.forward_context():
-            in_dims = (0, 0, 0, None if drawn is None else 0)
-            mapped: tuple[Tensor, dict[str, Tensor]] = torch.vmap(of_one, in_dims)(self.params, self.buffers, x, drawn)
+            in_dims = (0, 0, 0, None if noise is None else 0)
+            mapped: tuple[Tensor, dict[str, Tensor]] = torch.vmap(of_one, in_dims)(self.params, self.buffers, x, noise)
         return mapped
 
     def make_steps(
@@ -228,18 +241,24 @@ class Stacked:
         found = []
         for number, weight in enumerate(self.models[0].penalty_weights(len(batches[0]))):
             self.optimizer.param_groups[0]["lr"] = self.owners[0].param_groups[0]["lr"]
-            self.optimizer.zero_grad()
-            loss, terms = self.losses([of[number] for of in batches], [of[number] for of in noise], weight)
-            loss.sum().backward()
-            self.clip()
-            self.optimizer.step()
+            x = torch.stack([of[number] for of in batches])
+            names, terms = self.recorder(x, joined([of[number] for of in noise]), weight)
+            found.append(terms)
             for model in self.models:
                 model.count_step()
-            found.append({name: term.detach() for name, term in terms.items()})
-        self.give_back()
-        return [
-            {name: torch.stack([terms[name][k] for terms in found]) for name in found[0]} for k in range(len(noise))
-        ]
+        if not self._shared:
+            self.share()
+        values = torch.stack(found, dim=1).unbind(2)
+        return [dict(zip(names, of_one, strict=True)) for of_one in values]
+
+    def step(self, x: Tensor, noise: Tensor | None, weight: float | Tensor) -> dict[str, Tensor]:
+        """Make one step of each copy, on batches `(copies, batch, channels, length)`."""
+        self.optimizer.zero_grad()
+        loss, terms = self.losses(x, noise, weight)
+        loss.sum().backward()
+        self.clip()
+        self.optimizer.step()
+        return {name: term.detach() for name, term in terms.items()}
 
     def clip(self) -> None:
         """Clip each copy's gradient to the greatest norm."""
@@ -252,15 +271,14 @@ class Stacked:
                 gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
 
     @torch.no_grad()
-    def give_back(self) -> None:
-        """Write the parameters and Adam's state into the copies, which may save them now."""
+    def share(self) -> None:
+        """Make the copies' parameters and Adam's state parts of the stacked ones, so that each copy can be saved."""
+        self._shared = True
         for k, owner in enumerate(self.owners):
             for parameter, stacked in zip(owner.param_groups[0]["params"], self.params.values(), strict=True):
-                parameter.copy_(stacked[k])
+                parameter.data = stacked.detach()[k]
                 if state := self.optimizer.state.get(stacked):
-                    owner.state[parameter] = {
-                        key: value.clone() if key == "step" else value[k].clone() for key, value in state.items()
-                    }
+                    owner.state[parameter] = {key: value if key == "step" else value[k] for key, value in state.items()}
 
 
 class Objective(nn.Module):

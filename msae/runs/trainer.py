@@ -92,7 +92,7 @@ def device_name(trainer: L.Trainer) -> str:
 
 
 def trainer_of(
-    cfg: DictConfig, run: Path, name: str, bar: bool, data: DataModule, renewed: Callable[[], None]
+    cfg: DictConfig, run: Path, name: str, bar: bool, data: DataModule, renewed: Callable[[], None], pictures: bool
 ) -> tuple[L.Trainer, History, Checkpoint, TensorBoardLogger]:
     """The Trainer of a run with the project's logger and callbacks, and the user's beside them.
 
@@ -104,6 +104,7 @@ def trainer_of(
         bar: whether a progress bar may be drawn.
         data: of the run.
         renewed: called once, after the first checkpoint.
+        pictures: whether TensorBoard gets pictures, and not numbers alone.
     """
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -114,7 +115,7 @@ def trainer_of(
 
     device = accelerator(cfg)
     history, checkpoint = History(data), Checkpoint(run, data)
-    callbacks: list[L.Callback] = [history, Pictures(data), checkpoint]
+    callbacks: list[L.Callback] = [history, Pictures(data, pictures), checkpoint]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(Progress(name, bar, data))
     for node in nodes(cfg, "callbacks"):
@@ -160,6 +161,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # batches are slices of a tensor
+        "GPU available but not used.*",  # trainer=cpu says so
         ".*resuming from a checkpoint that ended before the epoch ended.*",  # so it calls that of the start
         ".*LeafSpec.*is deprecated.*",  # Lightning's own call
         ".*functional.all_gather is deprecated.*",  # the same

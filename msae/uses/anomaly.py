@@ -66,7 +66,8 @@ class Scorer:
 
     The model sees the same windows in the same blocks however the series is cut into pieces, so the scores are the
     same to the bit. A call returns the scores that later windows can no longer change, up to about a block of windows
-    before the end of its input. `finish` returns the rest.
+    before the end of its input. `finish` returns the rest. Where scores are causal, `ready` returns those of the steps
+    so far, with the same bits.
 
     Args:
         model: in evaluation mode.
@@ -108,15 +109,15 @@ class Scorer:
         self.lengths = {view.name: view.length for view, _ in views(model, example)}
         self.names = list(self.lengths) if known else []
         self._told: set[str] = set()
-        self._start()
+        self.restart()
 
     @property
     def delay(self) -> int:
         """Time steps after which the score of a step is final."""
         return 0 if self.causal else self.model.length - 1
 
-    def _start(self) -> None:
-        """Start a new series."""
+    def restart(self) -> None:
+        """Start a new series, without the rest of the one before."""
         scales, kinds = (len(self.lengths), 2) if self.known else (1, 1)
         self._x = torch.zeros(self.model.channels, 0, dtype=self.model.raw_dtype)
         self._sums = torch.zeros(scales, kinds * self.model.channels, 0, dtype=torch.float64)
@@ -128,6 +129,23 @@ class Scorer:
     def push(self, piece: Float[Tensor, "channels time"]) -> Scores:
         """Add the next time steps, in raw units and NaN where missing; return the scores that are final now."""
         return self.compared(*self._push(piece))
+
+    def ready(self) -> Scores:
+        """Return the scores of all steps so far, of a scorer that is causal; it computes a block, which may grow later.
+
+        Examples:
+            >>> import torch
+            >>> from msae.models.ae import AutoEncoder
+            >>> scorer = Scorer(AutoEncoder((1, 32), latent_dim=4).eval(), causal=True)
+            >>> len(scorer.push(torch.randn(1, 50))), len(scorer.ready()), len(scorer.push(torch.randn(1, 1)))
+            (0, 50, 0)
+        """
+        check_choice("causal", self.causal, (True,))
+        n = self._x.shape[1] - self.model.length - self._next + 1  # windows of the block
+        if n > 0:  # steps that were returned are counted again, in vain
+            self._count(self._next, n)
+        short = self._taken + self._x.shape[1] < self.model.length
+        return self.compared(*self._take(self._given if short else self._x.shape[1]))
 
     def finish(self) -> Scores:
         """Return the remaining scores, with a last window that ends with the series; then a new series begins.
@@ -178,7 +196,7 @@ class Scorer:
         if self._next + n * self.stride - self.stride != time - length:
             self._count(time - length, 1)
         taken = self._take(time)
-        self._start()
+        self.restart()
         return taken
 
     def _windows(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,10 +217,12 @@ class Scorer:
         """Add the scores of n windows to the sums of their steps; the first window starts at step `start` of `_x`."""
         length = self.model.length
         width = (n - 1) * self.stride + length
-        windows = self._x[:, start : start + width].unfold(1, length, self.stride).movedim(0, 1)
-        starts = self.first + self._taken + start + self.stride * torch.arange(n)
-        series = None if self.own is None else torch.full((n,), self.own)
-        rows = self._judged(windows, series, starts)
+        windows = self._x[:, start : start + width].unfold(1, length, self.stride).movedim(0, 1).contiguous()
+        if self.causal:  # a block that is full in shape, whose windows so far have the bits of the full one
+            windows = torch.cat([windows, windows[-1:].expand(self.block - n, -1, -1)])
+        starts = self.first + self._taken + start + self.stride * torch.arange(len(windows))
+        series = None if self.own is None else torch.full((len(windows),), self.own)
+        rows = [row[:, :n] for row in self._judged(windows, series, starts)]
         for number, (row, reach) in enumerate(zip(rows, self.lengths.values(), strict=False)):
             steps = 1 if self.causal else reach
             first = start + length - steps

@@ -28,6 +28,8 @@ PEAKS = 20
 LEVEL = 0.98
 """The quantile of training scores above which their tail begins; an event lasts until scores are below it."""
 METHODS = ("evt", "quantile")
+FEW = 8
+"""A threshold by training scores of so many window lengths is raised to its double, of more to less."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,19 @@ def threshold(
     return first + float(unit) * float(genpareto.isf(expected / len(peaks), shape, scale=scale))
 
 
+def raised(above: float, windows: float) -> float:
+    """A threshold that was learned from training scores, with room for what so few of them do not show.
+
+    The scores of new data are higher than those of training data where these are a few periods long. How much, as
+    against the number of lengths of a window in training, was chosen on synthetic series (`studies/anomalies`).
+
+    Examples:
+        >>> raised(1.0, 16), raised(1.0, 800)
+        (1.5, 1.01)
+    """
+    return above * (1 + FEW / max(1.0, windows))
+
+
 def tops(found: Float[np.ndarray, " n"], low: float, gap: int) -> Float[np.ndarray, " m"]:
     """The peaks of events, the highest first: a threshold that is the peak number i, from 0, gives at most i events.
 
@@ -152,6 +167,11 @@ class Event:
     channel: int
     known: int
     rule: str = ""
+
+    def moved(self, first: int) -> Event:
+        """The event where step 0 is step `first`."""
+        places = {name: getattr(self, name) + first for name in ("start", "end", "peak", "known")}
+        return replace(self, **places)
 
 
 def spans(flags: Bool[Tensor, " time"], length: int | None = None) -> Int[Tensor, "runs 2"]:

@@ -18,6 +18,8 @@ KINDS = ("values", "shape")
 class Reason:
     """The window with the highest score among those that contain a step, beside the nearest normal window.
 
+    Where scores are causal it is the window that ends with the step.
+
     Attributes:
         scale: the name of the scale.
         kind: `values`, if the values are further from normal than the shape is, else `shape`.
@@ -26,7 +28,6 @@ class Reason:
             of this window, in raw units.
         band: the usual distance from the nearest normal window, in raw units.
         normal: number of the nearest normal window in the bank.
-        offset: steps from the start of that window to the part that is compared.
     """
 
     scale: str
@@ -36,7 +37,6 @@ class Reason:
     expected: Float[Tensor, " steps"]
     band: float
     normal: int
-    offset: int
 
 
 @torch.no_grad()
@@ -63,7 +63,8 @@ def reason(
         number = step // length
         starts, windows, first = torch.tensor([0]), x[number : number + 1], number * length
     else:
-        least, most = (max(0, min(step - length + n, x.shape[1] - length)) for n in (1, reach))
+        last = 1 if scorer.causal else reach  # the first and the last window that the score is made of
+        least, most = (max(0, min(step - length + n, x.shape[1] - length)) for n in (1, last))
         starts, first = torch.arange(least, most + 1), 0
         windows = x[:, least : most + length].unfold(1, length, 1).movedim(1, 0)
     windows = windows.to(model.raw_dtype)
@@ -87,6 +88,4 @@ def reason(
     raw[0, channel] = expected * unit + offset
     band = float(usual[kind].sqrt() * unit * (view.deviation[best, channel] if kind else 1.0))
     start = first + int(starts[best]) + length - reach
-    return Reason(
-        scale, KINDS[kind], start, start + reach - 1, model.raw(raw)[0, channel], band, nearest, length - reach
-    )
+    return Reason(scale, KINDS[kind], start, start + reach - 1, model.raw(raw)[0, channel], band, nearest)

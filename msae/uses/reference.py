@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from msae.errors import check_int
@@ -36,11 +36,13 @@ class Reference:
         usual: the quantile `USUAL` of training scores, for each scale, kind (values, shape) and channel.
         totals: `Scores.total` of evenly spread time steps of the training series, then of fresh ones. Each is scored
             without the normal windows that share a step with its own.
+        places: of each of these steps the number of its series, or window, as the bank counts them, and its own in it.
     """
 
     bank: Bank
     usual: Float[Tensor, "scales 2 channels"]
     totals: Float[Tensor, " n"]
+    places: Int[Tensor, "n 2"]
 
 
 class Thinned:
@@ -61,16 +63,16 @@ class Thinned:
         self.seen += n
         return slice(start, None, self.step)
 
-    def add(self, rows: Float[Tensor, "n values"]) -> None:
+    def add(self, rows: Num[Tensor, "n values"]) -> None:
         """Add the rows of the slice that `chosen` returned."""
         self._kept.append(rows)
         while sum(map(len, self._kept)) > self.limit:
             self._kept = [self.rows()[::2]]
             self.step *= 2
 
-    def rows(self) -> Float[Tensor, "m values"]:
+    def rows(self) -> Num[Tensor, "m values"]:
         """The rows that are kept."""
-        return torch.cat(self._kept) if self._kept else torch.zeros(0, 1)
+        return torch.cat(self._kept) if self._kept else torch.zeros(0, 2)
 
 
 @dataclass(frozen=True)
@@ -117,26 +119,37 @@ def learn(
     """
     bank = build(model, Joined((data, fresh)), stride, check_int("bank_size", bank_size, 2))
     shape = (len(bank.shelves), 2, model.channels)
-    scorer = Scorer(model, Reference(bank, torch.ones(shape), torch.zeros(0)), stride, causal=causal, own=0)
+    none = Reference(bank, torch.ones(shape), torch.zeros(0), torch.zeros(0, 2).long())
+    scorer = Scorer(model, none, stride, causal=causal, own=0)
+    count = 0
 
-    def scores_of(some: Iterable[Data]) -> Float[Tensor, "n values"]:
-        """Scores of evenly spread steps, a column for each scale, kind and channel."""
-        kept = Thinned(KEPT // math.prod(shape))
+    def scores_of(some: Iterable[Data]) -> tuple[Float[Tensor, "n values"], Int[Tensor, "n 2"]]:
+        """Scores of evenly spread steps, a column for each scale, kind and channel; and the places of the steps."""
+        nonlocal count
+        kept, places = (Thinned(KEPT // math.prod(shape)) for _ in range(2))
         for x in some:
+            length, done = x.shape[-1], 0
             for steps, rows in scorer.rows(x, 1 << 16):
                 flat = rows.where(~steps.isnan().repeat(2, 1), torch.nan).flatten(0, 1).T.float()
-                kept.add(flat[kept.chosen(len(flat))])
+                chosen = kept.chosen(len(flat))
+                at = torch.arange(done, done + len(flat))[chosen]
+                kept.add(flat[chosen])
+                places.add(torch.stack([count + at // length, at % length], dim=1))
+                done += len(flat)
                 seen(steps.shape[1])
+            count += len(x) if x.ndim == 3 else 1
             if x.ndim == 2:
-                scorer.own = (scorer.own or 0) + 1
+                scorer.own = count
         rows = kept.rows().double()
-        return rows[~rows.isnan().all(1)]
+        there = ~rows.isnan().all(1)
+        return rows[there], places.rows().long()[there]
 
-    rows, others = scores_of(data), scores_of(fresh)
+    (rows, places), (others, later) = scores_of(data), scores_of(fresh)
     usual = torch.nanquantile(rows, USUAL, dim=0).nan_to_num(0.0).clamp(min=LEAST)
     ratios = rows / usual
     if len(others):
         usual *= (others.nanmedian(0).values / rows.nanmedian(0).values).nan_to_num(1.0, posinf=1.0).clamp(min=1)
         ratios = torch.cat([ratios, others / usual])
     channels = combined(ratios.T.reshape(*shape, -1))[1]
-    return Reference(bank, usual.reshape(shape).float(), channels.nan_to_num(-1.0).max(0).values)
+    totals = channels.nan_to_num(-1.0).max(0).values
+    return Reference(bank, usual.reshape(shape).float(), totals, torch.cat([places, later]))

@@ -23,6 +23,8 @@ TIMES = 2
 """The longest such run in training, times this, is still normal."""
 TAIL = 0.1
 """The fraction of the training values that is the tail at each end; the range is wider by the width of the tail."""
+FEW = 10
+"""After so many excursions of training values into a tail, the range is wider by twice its width; after more, less."""
 NOISE = 0.01
 """A change of at most this fraction of the median change from step to step is none."""
 SAMPLE = 20_000
@@ -83,38 +85,56 @@ class Runs:
 
     def __init__(self) -> None:
         self.done = 0
-        self._open: int | None = None  # the first step of a run that touches the end
+        self.open: int | None = None  # the first step of a run that touches the end
 
     def push(self, flags: Bool[Tensor, " time"], length: int | None = None) -> Int[Tensor, "runs 2"]:
         """The first step, and the one after the last, of each run that has ended; see `events.spans`."""
         found = spans(flags, length) + self.done
-        if self._open is not None:
+        if self.open is not None:
             if not len(found) or found[0, 0] > self.done:
                 found = torch.cat([torch.tensor([[0, self.done]]), found])
-            found[0, 0] = self._open
-            self._open = None
+            found[0, 0] = self.open
+            self.open = None
         self.done += len(flags)
         if length is None and len(found) and found[-1, 1] == self.done:
-            self._open = int(found[-1, 0])
+            self.open = int(found[-1, 0])
             found = found[:-1]
         return found
 
-    def finish(self) -> Int[Tensor, "runs 2"]:
+    def touching(self) -> Int[Tensor, "runs 2"]:
         """The run that touches the end, if there is one."""
-        return torch.tensor([] if self._open is None else [[self._open, self.done]]).reshape(-1, 2).long()
+        return torch.tensor([] if self.open is None else [[self.open, self.done]]).reshape(-1, 2).long()
+
+
+class Watch:
+    """The runs of steps that break a rule, however short, in a series, or windows, that come in pieces."""
+
+    def __init__(self, rules: Rules, channels: int) -> None:
+        self.rules = rules
+        self.every = {pair: Runs() for pair in product(range(len(RULES)), range(channels))}
+        self._before = torch.full((channels, 1), torch.nan)
+
+    def push(
+        self, piece: Shaped[Tensor, "channels time"], length: int | None = None
+    ) -> Iterator[tuple[int, int, Int[Tensor, "runs 2"]]]:
+        """Rule, channel and the runs that have ended; `length` is that of separate windows."""
+        flags = self.rules.flags(piece, self._before, length)
+        self._before = piece[:, -1:]
+        for (rule, channel), one in self.every.items():
+            yield rule, channel, one.push(flags[rule, channel], length)
+
+    def finish(self) -> Iterator[tuple[int, int, Int[Tensor, "runs 2"]]]:
+        """The runs that touch the end, which may go on."""
+        for (rule, channel), one in self.every.items():
+            yield rule, channel, one.touching()
 
 
 def broken(rules: Rules, x: Data) -> Iterator[tuple[int, int, Int[Tensor, "runs 2"]]]:
     """Rule, channel and runs of steps that `Rules.flags` tells, however short, of a series or of windows."""
-    every = {pair: Runs() for pair in product(range(len(RULES)), range(x.shape[-2]))}
-    before = torch.full((x.shape[-2], 1), torch.nan)
+    watch = Watch(rules, x.shape[-2])
     for piece, length in pieces(x):
-        flags = rules.flags(piece, before, length)
-        for (rule, channel), one in every.items():
-            yield rule, channel, one.push(flags[rule, channel], length)
-        before = piece[:, -1:]
-    for (rule, channel), one in every.items():
-        yield rule, channel, one.finish()
+        yield from watch.push(piece, length)
+    yield from watch.finish()
 
 
 def learn(data: Iterable[Data], channels: int) -> Rules:
@@ -146,10 +166,11 @@ def learn(data: Iterable[Data], channels: int) -> Rules:
     least, most = torch.stack(low).amin(0), torch.stack(high).amax(0)
     ends = torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)
     tails = torch.stack([row.nanquantile(ends) for row in values], dim=1)
+    wider = [1 + FEW / excursions(beyond) for beyond in (values < tails[0][:, None], values > tails[1][:, None])]
     rounding = exact * torch.maximum(least.abs(), most.abs())
     found = Rules(
-        least - (tails[0] - least).nan_to_num(0.0) - rounding,
-        most + (most - tails[1]).nan_to_num(0.0) + rounding,
+        least - wider[0] * (tails[0] - least).nan_to_num(0.0) - rounding,
+        most + wider[1] * (most - tails[1]).nan_to_num(0.0) + rounding,
         NOISE * changes.nanmedian(1).values.nan_to_num(0.0),
         torch.zeros(len(RULES), channels, dtype=torch.float64),
     )
@@ -162,12 +183,21 @@ def learn(data: Iterable[Data], channels: int) -> Rules:
     return found
 
 
+def excursions(beyond: Bool[Tensor, "channels time"]) -> Float64[Tensor, " channels"]:
+    """The number of runs of True of each channel, at least 1."""
+    begins = torch.nn.functional.pad(beyond.int(), (1, 0)).diff(dim=1) > 0
+    return begins.sum(1).clamp(min=1).double()
+
+
 def events(rules: Rules, x: Data) -> list[Event]:
     """The events of each channel of a series, or of windows, in raw units; the reason is `Event.rule`."""
-    result = []
-    for rule, channel, found in broken(rules, x):
+    return sorted(told(rules, broken(rules, x)), key=lambda event: event.start)
+
+
+def told(rules: Rules, runs: Iterable[tuple[int, int, Int[Tensor, "runs 2"]]]) -> Iterator[Event]:
+    """The events among runs, those that are too long to be normal."""
+    for rule, channel, found in runs:
         longest = float(rules.longest[rule, channel])
         for start, stop in found[found[:, 1] - found[:, 0] > longest].tolist():
             first = start - (rule == 0)  # the value that the others repeat
-            result.append(Event(first, stop - 1, first, float("nan"), -1, channel, start + int(longest), RULES[rule]))
-    return sorted(result, key=lambda event: event.start)
+            yield Event(first, stop - 1, first, float("nan"), -1, channel, start + int(longest), RULES[rule])

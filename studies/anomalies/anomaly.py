@@ -1,7 +1,7 @@
 """Are anomalies far from normal windows? VUS-PR of nested windows with a bank of normal codes, and of other detectors.
 
     uv run --extra dev --with stumpy --with wfdb python studies/anomalies/anomaly.py [--nab NAB] [--ecg ECG] [--ucr UCR]
-        [--sets ...] [--out runs/anomaly] [KEY=VALUE ...]
+        [--sets ...] [--seeds 0 1 2] [--nested] [--out runs/anomaly] [KEY=VALUE ...]
 
 NAB is a folder of Numenta's series, a .csv of TIMESTAMP,VALUE each, and their labels, windows.json. ECG is the path of
 MIT-BIH record 100 without its suffix: heartbeats that are neither normal nor of a bundle branch block are anomalies, a
@@ -28,6 +28,9 @@ The protocol; labels chose nothing:
 How the scores of scales are made one, how many values a code has and that values and shape count alike was chosen by
 `studies/anomalies/faults.py`, on training parts alone.
 
+`--nested` leaves the peers out: on the 552,500 scored steps of the ECG the matrix profile alone takes hours. There the
+VUS-PR is that of every eighth step, with buffers up to P / 8.
+
 An interrupted study resumes when it is started again. It writes `anomaly.json` and `anomaly.md`.
 """
 
@@ -38,7 +41,7 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,6 +60,8 @@ SHARE = 0.15
 LENGTHS = ("2P", "P", "P/2", "P/4")
 PEERS = ("nearest", "k-means", "matrix profile", "isolation forest", "PCA")
 NAMES = ("nested", *LENGTHS, *PEERS)
+LONG = 200_000
+"""Steps of a series above which VUS-PR is that of every eighth step."""
 NEAR = 100
 """Steps from an anomaly within which the highest score locates it."""
 Series = tuple[np.ndarray, np.ndarray, int, bool]
@@ -205,6 +210,12 @@ def matrix_profile(_: np.ndarray, test: np.ndarray, length: int, __: bool) -> np
     return spread_out(np.nan_to_num(np.mean(profiles, axis=0), posinf=0.0), length)
 
 
+def held_out(train: int, length: int) -> int:
+    """The steps at the end of a training part that choose the epoch; 0 if they hold no window of `length` steps."""
+    steps = round(0.2 * train)
+    return steps if steps >= length else 0
+
+
 def by_model(
     folder: Path, train: np.ndarray, scored: np.ndarray, whole: bool, causal: bool = False
 ) -> dict[str, np.ndarray]:
@@ -217,9 +228,10 @@ def by_model(
     torch.set_num_threads(1)
     model = load(folder)
     series = [torch.from_numpy(x.T.copy()).float() for x in (train, scored)]
-    last = round(0.2 * len(train))  # the steps of the validation split
-    known = reference.learn(model, [series[0][:, :-last]], causal=causal, fresh=[series[0][:, -last:]])
-    places = known.bank.starts + (len(train) - last) * known.bank.series  # in the series as a whole
+    first = len(train) - held_out(len(train), model.length)
+    fresh = [series[0][:, first:]] if first < len(train) else []
+    known = reference.learn(model, [series[0][:, :first]], causal=causal, fresh=fresh)
+    places = known.bank.starts + first * known.bank.series  # in the series as a whole
     known = replace(known, bank=replace(known.bank, starts=places, series=torch.zeros_like(places)))
     scorer = anomaly.Scorer(model, known, own=0 if whole else None, causal=causal)
     found = anomaly.joined(list(anomaly.scores(scorer, series[1])))
@@ -234,18 +246,22 @@ def vus_pr(score: np.ndarray, y: np.ndarray, length: int) -> float:
     return float(range_pr_vus_score(y, score.astype(np.float64), max_buffer_size=length))
 
 
-def train_models(folder: Path, path: Path, period: int, overrides: list[str]) -> None:
-    """Several seeds on the training part of a series."""
+def train_models(
+    folder: Path, path: Path, period: int, share: float, overrides: list[str], seeds: Sequence[int]
+) -> None:
+    """Several seeds on the training part of a series, of which a share chooses the epoch."""
     keys = [f"data.path={path}", f"data.test_path={path.with_name('test.npy')}", f"data.window={2 * period}"]
-    keys += ["model=nested", "data=series", "data.val_size=0.2", "trainer=cpu"]
-    keys += ["trainer.max_epochs=-1", "trainer.max_steps=1000", f"seed={list(SEEDS)}".replace(" ", ""), *overrides]
+    keys += ["model=nested", "data=series", f"data.val_size={share}", "trainer=cpu"]
+    keys += ["trainer.max_epochs=-1", "trainer.max_steps=1000", f"seed={list(seeds)}".replace(" ", ""), *overrides]
     command = [sys.executable, "-m", "msae.train", *keys, f"hydra.run.dir={folder}"]
     command += [f"resume={folder}"] * folder.exists()
     if subprocess.run(command, check=False).returncode or read_runs(folder)[1]:
         sys.exit(f"not finished: {' '.join(command)}")
 
 
-def evaluate(name: str, series: Series, out: Path, overrides: list[str]) -> dict[str, Any]:
+def evaluate(
+    name: str, series: Series, out: Path, overrides: list[str], seeds: Sequence[int] = SEEDS, peers: bool = True
+) -> dict[str, Any]:
     """VUS-PR of every detector on a series, and whether it locates the anomaly, kept in a file."""
     x, y, train, whole = series
     kept = out / name / "result.json"
@@ -256,14 +272,18 @@ def evaluate(name: str, series: Series, out: Path, overrides: list[str]) -> dict
     (out / name).mkdir(parents=True, exist_ok=True)
     np.save(out / name / "train.npy", scaled[:train])
     np.save(out / name / "test.npy", scaled[train:])  # on which nothing is selected
-    train_models(out / name / "runs", out / name / "train.npy", period, overrides)
+    share = 0.2 if held_out(train, 2 * period) else 0
+    if not share:
+        print(f"{name}: a fifth of its {train} training steps holds no window of {2 * period}: the last epoch is taken")
+    train_models(out / name / "runs", out / name / "train.npy", period, share, overrides, seeds)
     scored, labels = (scaled, y) if whole else (scaled[train:], y[train:])
     anomalous = np.flatnonzero(labels)
     found: dict[str, list[float]] = {detector: [] for detector in NAMES}
     located: dict[str, list[bool]] = {detector: [] for detector in NAMES}
 
     def judge(detector: str, score: np.ndarray) -> None:
-        found[detector].append(vus_pr(score, labels, period))
+        thin = 8 if len(score) > LONG else 1
+        found[detector].append(vus_pr(score[::thin], labels[::thin], period // thin))
         located[detector].append(bool(anomalous.min() - NEAR <= score.argmax() <= anomalous.max() + NEAR))
 
     for run in sorted(read_runs(out / name / "runs")[0], key=lambda run: run["seed"]):
@@ -271,8 +291,8 @@ def evaluate(name: str, series: Series, out: Path, overrides: list[str]) -> dict
             judge(detector, score)
     others: list[tuple[str, Callable[..., np.ndarray]]] = [("PCA", pca), ("matrix profile", matrix_profile)]
     others += [("nearest", nearest), ("k-means", k_means)]
-    others += [("isolation forest", partial(isolation_forest, seed=seed)) for seed in SEEDS]
-    for detector, method in others:
+    others += [("isolation forest", partial(isolation_forest, seed=seed)) for seed in seeds]
+    for detector, method in others if peers else []:
         judge(detector, method(scaled[:train], scored, period, whole))
     result = {"period": period, "train": train, "steps": len(labels), "anomalous": float(labels.mean()), "ucr": whole}
     result |= {"channels": x.shape[1], "train_anomalous": float(y[:train].mean()), "vus_pr": found, "located": located}
@@ -290,7 +310,8 @@ def add_causal(name: str, series: Series, out: Path, result: dict[str, Any]) -> 
     result["causal"] = []
     for run in sorted(read_runs(out / name / "runs")[0], key=lambda run: run["seed"]):
         found = by_model(run["folder"] / run["checkpoint"], scaled[:train], scored, whole, causal=True)
-        result["causal"].append(vus_pr(found["nested"], labels, result["period"]))
+        thin = 8 if len(labels) > LONG else 1
+        result["causal"].append(vus_pr(found["nested"][::thin], labels[::thin], result["period"] // thin))
     write_json(out / name / "result.json", result)
     return result
 
@@ -309,19 +330,20 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
         some = {name: result for name, result in results.items() if result["ucr"] is group}
         if not some:
             continue
+        names = [name for name in NAMES if any(r["vus_pr"][name] for r in some.values())]
         rows = [
             [name, f"{r['period']}", f"{r['train']}", f"{r['steps']}", f"{r['anomalous']:.1%}"]
-            + [cell(r["vus_pr"][detector]) for detector in NAMES]
+            + [cell(r["vus_pr"][detector]) for detector in names]
             for name, r in some.items()
         ]
-        means = np.array([[fmean(r["vus_pr"][name] or [0.0]) for name in NAMES] for r in some.values()])
+        means = np.array([[fmean(r["vus_pr"][name] or [0.0]) for name in names] for r in some.values()])
         rows.append(["mean", "", "", "", "", *(f"{mean:.3f}" for mean in means.mean(0))])
         ranks = np.array([rankdata(-row) for row in means]).mean(0)
         rows.append(["mean rank", "", "", "", "", *(f"{rank:.2f}" for rank in ranks)])
         if group:
-            hits = [[fmean(r["located"][name] or [0.0]) for name in NAMES] for r in some.values()]
+            hits = [[fmean(r["located"][name] or [0.0]) for name in names] for r in some.values()]
             rows.append([f"located of {len(some)}", "", "", "", "", *(f"{hit:.1f}" for hit in np.sum(hits, axis=0))])
-        header = ["series", "P", "training steps", "scored steps", "anomalous", *NAMES]
+        header = ["series", "P", "training steps", "scored steps", "anomalous", *names]
         texts.append(f"{title}:\n\n{table(header, rows)}")
         if all("causal" in r for r in some.values()):
             mean = fmean(fmean(r["causal"]) for r in some.values())
@@ -337,6 +359,8 @@ def main() -> None:
         parser.add_argument(key, type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/anomaly"))
     parser.add_argument("--sets", nargs="*")
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
+    parser.add_argument("--nested", action="store_true")
     overrides = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
     given = parser.parse_args([text for text in sys.argv[1:] if text not in overrides])
     sets: dict[str, Callable[[], Series]] = {}
@@ -353,7 +377,8 @@ def main() -> None:
     results = {}
     for name in given.sets or sets:
         series = sets[name]()
-        results[name] = add_causal(name, series, given.out, evaluate(name, series, given.out, overrides))
+        results[name] = evaluate(name, series, given.out, overrides, given.seeds, not given.nested)
+        results[name] = add_causal(name, series, given.out, results[name])
     text = markdown(results)
     write_json(given.out / "anomaly.json", results)
     (given.out / "anomaly.md").write_text(text)

@@ -1,16 +1,18 @@
-"""Samples a second of several ways to train the MSAE on MNIST, as ratios: `python studies/speed/train_speed.py`.
+"""Samples a second of several ways to train a model on MNIST, as ratios: `python studies/speed/train_speed.py`.
 
-All ways have the same model, batch size, Adam and number of windows. They take turns of one epoch in one process, so
-that other work on the machine slows all of them. Time runs from the start of the epoch to the end of training.
-`--device cuda` compares with a bare loop whose step is one CUDA graph, which the host cannot slow down; compilation
-and recording before the first counted step are not timed.
+All ways have the same model, batch size, Adam and number of windows. They take turns in one process, so that other
+work on the machine slows all of them. Time runs from the start of the first epoch that counts to the end of training.
+`--device cuda` compares with a bare loop whose step is one CUDA graph, which the host cannot slow down; an epoch before
+the first that counts, with compilation and recording, is not timed.
 """
 
 import argparse
+import json
 import logging
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -28,16 +30,25 @@ from torchvision.datasets import MNIST
 from msae.data.mnist import cache_folder, mnist
 from msae.data.module import DataModule, Windows
 from msae.models.msae import MultiScaleAutoEncoder
+from msae.models.pyramid import PyramidAutoEncoder
+from msae.models.reconstructor import Reconstructor
 from msae.runs.callbacks import Progress
 
-BATCH = 64
+MODELS: dict[str, Callable[..., Reconstructor]] = {
+    "msae": MultiScaleAutoEncoder,
+    "pyramid": partial(PyramidAutoEncoder, latent_dim=64),
+}
 
 
 class Clock(L.Callback):
-    """Seconds from the start of the epoch to the end of training, including the logging at its end."""
+    """Seconds from the start of an epoch to the end of training, including the logging at its end."""
+
+    def __init__(self, first: int = 0) -> None:
+        self.first = first
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.start = now(pl_module.device)
+        if trainer.current_epoch == self.first:
+            self.start = now(pl_module.device)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds = now(pl_module.device) - self.start
@@ -50,26 +61,25 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def project(data: DataModule, device: torch.device, folder: Path, **knobs: Any) -> float:
+def project(model: Reconstructor, data: DataModule, device: torch.device, folder: Path, epochs: int) -> float:
     """This project's training with its logging, TensorBoard and progress bar, but without evaluation and pictures.
 
-    A model that compiles does so, and records its CUDA graphs, in two epochs before the one that is timed: the graph of
-    the last batch, a smaller one, is recorded when it comes for the second time.
+    On a GPU an epoch comes first that is not timed: in it steps are compiled and recorded.
     """
     progress = Progress("benchmark", bar=True, data=data)
     progress.bar = True  # also into a pipe
-    clock = Clock()
+    clock = Clock(int(device.type == "cuda"))
     trainer = L.Trainer(
-        accelerator=device.type, devices=1, max_epochs=3 if knobs else 1, callbacks=[progress, clock],
+        accelerator=device.type, devices=1, max_epochs=clock.first + epochs, callbacks=[progress, clock],
         logger=TensorBoardLogger(folder), enable_checkpointing=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(MultiScaleAutoEncoder((1, 784), **knobs), datamodule=data)
+    trainer.fit(model, datamodule=data)
     return clock.seconds
 
 
-def bare(data: DataModule, device: torch.device, *, graph: bool = False) -> float:
+def bare(model: Reconstructor, data: DataModule, device: torch.device, epochs: int, *, graph: bool = False) -> float:
     """A bare PyTorch loop over slices of a tensor, maybe as a CUDA graph: the limit of what a framework can reach."""
-    model, windows = MultiScaleAutoEncoder((1, 784)).to(device), data.train.x[:].to(device)
+    model, windows, size = model.to(device), data.train.x[:].to(device), data.batch_size
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True, capturable=graph)
 
     def step(x: Tensor) -> None:
@@ -79,10 +89,11 @@ def bare(data: DataModule, device: torch.device, *, graph: bool = False) -> floa
         loss.backward()
         optimizer.step()
 
-    full = recorded(step, windows[:BATCH].clone()) if graph else step
+    full = recorded(step, windows[:size].clone()) if graph else step
     start = now(device)
-    for index in torch.randperm(len(windows), device=device).split(BATCH):
-        (full if len(index) == BATCH else step)(windows[index])
+    for _ in range(epochs):
+        for index in torch.randperm(len(windows), device=device).split(size):
+            (full if len(index) == size else step)(windows[index])
     return now(device) - start
 
 
@@ -106,11 +117,11 @@ def recorded(step: Callable[[Tensor], None], x: Tensor) -> Callable[[Tensor], No
 
 
 class Ordinary(L.LightningModule):
-    """The MSAE as most LightningModules are written."""
+    """A model as most LightningModules are written."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Reconstructor) -> None:
         super().__init__()
-        self.model = MultiScaleAutoEncoder((1, 784))
+        self.model = model
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x = batch[0].flatten(2)
@@ -123,23 +134,23 @@ class Ordinary(L.LightningModule):
         return torch.optim.Adam(self.model.parameters(), lr=1e-3)
 
 
-def lightning(images: Subset[Any], device: torch.device, folder: Path) -> float:
-    """Lightning with torchvision's dataset and an ordinary DataLoader; its own bar, logging and TensorBoard."""
+def lightning(model: Reconstructor, images: Subset[Any], size: int, device: torch.device, folder: Path) -> float:
+    """One epoch of Lightning with torchvision's dataset and an ordinary DataLoader; its own bar and logging."""
     clock = Clock()
     trainer = L.Trainer(
         accelerator=device.type, devices=1, max_epochs=1, callbacks=[clock], logger=TensorBoardLogger(folder),
         enable_checkpointing=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Ordinary(), DataLoader(images, BATCH, shuffle=True))
+    trainer.fit(Ordinary(model), DataLoader(images, size, shuffle=True))
     return clock.seconds
 
 
-def appendix(images: Subset[Any]) -> float:
-    """The loop of the paper's appendix, with batches of 64 in place of its 1."""
-    model, criterion = MultiScaleAutoEncoder((1, 784)), nn.MSELoss()
+def appendix(model: Reconstructor, images: Subset[Any], size: int) -> float:
+    """The loop of the paper's appendix, with larger batches than its 1."""
+    criterion = nn.MSELoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     start = time.perf_counter()
-    for x, _ in DataLoader(images, BATCH):
+    for x, _ in DataLoader(images, size):
         inputs = x.flatten(2)
         optimizer.zero_grad()
         outputs, _ = model(inputs)
@@ -152,10 +163,14 @@ def appendix(images: Subset[Any]) -> float:
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="msae", help="default msae")
+    parser.add_argument("--batch", type=int, default=64, help="windows in a batch (default 64)")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs in a turn (default 1)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (default 5)")
-    parser.add_argument("--windows", type=int, default=60_000, help="training windows a turn (default 60000)")
+    parser.add_argument("--windows", type=int, default=60_000, help="training windows in an epoch (default 60000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine has no CUDA device; use --device cpu")
@@ -163,35 +178,48 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-    device, full = torch.device(options.device), mnist()
-    data = DataModule(full.train[: options.windows], Windows(full.test.x[:BATCH]), BATCH)
+    device, full, epochs, size = torch.device(options.device), mnist(), options.epochs, options.batch
+    data = DataModule(full.train[: options.windows], Windows(full.test.x[:64]), size)
     unit, standard = transforms.ToTensor(), transforms.Normalize([0.1307], [0.3081])
     few = range(options.windows)
     images = Subset(MNIST(cache_folder(), transform=unit), few)
     normalized = Subset(MNIST(cache_folder(), transform=transforms.Compose([unit, standard])), few)
+
+    def new(**knobs: Any) -> Reconstructor:
+        return MODELS[options.model]((1, 784), **knobs)
+
     with TemporaryDirectory() as folder:
         ways: dict[str, Callable[[], float]] = {}
         if device.type == "cuda":
-            ways["bare PyTorch loop, CUDA graph"] = lambda: bare(data, device, graph=True)
+            ways["bare PyTorch loop, CUDA graph"] = lambda: bare(new(), data, device, epochs, graph=True)
         ways |= {
-            "bare PyTorch loop": lambda: bare(data, device),
-            "this project": lambda: project(data, device, Path(folder)),
+            "bare PyTorch loop": lambda: bare(new(), data, device, epochs),
+            "this project": lambda: project(new(), data, device, Path(folder), epochs),
         }
         if device.type == "cuda":
-            ways["this project, model.compile=true"] = lambda: project(data, device, Path(folder), compile=True)
-        ways["Lightning, torchvision, DataLoader"] = lambda: lightning(images, device, Path(folder))
-        if device.type == "cpu":
-            ways["appendix's loop"] = lambda: appendix(normalized)
+            compiled = new(compile=True)  # the same in all turns: a new one would be compiled again
+            ways["this project, model.compile=true"] = lambda: project(compiled, data, device, Path(folder), epochs)
+        else:
+            ways["Lightning, torchvision, DataLoader"] = lambda: (
+                lightning(new(), images, size, device, Path(folder)) * epochs
+            )
+            ways["appendix's loop"] = lambda: appendix(new(), normalized, size) * epochs
         for way in ways.values():
             way()  # warm up
         rounds = [{name: way() for name, way in ways.items()} for _ in range(options.rounds)]
-    print(f"\n{options.rounds} rounds, {options.windows} windows a turn, {options.threads} thread(s), {options.device}")
+    print(
+        f"\n{options.rounds} rounds, {options.windows} windows an epoch, {options.threads} thread(s), {options.device}"
+    )
     print("| way | samples a second, median | of the first: median (least to greatest) |\n| --- | ---: | ---: |")
-    limit = next(iter(ways))
+    limit, rows = next(iter(ways)), []
     for name in ways:
-        speed = options.windows / median(turn[name] for turn in rounds)
+        speed = epochs * options.windows / median(turn[name] for turn in rounds)
         ratios = sorted(turn[limit] / turn[name] for turn in rounds)
-        print(f"| {name} | {speed:,.0f} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |")
+        spread = {"median": median(ratios), "least": ratios[0], "greatest": ratios[-1]}
+        rows.append({"way": name, "samples_per_second": round(speed), "of_the_first": spread})
+        print(f"| {name} | {speed:,.0f} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"n": options.rounds, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
