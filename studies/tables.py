@@ -237,9 +237,22 @@ def real_series() -> str:
 
 def accuracies() -> str:
     """Accuracy of a ridge classifier on features."""
-    found = numbers("features/features.json")
-    study = script("features/features.py")
-    return str(study.markdown(found["sets"], tuple(row["features"] for row in found["methods"]))[0])
+    return str(script("features/features.py").markdown(numbers("features/features.json")["sets"]))
+
+
+def directions() -> str:
+    """What learned directions and several dilations are worth."""
+    return str(script("features/features.py").worth(numbers("features/features.json")["sets"]))
+
+
+def few_labels() -> str:
+    """Accuracy with few labels."""
+    return str(script("features/features.py").scarce(numbers("features/features.json")["sets"]))
+
+
+def feature_times() -> str:
+    """Processor seconds of features."""
+    return str(script("features/features.py").times(numbers("features/features.json")["sets"]))
 
 
 def detectors() -> str:
