@@ -48,19 +48,21 @@ def card(cfg: DictConfig) -> Path:
 
     torch.set_num_threads(cfg.threads)
     data = data_of(cfg)
-    uses, labels = allowed(cfg, data), labels_of(cfg, data)
+    (uses, lacking), labels = allowed(cfg, data), labels_of(cfg, data)
     from msae.cards import page, state
 
     facts = {
         "data": overrides(),
         "shape": list(data.shape),
         "label": cfg.label,
+        "steps": cfg.steps,
         "windows": [len(windows) for windows in (data.train, data.val, data.test)],
     }
     with folder.claimed(place):
         given = {"given": training_overrides(cfg), "budget": budget, "threads": cfg.threads, "started": begun}
         given["steps"] = None if cfg.steps == "auto" else cfg.steps
         made = state.Card.opened(place, facts, data=data, labels=labels, **given)
+        made.content["lacking"] = lacking
         print(f"{', '.join(uses)}: {max(0.0, made.left):.0f} s left\n  {place}", flush=True)
         try:
             for use in uses:
@@ -143,8 +145,12 @@ def seconds_of(budget: Any) -> float:
     return seconds
 
 
-def allowed(cfg: DictConfig, data: DataModule) -> list[str]:
-    """The uses that are compared; raises InputError for one that the data do not allow."""
+def allowed(cfg: DictConfig, data: DataModule) -> tuple[list[str], dict[str, str]]:
+    """The uses that are compared, and what each of the others needs that the data have not.
+
+    Raises:
+        InputError: data without a validation split, or a use that the data do not allow.
+    """
     from msae.data.windows import Views
 
     if not len(data.val):
@@ -158,10 +164,11 @@ def allowed(cfg: DictConfig, data: DataModule) -> list[str]:
     }
     if data.missing:
         lacking["detection"] = lacking["forecast"] = "series without missing values, as by data.missing=interpolate"
+    lacking = {use: needs for use, needs in lacking.items() if needs}
     for use in cfg.uses if cfg.uses != "auto" else ():
-        if lacking.get(use):
+        if use in lacking:
             raise InputError(f"uses: {use} needs {lacking[use]}")
-    return [use for use in USES if (not lacking.get(use) if cfg.uses == "auto" else use in cfg.uses)]
+    return [use for use in USES if (use not in lacking if cfg.uses == "auto" else use in cfg.uses)], lacking
 
 
 def labels_of(cfg: DictConfig, data: DataModule) -> DataModule | None:

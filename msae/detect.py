@@ -65,16 +65,22 @@ def detect(cfg: DictConfig) -> Path:
     return out
 
 
+def check_live(cfg: DictConfig) -> None:
+    """Raise InputError for values that do not fit scores that are known at once, or a growing file."""
+    if not check_number("poll", cfg.poll):
+        raise InputError("poll=0: expected a number of seconds above 0")
+    if check_int("stride", cfg.stride) > 1 and (cfg.causal or cfg.follow):
+        raise InputError(f"stride={cfg.stride}: expected 1 with causal=true or follow=true")
+
+
 def check(cfg: DictConfig) -> None:
     """Raise InputError for values that cannot be used, before anything is loaded."""
     if cfg.merge != "auto":
         check_int("merge", cfg.merge, 0)
     for key in ("hysteresis", "rules", "causal", "follow"):
         check_choice(key, cfg[key], (True, False))
-    if not check_number("poll", cfg.poll):
-        raise InputError("poll=0: expected a number of seconds above 0")
+    check_live(cfg)
     check_int("bank_size", cfg.bank_size, 2)
-    check_int("stride", cfg.stride)
     if isinstance(cfg.threshold, (int, float)):
         check_number("threshold", cfg.threshold)
         if cfg.alarms_per is not None:

@@ -189,6 +189,7 @@ class Live:
             known = self.normal.rules if self.normal else rules.unknown(self.model.channels)
             limits = limits_of(self.cfg, self.model.length, part, self.normal)
             self.detector = Detector(self.scorer, limits, known if self.cfg.rules else None, self.normal)
+            print(f"threshold {limits.above:.3g}{self.normal.told(limits) if self.normal else ''}", flush=True)
             like = self.detector.row(part, Event(0, 0, 0, 0.0, 0, 0, 0))
             self.found.write({name: write.column(values, text=False)[:0] for name, values in like.items()})
         return Stretch(self.detector, self.model, self.table, self.found)
@@ -278,11 +279,11 @@ class Stretch:
         all_ = events.together(runs, self._ruled, gap)
         final = [event for event in all_ if event.end + gap + 1 < open_from]
         self._write(part, final)
-        cut = min([open_from, *(event.start for event in all_ if event not in final)])
-        while crossing := [event.start for event in all_ if event.start < cut <= event.end]:
-            cut = min(crossing)
+        keep = min([open_from, *(event.start for event in all_ if event not in final)]) - gap - 1
+        while crossing := [event.start for event in all_ if event.start < keep <= event.end]:
+            keep = min(crossing)
         for some in (self._runs, self._ruled, self._written, self._told):
-            some[:] = [event for event in some if event.end >= cut - gap - 1]
+            some[:] = [event for event in some if event.end >= keep]
 
     def _write(self, part: parts.Part, found: list[Event]) -> None:
         """Write events that were not written before."""

@@ -82,6 +82,7 @@ class Writer:
         self._out: Any = None
         self._schema: pa.Schema | None = None
         self._held: list[pa.Table] = []
+        self._fractions: set[str] = set()
         self._file = contextlib.ExitStack()
 
     def write(self, columns: Mapping[str, Any]) -> None:
@@ -89,7 +90,7 @@ class Writer:
         import pyarrow as pa
 
         csv = self.path.suffix.lower() == ".csv"
-        rows = batch(columns, csv, self.escape)
+        rows = batch(columns, csv, self.escape, self._fractions)
         with told(self.path):
             if self._schema is None:
                 self._schema = rows.schema
@@ -140,6 +141,7 @@ class Appended:
         self.escape = escape
         self.rows = 0
         self._schema: Any = None
+        self._fractions: set[str] = set()
 
     def __enter__(self) -> Appended:
         with self._told():
@@ -162,7 +164,7 @@ class Appended:
         import pyarrow as pa
         from pyarrow import csv
 
-        found = batch(columns, True, self.escape)
+        found = batch(columns, True, self.escape, self._fractions)
         first = self._schema is None
         if first:
             self._schema = found.schema
@@ -180,29 +182,46 @@ class Appended:
         self.rows += len(found)
 
 
-def batch(columns: Mapping[str, Any], csv: bool, escape: bool) -> pa.RecordBatch:
-    """Columns as rows of a .csv, whose texts `escape` makes inert, or of a .parquet; see `Writer`."""
+def batch(columns: Mapping[str, Any], csv: bool, escape: bool, fractions: set[str]) -> pa.RecordBatch:
+    """Columns as rows of a .csv, whose texts `escape` makes inert, or of a .parquet; see `Writer`.
+
+    Once a column of times has a fraction of a second, its name is in `fractions`, and all its times are written with
+    fractions.
+    """
     import pyarrow as pa
 
     from msae.data.tables import inert
 
-    arrays, names = [column(values, csv) for values in columns.values()], pa.array(columns, pa.string())
+    fractions |= {name for name, values in columns.items() if has_fractions(column(values, text=False))}
+    arrays = [column(values, csv, name in fractions) for name, values in columns.items()]
+    names = pa.array(columns, pa.string())
     if csv and escape:
         names, *arrays = (inert(one) if pa.types.is_string(one.type) else one for one in (names, *arrays))
     return pa.RecordBatch.from_arrays(arrays, names.to_pylist())
 
 
-def column(values: Any, text: bool) -> pa.Array:
+def column(values: Any, text: bool, fractions: bool = False) -> pa.Array:
     """Values as a column of a table; with `text`, time stamps as ISO 8601, without fractions if there are none."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if not isinstance(values, pa.Array):
         values = pa.array(values.numpy() if hasattr(values, "numpy") else values, from_pandas=True)
     if text and pa.types.is_timestamp(values.type):
-        seconds = values.cast(pa.timestamp("s", values.type.tz), safe=False)
-        return (seconds if pc.all(pc.equal(seconds, values)).as_py() else values).cast(pa.string())
+        if not fractions and not has_fractions(values):
+            values = values.cast(pa.timestamp("s", values.type.tz), safe=False)
+        return values.cast(pa.string())
     return values
+
+
+def has_fractions(values: pa.Array) -> bool:
+    """Whether they are time stamps, of which one has a fraction of a second."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_timestamp(values.type):
+        return False
+    seconds = values.cast(pa.timestamp("s", values.type.tz), safe=False)
+    return pc.all(pc.equal(seconds, values)).as_py() is False
 
 
 def texts(names: list[str], numbers: Int[Tensor, " n"]) -> pa.Array:

@@ -142,6 +142,7 @@ def test_a_finished_card_is_only_written_again(made: Path, command: Command) -> 
         return re.sub(r"Computed in .* s\.", "", text)
 
     assert lasting(Path("card/card.html").read_text()) == lasting(before)
+    assert "\nFeatures: not compared (it needs samples with labels, as of data=ucr).\n" in out
 
 
 def test_interrupted_it_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +196,7 @@ def test_interrupted_it_goes_on(command: Command, monkeypatch: pytest.MonkeyPatc
         (("out=a.csv",), "out=a.csv: is a file; expected a folder"),
         (("out=.",), "out=.: contains other files; expected a new folder, or that of a card"),
         (("data.window=40",), "out=card: holds a card with data=['data=series', 'data.path=a.csv', 'data.window=32']"),
+        (("steps=5",), "out=card: holds a card with steps=auto, not 5; expected another folder"),
         (("data=digits", "uses=[detection]"), "uses: detection needs series in time, as of data=series"),
     ],
 )

@@ -66,6 +66,17 @@ def test_any_flipped_bit_is_noticed(content: Content) -> None:
             msae.load("best.ckpt")
 
 
+def test_parts_of_larger_tensors_are_saved_alone(tmp_path: Path) -> None:
+    """And a state_dict keeps the versions of its modules."""
+    state = torch.nn.BatchNorm1d(3).state_dict()
+    whole = torch.arange(300_000.0).reshape(3, -1)
+    WholeCheckpoints().save_checkpoint({"state_dict": state, "part": whole[1, :4]}, tmp_path / "x.ckpt")
+    found = WholeCheckpoints().load_checkpoint(tmp_path / "x.ckpt")
+    assert found["part"].tolist() == [100_000, 100_001, 100_002, 100_003]
+    assert (tmp_path / "x.ckpt").stat().st_size < 10_000
+    assert found["state_dict"]._metadata == state._metadata
+
+
 def test_a_cut_or_flipped_file_without_checksum_is_noticed(content: Content) -> None:
     """As older versions wrote it, and as a plain Trainer does."""
     torch.save(content, "best.ckpt")

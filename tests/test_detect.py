@@ -458,7 +458,7 @@ def test_training_data_that_is_gone(run: Any, trained: Path) -> None:
         (["follow=true", "data.path=[x.npy,one.npy]"], "2 files; expected one with follow=true"),
         (["follow=true", "data.group_column=g"], "group_column=g: expected null with follow=true, and a file a series"),
         (["causal=now"], "causal=now: expected one of True, False"),
-        (["causal=true", "stride=2"], "stride=2: expected a whole number, from 1 to 1"),
+        (["causal=true", "stride=2"], "stride=2: expected 1 with causal=true or follow=true"),
         (["reference=null"], "reference=null: threshold=evt needs training scores; expected a number"),
         (["reference=nowhere"], "reference=nowhere: no such file or folder"),
         (["reference=short.npy"], "short.npy: no stretch of 12 steps"),
@@ -620,9 +620,9 @@ def test_a_file_that_grows(run: Any, kept: int, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("sigint")
-@pytest.mark.parametrize("kind", ["jitter", "averaged", "mask", "own"])
+@pytest.mark.parametrize("kind", ["jitter", "averaged", "mask", "own", "merged"])
 def test_a_file_that_grows_on_a_grid(run: Any, kind: str, trained: Path) -> None:
-    """Stamps that jitter, several rows in a step, missing values, and the training file itself."""
+    """Stamps that jitter, several rows in a step, missing values, the training file, and an event of two runs."""
     rng = np.random.default_rng(0)
     x = waves(700) if kind == "own" else strange()[:700]
     args = ["alarms_per=50h" if kind == "own" else "threshold=2"]
@@ -631,13 +631,18 @@ def test_a_file_that_grows_on_a_grid(run: Any, kind: str, trained: Path) -> None
     if kind == "mask":
         x[100:200:2, 0] = x[101:200:2, 1] = np.nan
         args.append("data.missing=mask")
+    if kind == "merged":
+        x, args = waves(700, 3), ["data.missing=mask", "merge=60", "threshold=3", "hysteresis=false"]
+        x[[300, 370], 0] += 9
+        x[420:520, 1] = np.nan
     write_file("all.csv", x)
     if kind == "jitter":
         frame = pd.read_csv("all.csv", parse_dates=["t"])
         frame["t"] += pd.to_timedelta(rng.uniform(-700, 700, len(frame)).round(), "s")
         frame.drop([50, 51, 400]).to_csv("all.csv", index=False)
     text = Path("all.csv").read_bytes().splitlines(keepends=True)
-    stops = [0, *sorted(rng.choice(np.arange(1, len(text)), 5, replace=False).tolist()), len(text)]
+    some = [301, 396, 516, 530, 590] if kind == "merged" else rng.choice(np.arange(1, len(text)), 5, replace=False)
+    stops = [0, *sorted(map(int, some)), len(text)]
     total = {"averaged": 399}.get(kind, 700)
     pieces = [(b"".join(text[a:b]), total if b == len(text) else -1) for a, b in pairwise(stops)]
     if kind == "own":
@@ -660,6 +665,16 @@ def test_a_file_that_grows_on_a_grid(run: Any, kind: str, trained: Path) -> None
         if kind == "own":
             (trained / "a.csv").unlink()
             shutil.move("a.csv", trained / "a.csv")
+
+
+def test_times_of_a_table_that_grows(tmp_path: Path) -> None:
+    """Once one has a fraction of a second, all that follow have."""
+    times = np.array(["2026-01-01T00:00:00", "2026-01-01T00:00:00.5", "2026-01-01T00:00:01"], "datetime64[ms]")
+    with write.Appended(tmp_path / "x.csv", escape=True) as out:
+        for time in times:
+            out.write({"time": np.array([time])})
+    lines = (tmp_path / "x.csv").read_text().replace('"', "").split()
+    assert [line for line in lines if ":" in line] == ["00:00:00", "00:00:00.500", "00:00:01.000"]
 
 
 def test_a_full_disk_leaves_whole_rows(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What holds for every Reconstructor, and for the two models of the paper."""
 
+import copy
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 import msae
 from msae import InputError
 from msae.data.module import DataModule, Windows
+from msae.models import recording
 from msae.models.ae import AutoEncoder
 from msae.models.checkpoint import find
 from msae.models.contract import check_model
@@ -72,6 +74,39 @@ class Lines(Reconstructor):
             return {"optimizer": optimizer, "lr_scheduler": scheduler}
         halving = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": halving, "interval": self.scheduler}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "replayed"),
+    [
+        ({}, True),
+        ({"x": torch.zeros(2, 1, 4)}, False),
+        ({"noise": torch.zeros(3)}, False),
+        ({"weight": 2.0}, False),
+        ({"lr": 0.5}, True),
+        ({"betas": (0.5, 0.9)}, False),
+    ],
+)
+def test_only_the_recorded_step_is_replayed(changed: dict[str, Any], replayed: bool) -> None:
+    """A graph holds all but tensors and the learning rate as they were when it was recorded."""
+    made: list[str] = []
+
+    def step(*_: object) -> dict[str, Tensor]:
+        made.append("made")
+        return {"loss": torch.zeros(())}
+
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    recorder = copy.deepcopy(recording.Recorder(step, optimizer))
+    optimizer = recorder.optimizer
+    recorder._inputs = (torch.zeros(3, 1, 4), None, 1.0)
+    recorder._rates, recorder._fixed = [torch.zeros(())], recording.fixed(optimizer)
+    recorder._names, recorder._terms = ["loss"], torch.zeros(1)
+    recorder._graph = SimpleNamespace(replay=lambda: made.append("replayed"))  # type: ignore[assignment]
+    optimizer.param_groups[0].update({key: value for key, value in changed.items() if key in ("lr", "betas")})
+    given = {"x": torch.ones(3, 1, 4), "noise": None, "weight": 1.0} | changed
+    names, _ = recorder(given["x"], given["noise"], given["weight"])
+    assert (names, made) == (["loss"], ["replayed" if replayed else "made"])
+    assert not replayed or recorder._rates[0] == optimizer.param_groups[0]["lr"]
 
 
 def windows(n: int = 10, channels: int = 1, length: int = 4) -> Windows:

@@ -264,6 +264,14 @@ class Descending(AutoEncoder):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Waiting(AutoEncoder):
+    """A learning rate that falls with the loss."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)}
+
+
 class Sized(AutoEncoder):
     """Its width depends on the seed."""
 
@@ -279,6 +287,7 @@ class Sized(AutoEncoder):
         ("Sized", "equal size"),
         ("Normed", "its buffers change in training"),
         ("Dropping", "random"),
+        ("Waiting", "its learning rate depends on its loss"),
         ("Descending", "its optimizer is not Adam with one group of parameters, but SGD"),
     ],
 )

@@ -116,7 +116,12 @@ def of_latent(card: Card, samples: Labelled) -> Row:
     row = best("reconstruction", [row for row in card.rows("reconstruction") if "checkpoint" in row])
     if row is None:
         raise InputError("no model was trained for reconstruction")
-    found = of_features(card, samples, partial(latent, card.folder / "runs" / row["name"], samples))
+    runs = card.folder / "runs" / row["name"]
+    if not runs.is_dir():
+        raise InputError(
+            f"the runs of {row['name']} are gone since the card was finished; give features with another out"
+        )
+    found = of_features(card, samples, partial(latent, runs, samples))
     return found | {"note": f"of {row['name']}", "command": row["command"]}
 
 

@@ -28,9 +28,6 @@ TITLES = {
     "features": "Features",
     "augmentation": "Augmentation",
 }
-SERIES, LABELS = "it needs series in time, as of data=series", "it needs samples with labels, as of data=ucr"
-NEEDS = {"detection": SERIES, "forecast": SERIES, "features": LABELS, "augmentation": LABELS}
-"""Why a use is not compared, unless the command left it out."""
 COLUMNS = {
     "reconstruction": {"latent": "latent", "steps": "steps"},
     "detection": {"found": "anomalies found", "false_alarms": "false alarms in 1,000 steps"},
@@ -67,7 +64,9 @@ def sentences(card: Card, uses: list[str]) -> list[str]:
     for use in uses:
         known = card.content["uses"].get(use)
         if known is None:
-            found.append(f"{TITLES[use]}: not compared ({NEEDS.get(use, 'it is not among uses=')}).")
+            needs = card.content.get("lacking", {}).get(use)
+            reason = f"it needs {needs}" if needs else "it is not among uses="
+            found.append(f"{TITLES[use]}: not compared ({reason}).")
         elif "note" in known and not card.rows(use):
             found.append(f"{TITLES[use]}: left out: {known['note']}.")
         else:

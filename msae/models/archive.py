@@ -50,8 +50,11 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 def packed(content: Any) -> bytearray:
     """The bytes of a checkpoint's file."""
-    buffer = io.BytesIO()
-    torch.save(apply_to_collection(content, torch.Tensor, alone), buffer)
+    buffer, kept = io.BytesIO(), apply_to_collection(content, torch.Tensor, alone)
+    for key, part in content.items() if isinstance(content, dict) else ():
+        if hasattr(part, "_metadata"):  # the versions of modules, which a copy of a state_dict lacks
+            kept[key]._metadata = part._metadata  # noqa: SLF001
+    torch.save(kept, buffer)
     found = bytearray(buffer.getbuffer())
     found[-2:] = (len(MARK) + DIGEST).to_bytes(2, "little")  # the length of the comment, 0 as torch writes it
     found += MARK

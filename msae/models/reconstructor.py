@@ -27,9 +27,9 @@ class Reconstructor(RawUnits):
 
     A model is one final class. Its constructor takes `shape` and plain scalars, calls `super().__init__`, then
     `self.save_hyperparameters(logger=False)`, builds its nets and sets `codes`. It defines `encode_scaled` and
-    `decode_scaled`; also `initialize` where its weights start from data, `stages_scaled` where its scales add up, and
-    `penalties` where its loss has further terms, and
-    `parts_scaled` where its codes are of the last steps of the window. Everything else is defined here.
+    `decode_scaled`; also `initialize` where its weights start from data, `stages_scaled` where its scales add up,
+    `penalties` where its loss has further terms, and `parts_scaled` where its codes are of the window's last steps.
+    Everything else is defined here.
 
     Args:
         shape: (channels, length) of a window, or (channels, rows, columns) of an image that is read row by row.

@@ -12,6 +12,7 @@ from threading import Thread
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from msae.errors import one_line
 from msae.models.recording import Recorder
@@ -170,6 +171,8 @@ def refused(runs: Sequence[Run]) -> str | None:
         owner = run.model.optimizers(False)
         if type(owner) is not torch.optim.Adam or len(owner.param_groups) != 1:
             return f"its optimizer is not Adam with one group of parameters, but {type(owner).__name__}"
+        if any(isinstance(config.scheduler, ReduceLROnPlateau) for config in run.model.trainer.lr_scheduler_configs):
+            return "its learning rate depends on its loss"
     try:
         stacked = Stacked([run.model for run in runs])
         versions = [buffer._version for buffer in stacked.buffers.values()]  # noqa: SLF001  (autograd's own count)
@@ -193,6 +196,7 @@ class Stacked:
     """The stacked parameters of copies of a model, and one Adam for all.
 
     From the first steps on, the copies' parameters and the state of their optimizers are parts of the stacked ones.
+    What replaces them in between, such as a callback that loads a state of the optimizer, has no effect on the steps.
 
     Args:
         models: models in their `training_step`, all at the same step of the same schedule.
