@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import logging
+import os
 import shutil
 import signal
 import struct
@@ -146,7 +147,8 @@ def made(
 
 @pytest.fixture(autouse=True)
 def as_in_a_new_process() -> None:
-    """Undo an earlier command's changes to logging: its handlers and the loggers that it disabled."""
+    """Undo an earlier command's changes: its handlers of logging, the loggers that it disabled, what it told Hydra."""
+    os.environ.pop("HYDRA_FULL_ERROR", None)
     new_logging()
 
 
